@@ -26,7 +26,7 @@ use tokio::sync::{Notify, watch};
 
 pub(crate) use backend::BalancedEndpoint;
 pub(crate) use endpoint::LoadSlot;
-pub(crate) use references::{Full, ReferencedView};
+pub(crate) use references::{ReferencedView, ReferencesFull};
 pub(crate) use resolved::ResolvedDestination;
 
 use references::References;
@@ -40,7 +40,7 @@ const UNUSED_AFTER: Duration = Duration::from_secs(600);
 /// Every address in use.
 #[derive(Default)]
 pub struct Destinations {
-    state: Mutex<State>,
+    state: Mutex<DestinationsState>,
     news: Notify,
 }
 
@@ -63,15 +63,15 @@ pub(crate) enum Resource {
 
 /// Changes of subscriptions for the stream to send.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Subscriptions {
+pub(crate) struct SubscriptionChanges {
     pub(crate) wanted: Vec<ResourceName>,
     pub(crate) unwanted: Vec<ResourceName>,
 }
 
 /// Everything under one lock, which workers take once for each connection of the app.
 #[derive(Default)]
-struct State {
-    addresses: HashMap<SocketAddr, Entry>,
+struct DestinationsState {
+    addresses: HashMap<SocketAddr, AddressEntry>,
     references: References,
     /// Names whose subscriptions have changed, to be sent.
     pending: BTreeSet<ResourceName>,
@@ -85,7 +85,7 @@ struct State {
 }
 
 /// One address.
-struct Entry {
+struct AddressEntry {
     /// `None` until the controller has answered.
     destination: Option<Destination>,
     /// The same with its backends in place, for connections; those that wait for the answer hold a receiver.
@@ -114,7 +114,7 @@ impl Destinations {
         state.make_room();
         let (target, receiver) = watch::channel(None);
         let entry =
-            Entry { destination: None, target, version: String::new(), used: now, is_given_up: false };
+            AddressEntry { destination: None, target, version: String::new(), used: now, is_given_up: false };
         state.addresses.insert(address, entry);
         state.enqueue(ResourceName::Destination(address));
         drop(state);
@@ -152,10 +152,10 @@ impl Destinations {
     }
 
     /// Waits for changes to send.
-    pub(crate) async fn subscriptions(&self) -> Subscriptions {
+    pub(crate) async fn subscriptions(&self) -> SubscriptionChanges {
         loop {
             let subscriptions = self.take_subscriptions();
-            if subscriptions != Subscriptions::default() {
+            if subscriptions != SubscriptionChanges::default() {
                 return subscriptions;
             }
             self.news.notified().await;
@@ -163,12 +163,12 @@ impl Destinations {
     }
 
     /// The changes since this was called last: a name that came and went is among neither or in its last state.
-    fn take_subscriptions(&self) -> Subscriptions {
+    fn take_subscriptions(&self) -> SubscriptionChanges {
         let mut state = self.lock();
         state.settle_references();
         let pending = std::mem::take(&mut state.pending);
         let (wanted, unwanted) = pending.into_iter().partition(|name| state.wants(name));
-        Subscriptions { wanted, unwanted }
+        SubscriptionChanges { wanted, unwanted }
     }
 
     /// Takes over a resource of `bytes` on the wire, which connections see from [`Destinations::settle`] on. An address
@@ -179,7 +179,7 @@ impl Destinations {
         version: String,
         resource: Resource,
         bytes: usize,
-    ) -> Result<(), Full> {
+    ) -> Result<(), ReferencesFull> {
         let mut state = self.lock();
         match (name, resource) {
             (ResourceName::Destination(address), Resource::Destination(destination)) => {
@@ -242,7 +242,7 @@ impl Destinations {
     /// Forgets what is not used. To be called now and then while there is a stream.
     pub(crate) fn sweep(&self, now: Instant) {
         let mut state = self.lock();
-        let is_unused = |entry: &Entry| now.saturating_duration_since(entry.used) > UNUSED_AFTER;
+        let is_unused = |entry: &AddressEntry| now.saturating_duration_since(entry.used) > UNUSED_AFTER;
         let unused =
             state.addresses.iter().filter(|(_, entry)| is_unused(entry)).map(|(address, _)| *address);
         for address in unused.collect::<Vec<_>>() {
@@ -277,12 +277,12 @@ impl Destinations {
         addresses.chain(state.references.versions()).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, DestinationsState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl DestinationsState {
     /// Forgets the address that was used longest ago, if there are as many as there may be.
     fn make_room(&mut self) {
         if self.addresses.len() >= MOST

@@ -28,7 +28,7 @@ use wire::discovery_client::DiscoveryClient;
 use wire::discovery_request::Message;
 use wire::resource::Body;
 
-use crate::destinations::{Destinations, Full, Resource};
+use crate::destinations::{Destinations, ReferencesFull, Resource};
 use crate::snapshot::{Publisher, Snapshot};
 
 /// The first delay before a stream is opened again, at the most.
@@ -79,7 +79,7 @@ enum Refusal {
     #[error("the resource has no body that this sidecar knows; it may be older than the controller")]
     UnknownBody,
     #[error("{0}")]
-    Full(#[from] Full),
+    Full(#[from] ReferencesFull),
     #[error("the resource holds another backend: {0}")]
     OtherBackend(String),
     #[error("the listener is not that of workload {0}")]

@@ -37,7 +37,7 @@ pub struct HttpContext {
     /// Spare buffers for bytes in transit.
     pub buffers: buffer::Buffers,
     /// Formats the `date` of locally generated responses.
-    pub clock: clock::Clock,
+    pub clock: clock::DateClock,
 }
 
 impl HttpContext {
@@ -49,7 +49,7 @@ impl HttpContext {
             telemetry,
             streams: h2::Streams::default(),
             buffers: buffer::Buffers::default(),
-            clock: clock::Clock::new(),
+            clock: clock::DateClock::new(),
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 pub use self::registry::Registry;
 
-use crate::places::{Eviction, Place, UnfinishedPart};
+use crate::places::{ConnectionPlace, Eviction, UnfinishedPart};
 
 /// What a connection may still do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ struct LineState {
     look_at: Cell<Option<Instant>>,
     waker: RefCell<Option<Waker>>,
     /// The place that counts it; none for a connection outside a registry.
-    place: OnceCell<Place>,
+    place: OnceCell<ConnectionPlace>,
 }
 
 /// When a wait ends, and when it began.

@@ -21,7 +21,7 @@ use crate::destinations::{LoadSlot, Lookup, ResolvedDestination};
 use crate::lifeline::Lifeline;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{OutboundRecord, Record, ResponseFlag};
-use crate::tunnel::{Patience, Tunnel, TunnelError};
+use crate::tunnel::{Tunnel, TunnelError, TunnelPatience};
 use crate::upstream::{ConnectError, ConnectFailure, Deadline, UpstreamTls};
 
 /// How long the controller has to say what stands behind an address that is dialled for the first time.
@@ -49,7 +49,7 @@ struct OutboundConnection<'w> {
 }
 
 /// The result of trying endpoints.
-struct Attempt {
+struct ConnectAttempt {
     target: Arc<ResolvedDestination>,
     /// The endpoint that was tried last, and whether over mutual TLS.
     endpoint: Option<(SocketAddr, bool)>,
@@ -70,7 +70,7 @@ pub(crate) async fn serve(
 ) {
     let story = OutboundConnection { context, dialled, connection, line, accepted: SystemTime::now() };
     let attempt = line.guard(Box::pin(story.connect())).await;
-    let Ok(Attempt { target, endpoint, result }) = attempt else { return io.abort() };
+    let Ok(ConnectAttempt { target, endpoint, result }) = attempt else { return io.abort() };
     let told = Told { story: &story, target: &target, endpoint };
     match result {
         Ok((upstream, held)) => Box::pin(told.carry(io, upstream, &held)).await,
@@ -91,9 +91,9 @@ pub(crate) async fn serve(
 impl OutboundConnection<'_> {
     /// Tries endpoints in the order of the balancer's choice until one accepts. One that does not is ejected for a
     /// while.
-    async fn connect(&self) -> Attempt {
+    async fn connect(&self) -> ConnectAttempt {
         let target = self.find().await;
-        let mut attempt = Attempt { target: target.clone(), endpoint: None, result: Err(None) };
+        let mut attempt = ConnectAttempt { target: target.clone(), endpoint: None, result: Err(None) };
         if let Some(reason) = target.block_reason() {
             let dialled = self.dialled.address;
             self.context.refusals.unless_flooded(|| warn!(%dialled, %reason, "the destination is blocked"));
@@ -187,7 +187,7 @@ impl Told<'_> {
         let limits = &self.story.context.http.limits;
         let line = self.story.line;
         let mut tunnel = Tunnel::default();
-        let patience = Patience { stalled: limits.body, idle: Some(limits.idle), half_closed: None };
+        let patience = TunnelPatience { stalled: limits.body, idle: Some(limits.idle), half_closed: None };
         let (flag, details) = match line.guard(tunnel.run(&mut client, &mut upstream, line, patience)).await {
             Ok(Ok(())) => {
                 return self.record(ResponseFlag::None, "via_upstream", tunnel.received(), tunnel.sent());

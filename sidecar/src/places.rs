@@ -35,7 +35,7 @@ pub(crate) struct PlaceLimits {
 }
 
 /// The places of all workers.
-pub(crate) struct Places {
+pub(crate) struct ConnectionPlaces {
     limits: PlaceLimits,
     clients: AtomicUsize,
     outbound: AtomicUsize,
@@ -47,8 +47,8 @@ pub(crate) struct Places {
 }
 
 /// A connection's place; freed when dropped.
-pub(crate) struct Place {
-    places: Arc<Places>,
+pub(crate) struct ConnectionPlace {
+    places: Arc<ConnectionPlaces>,
     worker: usize,
     /// The source that holds it; none for the app's own connections.
     held: RefCell<Option<Arc<SourceShare>>>,
@@ -69,7 +69,7 @@ pub(crate) enum UnfinishedPart {
 
 /// Connections of a source that must make room.
 pub(crate) struct Eviction {
-    places: Arc<Places>,
+    places: Arc<ConnectionPlaces>,
     from: Arc<SourceShare>,
     /// The worker with most of the source's connections.
     pub(crate) worker: usize,
@@ -108,7 +108,7 @@ impl PlaceLimits {
     }
 }
 
-impl Places {
+impl ConnectionPlaces {
     /// Free places for this many workers.
     pub(crate) fn new(workers: usize, limits: PlaceLimits) -> Self {
         Self {
@@ -145,7 +145,7 @@ impl Places {
         source: IpAddr,
         here: usize,
         only_here: bool,
-    ) -> Result<(Place, Option<Eviction>), NoPlace> {
+    ) -> Result<(ConnectionPlace, Option<Eviction>), NoPlace> {
         let mut sources = self.sources();
         let own = sources.addresses.get(&source).map_or(0, |held| held.places());
         let taken = self.clients.load(Ordering::Relaxed);
@@ -168,7 +168,11 @@ impl Places {
     }
 
     /// A place for a connection that the app opens.
-    pub(crate) fn outbound(self: &Arc<Self>, here: usize, only_here: bool) -> Result<Place, NoPlace> {
+    pub(crate) fn outbound(
+        self: &Arc<Self>,
+        here: usize,
+        only_here: bool,
+    ) -> Result<ConnectionPlace, NoPlace> {
         let held = self.outbound.load(Ordering::Relaxed);
         let all = held + self.clients.load(Ordering::Relaxed);
         // Places that clients hold beyond their limit are about to be freed.
@@ -193,11 +197,16 @@ impl Places {
     }
 
     /// Takes a place at the least busy worker.
-    fn place(self: &Arc<Self>, held: Option<Arc<SourceShare>>, here: usize, only_here: bool) -> Place {
+    fn place(
+        self: &Arc<Self>,
+        held: Option<Arc<SourceShare>>,
+        here: usize,
+        only_here: bool,
+    ) -> ConnectionPlace {
         let load = |(index, load): &(usize, &AtomicUsize)| (load.load(Ordering::Relaxed), *index != here);
         let workers = self.loads.iter().enumerate().filter(|(index, _)| !only_here || *index == here);
         let worker = workers.min_by_key(load).map_or(here, |(worker, _)| worker);
-        let place = Place {
+        let place = ConnectionPlace {
             places: self.clone(),
             worker,
             held: RefCell::new(held),
@@ -218,7 +227,7 @@ impl Places {
     }
 }
 
-impl Place {
+impl ConnectionPlace {
     /// The worker that the connection belongs to.
     pub(crate) fn worker(&self) -> usize {
         self.worker
@@ -290,7 +299,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPlace {
     fn drop(&mut self) {
         let places = 1 + self.extra.get();
         self.kind().fetch_sub(places, Ordering::Relaxed);

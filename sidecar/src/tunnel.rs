@@ -33,7 +33,7 @@ pub(crate) struct Tunnel {
 
 /// How long a tunnel waits.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct TunnelPatience {
     /// For a receiver to take bytes, or the end, that are there for it.
     pub(crate) stalled: Duration,
     /// For any bytes at all; `None`: for as long as the connection lives.
@@ -57,12 +57,12 @@ struct TunnelHalf {
     counted: HeldBytes,
     start: usize,
     moved: u64,
-    end: End,
+    end: TunnelEnd,
 }
 
 /// How far the end of a direction has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum End {
+enum TunnelEnd {
     /// The sender has not ended its side.
     #[default]
     Open,
@@ -91,7 +91,7 @@ impl Tunnel {
         client: &mut C,
         upstream: &mut U,
         line: &Lifeline,
-        patience: Patience,
+        patience: TunnelPatience,
     ) -> Result<(), TunnelError>
     where
         C: AsyncRead + AsyncWrite + Abort + Unpin,
@@ -155,7 +155,7 @@ impl Tunnel {
     }
 
     /// What the tunnel waits for, and how long it may.
-    fn due(&self, patience: Patience) -> Option<(Duration, Wait)> {
+    fn due(&self, patience: TunnelPatience) -> Option<(Duration, Wait)> {
         if self.to_upstream.is_stalled() || self.to_client.is_stalled() {
             return Some((patience.stalled, Wait::Body));
         }
@@ -171,12 +171,12 @@ impl TunnelHalf {
 
     /// Whether the receiver is due to take something.
     fn is_stalled(&self) -> bool {
-        !self.held.is_empty() || self.end == End::Received
+        !self.held.is_empty() || self.end == TunnelEnd::Received
     }
 
     /// Whether the receiver has the sender's end.
     fn is_over(&self) -> bool {
-        self.end == End::PassedOn
+        self.end == TunnelEnd::PassedOn
     }
 
     /// Ready once the sender has ended its side and the receiver has that.
@@ -190,13 +190,13 @@ impl TunnelHalf {
             let before = self.moved;
             ready!(self.poll_write_held(context, to))?;
             match self.end {
-                End::Open => {}
-                End::Received => {
+                TunnelEnd::Open => {}
+                TunnelEnd::Received => {
                     ready!(Pin::new(&mut *to).poll_shutdown(context)).map_err(|_| Broken::To)?;
-                    self.end = End::PassedOn;
+                    self.end = TunnelEnd::PassedOn;
                     return Poll::Ready(Ok(()));
                 }
-                End::PassedOn => return Poll::Ready(Ok(())),
+                TunnelEnd::PassedOn => return Poll::Ready(Ok(())),
             }
             ready!(turn.poll(context));
             if self.move_some(context, from, to)?.is_pending() {
@@ -245,7 +245,7 @@ impl TunnelHalf {
             }
             let bytes = buffer.filled();
             if bytes.is_empty() {
-                self.end = End::Received;
+                self.end = TunnelEnd::Received;
                 return Ok(Poll::Ready(()));
             }
             let count = match Pin::new(to).poll_write(context, bytes) {
@@ -297,10 +297,10 @@ mod tests {
     use crate::lifeline::{Cause, Ended, Registry};
 
     const TIME: Duration = Duration::from_secs(10);
-    const FOREVER: Patience = Patience { stalled: Duration::MAX, idle: None, half_closed: None };
+    const FOREVER: TunnelPatience = TunnelPatience { stalled: Duration::MAX, idle: None, half_closed: None };
 
     /// How a tunnel whose client has ended its side ends, if it does in [`TIME`] without a byte. It is polled twice.
-    async fn half_closed(patience: Patience) -> Option<Cause> {
+    async fn half_closed(patience: TunnelPatience) -> Option<Cause> {
         let registry = Registry::new();
         let line = registry.add(Rc::new(()));
         let ((mut client, mut client_end), (mut upstream, _upstream_end)) = (duplex(64), duplex(64));
@@ -320,9 +320,9 @@ mod tests {
 
     #[tokio::test]
     async fn looks_at_a_peer_do_not_put_a_limit_off() {
-        let idle = half_closed(Patience { idle: Some(TIME), ..FOREVER }).await;
+        let idle = half_closed(TunnelPatience { idle: Some(TIME), ..FOREVER }).await;
         assert_eq!(idle, Some(Cause::Deadline(Wait::Idle)));
-        let half = half_closed(Patience { half_closed: Some(TIME), ..FOREVER }).await;
+        let half = half_closed(TunnelPatience { half_closed: Some(TIME), ..FOREVER }).await;
         assert_eq!(half, Some(Cause::Deadline(Wait::Body)));
         assert_eq!(half_closed(FOREVER).await, None);
     }

@@ -21,7 +21,7 @@ const AT_ONCE: usize = 16;
 const MAX_WAITING: usize = 32 * 1024;
 
 thread_local! {
-    static QUEUE: Queue = const { Queue::new() };
+    static QUEUE: TurnQueue = const { TurnQueue::new() };
 }
 
 /// The remaining budget of a turn. Created each time a connection is polled.
@@ -30,7 +30,7 @@ pub(crate) struct Turn {
 }
 
 /// A worker's connections that wait for their next turn.
-struct Queue {
+struct TurnQueue {
     waiting: RefCell<VecDeque<Waker>>,
     /// Turns that may begin before the worker looks for other work.
     left: Cell<usize>,
@@ -49,7 +49,7 @@ pub(crate) async fn serve() {
     let _serving = Serving;
     loop {
         poll_fn(|context| QUEUE.with(|queue| queue.poll_waiting(context))).await;
-        QUEUE.with(Queue::begin_turns);
+        QUEUE.with(TurnQueue::begin_turns);
         // Returns once the runtime has looked for events and has run what they woke.
         tokio::task::yield_now().await;
     }
@@ -76,7 +76,7 @@ impl Turn {
     }
 }
 
-impl Queue {
+impl TurnQueue {
     const fn new() -> Self {
         Self {
             waiting: RefCell::new(VecDeque::new()),
@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
     use crate::lifeline::Lifeline;
-    use crate::tunnel::{Patience, Tunnel};
+    use crate::tunnel::{Tunnel, TunnelPatience};
 
     #[tokio::test]
     async fn a_connection_whose_both_ends_are_ready_moves_one_turn_at_a_time() {
@@ -157,7 +157,7 @@ mod tests {
         upstream_end.write_all(&vec![b'x'; ALL]).await.unwrap();
         let line = Lifeline::new();
         let mut tunnel = Tunnel::default();
-        let patience = Patience { stalled: std::time::Duration::MAX, idle: None, half_closed: None };
+        let patience = TunnelPatience { stalled: std::time::Duration::MAX, idle: None, half_closed: None };
         let mut running = Box::pin(tunnel.run(&mut client, &mut upstream, &line, patience));
         let (mut received, mut turns) = (BytesMut::with_capacity(ALL), 0);
         while received.len() < ALL {

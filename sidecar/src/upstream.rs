@@ -41,8 +41,8 @@ use tidegate_core::policy::MeshProtocol;
 pub(crate) use self::body::DynBody;
 use self::body::Outgoing;
 pub(crate) use self::body::{BoxError, Uploading, UpstreamBody};
-use self::connect::Connector;
 pub(crate) use self::connect::Deadline;
+use self::connect::UpstreamConnector;
 pub(crate) use self::connect_error::{ConnectError, ConnectFailure};
 pub(crate) use self::error::{UpstreamError, Violation};
 use self::http1::Http1;
@@ -50,7 +50,7 @@ use self::http2::Http2;
 use self::pool::Pool;
 #[cfg(test)]
 pub(crate) use self::pool::UNSURE_AFTER;
-use self::shares::{Share, Shares, Source};
+use self::shares::{RequestSource, Share, Shares};
 pub(crate) use self::stream::UpstreamTls;
 use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
 use crate::limits::Limits;
@@ -60,7 +60,7 @@ use crate::stream::MaybeTls;
 /// All connections of a worker to upstreams. To be used on a local runtime ([`tokio::runtime::LocalRuntime`]): each
 /// connection that requests are sent on is a task of its own.
 pub struct Upstreams {
-    connector: Rc<Connector>,
+    connector: Rc<UpstreamConnector>,
     /// Idle connections of HTTP/1 codecs.
     idle: Pool<MaybeTls<UpstreamTls>>,
     http1: Rc<Http1>,
@@ -88,7 +88,7 @@ pub(crate) struct Sending(Pin<Box<dyn Future<Output = Result<Response<UpstreamBo
 impl Upstreams {
     /// No connections yet. TLS is spoken as the newest snapshot has it.
     pub fn new(limits: Rc<Limits>, snapshots: Snapshots) -> Self {
-        let connector = Rc::new(Connector::new(limits, snapshots));
+        let connector = Rc::new(UpstreamConnector::new(limits, snapshots));
         Self {
             idle: Pool::new(connector.limits()),
             http1: Rc::new(Http1::new(connector.clone())),
@@ -133,7 +133,7 @@ impl Upstreams {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
-        let source = Source::of(client);
+        let source = RequestSource::of(client);
         let (request, share) = self.admit(&source, endpoint, request)?;
         let (head, body) = request.into_parts();
         let (head, http2) = (Box::new(head), self.http2(endpoint));
@@ -150,7 +150,7 @@ impl Upstreams {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
-        let (request, share) = self.admit(&Source::of(client), endpoint, request)?;
+        let (request, share) = self.admit(&RequestSource::of(client), endpoint, request)?;
         let (http1, endpoint) = (self.http1.clone(), endpoint.clone());
         Ok(Sending::new(share, async move { http1.send(endpoint, request).await }))
     }
@@ -182,7 +182,7 @@ impl Upstreams {
     /// Takes a place for one more request of this client to this endpoint; its body holds it until it is sent.
     fn admit<B>(
         &self,
-        source: &Source,
+        source: &RequestSource,
         endpoint: &Arc<Endpoint>,
         request: Request<B>,
     ) -> Result<(Request<Outgoing>, Rc<Share>), UpstreamError>

@@ -32,7 +32,7 @@ use crate::lifeline::{Cause, Lifeline, Phase, Precedence, Registry};
 use crate::limits::Limits;
 use crate::listener::{Direction, Listener};
 use crate::outbound::{self, Dialled};
-use crate::places::{Eviction, Place, Places};
+use crate::places::{ConnectionPlace, ConnectionPlaces, Eviction};
 use crate::snapshot::Snapshots;
 
 use dispatch::{Handoff, WorkerMessage};
@@ -112,7 +112,7 @@ struct Worker {
 
 /// State shared by all workers.
 struct SharedByWorkers {
-    places: Arc<Places>,
+    places: Arc<ConnectionPlaces>,
     /// Number of connections that were cut at the end of the drain.
     cut: AtomicUsize,
 }
@@ -156,7 +156,7 @@ impl Drop for RunningWorkers {
 
 impl Worker {
     /// Runs a connection in a task of its own, which ends with it.
-    fn serve(self: &Rc<Self>, io: TcpStream, peer: SocketAddr, direction: Direction, place: Place) {
+    fn serve(self: &Rc<Self>, io: TcpStream, peer: SocketAddr, direction: Direction, place: ConnectionPlace) {
         if self.registry.is_empty() {
             self.arrived.notify_one();
         }

@@ -42,7 +42,7 @@ struct Referenced<T> {
 
 /// The limit is reached: another value does not fit.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Full {
+pub(crate) enum ReferencesFull {
     /// Too many of a kind.
     #[error("this sidecar holds {0} {1}, and may hold no more")]
     Count(usize, &'static str),
@@ -112,10 +112,10 @@ impl References {
         version: String,
         backend: &Backend,
         bytes: usize,
-    ) -> Result<(), Full> {
+    ) -> Result<(), ReferencesFull> {
         let before = self.backends.get(name);
         if before.is_none() && self.backends.len() >= MOST_BACKENDS {
-            return Err(Full::Count(MOST_BACKENDS, "backends"));
+            return Err(ReferencesFull::Count(MOST_BACKENDS, "backends"));
         }
         self.bytes = room(self.bytes, before.map_or(0, |before| before.bytes), bytes)?;
         let value = BalancedBackend::new(backend, before.and_then(|before| before.value.as_deref()));
@@ -132,10 +132,10 @@ impl References {
         version: String,
         table: RouteTable,
         bytes: usize,
-    ) -> Result<(), Full> {
+    ) -> Result<(), ReferencesFull> {
         let before = self.routes.get(name);
         if before.is_none() && self.routes.len() >= MOST_ROUTES {
-            return Err(Full::Count(MOST_ROUTES, "sets of routes"));
+            return Err(ReferencesFull::Count(MOST_ROUTES, "sets of routes"));
         }
         self.bytes = room(self.bytes, before.map_or(0, |before| before.bytes), bytes)?;
         let is_needed = before.is_some_and(|before| before.is_needed);
@@ -261,7 +261,7 @@ impl<T> Default for Referenced<T> {
 }
 
 /// The bytes that are taken once a value has taken the place of another.
-fn room(taken: usize, before: usize, bytes: usize) -> Result<usize, Full> {
+fn room(taken: usize, before: usize, bytes: usize) -> Result<usize, ReferencesFull> {
     let taken = taken - before + bytes;
-    if taken > MOST_BYTES { Err(Full::Bytes) } else { Ok(taken) }
+    if taken > MOST_BYTES { Err(ReferencesFull::Bytes) } else { Ok(taken) }
 }

@@ -74,8 +74,8 @@ fn endpoints(destinations: &Destinations, number: u16) -> Vec<SocketAddr> {
     target.endpoints().map(|choice| choice.endpoint.address).collect()
 }
 
-fn subscriptions(wanted: &[ResourceName], unwanted: &[ResourceName]) -> Subscriptions {
-    Subscriptions { wanted: wanted.to_vec(), unwanted: unwanted.to_vec() }
+fn subscriptions(wanted: &[ResourceName], unwanted: &[ResourceName]) -> SubscriptionChanges {
+    SubscriptionChanges { wanted: wanted.to_vec(), unwanted: unwanted.to_vec() }
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn an_address_is_asked_for_once_and_known_from_the_answer_on() {
     let Lookup::Asked(mut answer) = destinations.look_up(address(1)) else { panic!() };
     assert!(matches!(destinations.look_up(address(1)), Lookup::Asked(_)));
     assert_eq!(destinations.take_subscriptions(), subscriptions(&[name(1)], &[]));
-    assert_eq!(destinations.take_subscriptions(), Subscriptions::default());
+    assert_eq!(destinations.take_subscriptions(), SubscriptionChanges::default());
     respond(&destinations, vec![(name(1), passthrough()), (name(2), passthrough())]);
     assert!(answer.borrow_and_update().is_some() && is_known(&destinations, 1));
     assert_eq!(destinations.view().len(), 1, "what was not subscribed to is not kept");
@@ -116,7 +116,7 @@ fn what_is_not_used_is_forgotten_and_the_table_is_bounded() {
     destinations.look_up(address(1));
     destinations.take_subscriptions();
     destinations.sweep(Instant::now() + UNUSED_AFTER / 2);
-    assert_eq!(destinations.take_subscriptions(), Subscriptions::default());
+    assert_eq!(destinations.take_subscriptions(), SubscriptionChanges::default());
     destinations.sweep(Instant::now() + UNUSED_AFTER * 2);
     assert_eq!(destinations.take_subscriptions(), subscriptions(&[], &[name(1)]));
     for number in 0..5000 {
@@ -139,7 +139,7 @@ fn a_backend_is_held_once_for_all_its_addresses_and_dropped_with_the_last_of_the
     respond(&destinations, response);
     assert_eq!(
         destinations.take_subscriptions(),
-        Subscriptions::default(),
+        SubscriptionChanges::default(),
         "the controller has added it itself"
     );
     let held = known(&destinations, 1).unwrap().choose(&[]).unwrap().hold();
@@ -151,7 +151,7 @@ fn a_backend_is_held_once_for_all_its_addresses_and_dropped_with_the_last_of_the
     assert_eq!(endpoints(&destinations, 1), [address(8), address(9)]);
     assert_eq!(endpoints(&destinations, 2), [address(8), address(9)]);
     respond(&destinations, vec![(name(1), passthrough())]);
-    assert_eq!(destinations.take_subscriptions(), Subscriptions::default());
+    assert_eq!(destinations.take_subscriptions(), SubscriptionChanges::default());
     respond(&destinations, vec![(name(2), passthrough())]);
     assert_eq!(destinations.take_subscriptions(), subscriptions(&[], &[backend_name]));
     assert_eq!(destinations.view_references().len(), 0);
@@ -165,7 +165,7 @@ fn what_is_referred_to_and_not_there_is_asked_for_once_all_of_a_response_is_ther
     destinations.take_subscriptions();
     destinations.set(&name(1), "v1".into(), to_cart(80), 100).unwrap();
     destinations.settle(false);
-    assert_eq!(destinations.take_subscriptions(), Subscriptions::default(), "it may be on its way");
+    assert_eq!(destinations.take_subscriptions(), SubscriptionChanges::default(), "it may be on its way");
     destinations.settle(true);
     let backend_name = ResourceName::Backend(cart(80));
     assert_eq!(destinations.take_subscriptions(), subscriptions(std::slice::from_ref(&backend_name), &[]));
@@ -197,7 +197,7 @@ fn routes_lead_to_their_backends_and_change_without_them() {
     assert!(!is_known(&destinations, 1), "a backend is not there yet");
     respond(&destinations, vec![(second.clone(), backend(81, &[9]))]);
     assert_eq!(endpoints(&destinations, 1), [address(8), address(9)]);
-    assert_eq!(destinations.take_subscriptions(), Subscriptions::default());
+    assert_eq!(destinations.take_subscriptions(), SubscriptionChanges::default());
 
     respond(&destinations, vec![(routes_name.clone(), routes(&[(1, 81)]))]);
     assert_eq!(endpoints(&destinations, 1), [address(9)]);

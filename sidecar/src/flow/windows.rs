@@ -57,7 +57,7 @@ pub(crate) struct Windows {
 }
 
 /// The flow control of one body.
-pub(crate) struct Window {
+pub(crate) struct BodyWindow {
     windows: Rc<Windows>,
     flow: Rc<RefCell<FlowControl>>,
     taken: u64,
@@ -108,7 +108,7 @@ impl Windows {
     }
 
     /// Starts the flow control of a body.
-    pub(crate) fn open(self: &Rc<Self>, stream: &mut RecvStream) -> Window {
+    pub(crate) fn open(self: &Rc<Self>, stream: &mut RecvStream) -> BodyWindow {
         let flow = Rc::new(RefCell::new(stream.flow_control().clone()));
         let mut bodies = self.bodies.borrow_mut();
         if bodies.len() >= self.streams as usize {
@@ -116,7 +116,7 @@ impl Windows {
         }
         bodies.push(Rc::downgrade(&flow));
         drop(bodies);
-        Window { windows: self.clone(), flow, taken: 0, frames: 0 }
+        BodyWindow { windows: self.clone(), flow, taken: 0, frames: 0 }
     }
 
     /// Counts bytes received from the peer.
@@ -185,7 +185,7 @@ impl Drop for Windows {
     }
 }
 
-impl Window {
+impl BodyWindow {
     /// Releases accepted bytes: the peer may send as many again.
     pub(crate) fn take(&mut self, bytes: usize) -> Result<(), h2::Error> {
         let mut flow = self.flow.borrow_mut();

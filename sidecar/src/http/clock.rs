@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const DATE_LENGTH: usize = 29;
 
 /// A worker's clock for the `date` header.
-pub struct Clock {
+pub struct DateClock {
     formatted: Cell<(u64, [u8; DATE_LENGTH])>,
 }
 
-impl Clock {
+impl DateClock {
     /// A clock; the date is formatted when it is first asked for.
     pub fn new() -> Self {
         Self { formatted: Cell::new((u64::MAX, [b' '; DATE_LENGTH])) }
@@ -31,7 +31,7 @@ impl Clock {
     }
 }
 
-impl Default for Clock {
+impl Default for DateClock {
     fn default() -> Self {
         Self::new()
     }
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn the_date_is_an_imf_fixdate() {
         assert_eq!(&format(784_111_777), b"Sun, 06 Nov 1994 08:49:37 GMT");
-        let clock = Clock::new();
+        let clock = DateClock::new();
         assert_eq!(clock.date().len(), 29);
         assert_eq!(&clock.date()[25..], b" GMT");
     }

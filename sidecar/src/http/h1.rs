@@ -30,12 +30,12 @@ use self::head::{Storage, has_bare_line_feed};
 use self::websocket::Followed;
 use super::HttpContext;
 use super::buffer::{Buffer, MEDIUM, SMALL};
-use super::handler::{Action, Forward, Handled, Handler, UpstreamProtocol};
+use super::handler::{Forward, Handled, Handler, HandlerAction, UpstreamProtocol};
 use super::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
-use crate::tunnel::{Patience, Tunnel};
+use crate::tunnel::{Tunnel, TunnelPatience};
 use crate::upstream::{ConnectError, Deadline, UpstreamError, UpstreamTls};
 
 pub mod body;
@@ -232,12 +232,12 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         exchange.decision = Some(decision);
         let (length, info) = (head.length, self.handler.info());
         let next = match action {
-            Action::Reply(reply) => Err(reply),
-            Action::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http1 }) => {
+            HandlerAction::Reply(reply) => Err(reply),
+            HandlerAction::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http1 }) => {
                 exchange.write_head(&head, info, &self.env.buffers);
                 Ok(Next::Forward(endpoint))
             }
-            Action::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http2 }) => {
+            HandlerAction::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http2 }) => {
                 match bridge::request(&head, info) {
                     Some(request) => {
                         exchange.notes = bridge::note(&head, &request, &mut exchange.noted);
@@ -354,7 +354,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         self.env.buffers.give(&mut self.exchange.down.input);
         let (line, limits) = (self.line, &self.env.limits);
         // A side that is silent may be so for as long as the connection lives.
-        let patience = Patience { stalled: limits.body, idle: None, half_closed: Some(limits.body) };
+        let patience = TunnelPatience { stalled: limits.body, idle: None, half_closed: Some(limits.body) };
         let mut client = Followed::new(&mut self.client, self.exchange.down.is_websocket);
         let ended = line.guard(tunnel.run(&mut client, &mut upstream, line, patience)).await;
         let has_room = client.has_room();

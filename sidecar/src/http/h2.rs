@@ -40,7 +40,7 @@ use self::exchange::Exchanges;
 pub(super) use self::headers::http2_target;
 use self::keepalive::KeepAlive;
 pub use self::streams::Streams;
-use self::transport::Transport;
+use self::transport::ClientTransport;
 use super::HttpContext;
 use super::handler::Handler;
 use crate::flow::SEND_BUFFER;
@@ -70,7 +70,7 @@ where
 {
     let windows = Rc::new(Windows::new(&env.limits, env.streams.held().clone()));
     let deadlines = Rc::new(Deadlines::new(line.clone(), &env.limits, windows));
-    let transport = Transport::new(stream, first, deadlines.clone());
+    let transport = ClientTransport::new(stream, first, deadlines.clone());
     let builder = builder(&env.limits, deadlines.windows().of_connection());
     let telemetry = env.telemetry.clone();
     let exchanges = Rc::new(Exchanges::new(handler, env, deadlines.clone()));

@@ -1,6 +1,6 @@
 //! Decides what happens to a request. The only place that does, for both codecs.
 //!
-//! A codec parses a head, presents it as a [`Request`], and carries out the [`Action`]. Codecs depend on neither policy
+//! A codec parses a head, presents it as a [`Request`], and carries out the [`HandlerAction`]. Codecs depend on neither policy
 //! nor addresses: whether a request is allowed, where it goes and over which HTTP version is decided here. Deciding
 //! copies nothing of the head and allocates nothing.
 
@@ -28,12 +28,12 @@ pub struct Handler {
 pub(super) struct Handled {
     /// The policy's decision, for the access log.
     pub(super) decision: Rc<Decision>,
-    pub(super) action: Action,
+    pub(super) action: HandlerAction,
 }
 
 /// What a codec does with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(super) enum HandlerAction {
     /// Send this response.
     Reply(LocalReply),
     /// Forward the request, and return the response.
@@ -74,10 +74,11 @@ impl Handler {
         let authority = std::str::from_utf8(request.authority).unwrap_or_default();
         let decision = self.authorizer.decide_on(authority);
         let action = match &*decision {
-            Decision::Deny(denial) => Action::Reply(local_reply::denied(&denial.reason)),
-            Decision::Allow(_) => {
-                Action::Forward(Forward { endpoint: self.app.clone(), protocol: self.protocol(request) })
-            }
+            Decision::Deny(denial) => HandlerAction::Reply(local_reply::denied(&denial.reason)),
+            Decision::Allow(_) => HandlerAction::Forward(Forward {
+                endpoint: self.app.clone(),
+                protocol: self.protocol(request),
+            }),
         };
         Handled { decision, action }
     }

@@ -12,7 +12,7 @@ use crate::http::HttpContext;
 use crate::lifeline::Lifeline;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
-use crate::tunnel::{Patience, Tunnel};
+use crate::tunnel::{Tunnel, TunnelPatience};
 use crate::upstream::Deadline;
 
 /// Connects an admitted client to the app, and forwards bytes until both are done. If one side ends abnormally, the other
@@ -51,7 +51,7 @@ pub(super) async fn serve(
     };
     let mut tunnel = Tunnel::new(&received, &[]);
     drop(received);
-    let patience = Patience { stalled: env.limits.body, idle: None, half_closed: None };
+    let patience = TunnelPatience { stalled: env.limits.body, idle: None, half_closed: None };
     let (flag, details) = match line.guard(tunnel.run(&mut client, &mut app, line, patience)).await {
         Ok(Ok(())) => return record(&tunnel, ResponseFlag::None, "via_upstream"),
         Ok(Err(error)) => (error.flag(), error.details()),

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::InboundConnection;
 use crate::connection_info::ConnectionInfo;
 use crate::detect::{ClientHello, Malformed};
-use crate::http::clock::Clock;
+use crate::http::clock::DateClock;
 use crate::lifeline::{Lifeline, Wait};
 use crate::refusal_log::RefusalLine;
 use crate::telemetry::{Record, ResponseFlag};
@@ -43,7 +43,7 @@ pub(super) enum ConnectionRefusal {
 }
 
 /// Responds to plaintext on a port that requires TLS, or to TLS on a port of plaintext HTTP.
-pub(super) async fn bad_request(mut io: TcpStream, line: &Lifeline, clock: &Clock) {
+pub(super) async fn bad_request(mut io: TcpStream, line: &Lifeline, clock: &DateClock) {
     let mut answer = Vec::with_capacity(160);
     answer.extend_from_slice(
         b"HTTP/1.1 400 Bad Request\r\ncontent-length: 11\r\ncontent-type: text/plain\r\ndate: ",

@@ -5,7 +5,7 @@ use std::rc::{Rc, Weak};
 use std::time::Instant;
 
 use super::{Cause, Lifeline, LineDeadline, LineState, Phase};
-use crate::places::Place;
+use crate::places::ConnectionPlace;
 
 /// All connections of a worker, with the worker's state for each.
 pub struct Registry<T> {
@@ -26,7 +26,7 @@ impl<T> Registry<T> {
     }
 
     /// The same with a place, which is freed with the connection.
-    pub(crate) fn add_at(&self, place: Place, about: Rc<T>) -> Lifeline {
+    pub(crate) fn add_at(&self, place: ConnectionPlace, about: Rc<T>) -> Lifeline {
         let line = self.add(about);
         // The cell of a new lifeline is empty.
         let _ = line.state.place.set(place);

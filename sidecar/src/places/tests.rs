@@ -4,11 +4,11 @@ fn address(last: u8) -> IpAddr {
     [10, 0, 0, last].into()
 }
 
-fn places(clients: usize) -> Arc<Places> {
-    Arc::new(Places::new(1, PlaceLimits::of(clients, None)))
+fn places(clients: usize) -> Arc<ConnectionPlaces> {
+    Arc::new(ConnectionPlaces::new(1, PlaceLimits::of(clients, None)))
 }
 
-fn fill(places: &Arc<Places>, source: IpAddr) -> Vec<Place> {
+fn fill(places: &Arc<ConnectionPlaces>, source: IpAddr) -> Vec<ConnectionPlace> {
     std::iter::from_fn(|| {
         places.client(source, 0, false).ok().map(|(place, eviction)| {
             assert!(eviction.is_none());
@@ -58,7 +58,7 @@ fn places_that_are_about_to_be_freed_are_taken_beforehand_within_bounds() {
 
 #[test]
 fn the_apps_own_connections_have_places_of_their_own_also_where_files_are_few() {
-    let places = Arc::new(Places::new(1, PlaceLimits::of(1000, Some(64 + 2 * 80))));
+    let places = Arc::new(ConnectionPlaces::new(1, PlaceLimits::of(1000, Some(64 + 2 * 80))));
     assert_eq!(places.limits, PlaceLimits { clients: 70, outbound: 70, all: 80 });
     let crowd = fill(&places, address(1));
     assert_eq!(crowd.len(), 70);
@@ -124,7 +124,7 @@ fn an_identity_is_a_source_whatever_its_addresses_and_sources_without_places_are
 
 #[test]
 fn places_are_spread_over_the_workers() {
-    let places = Arc::new(Places::new(3, PlaceLimits::of(100, None)));
+    let places = Arc::new(ConnectionPlaces::new(3, PlaceLimits::of(100, None)));
     let spread: Vec<_> = (0..9).map(|_| places.client(address(1), 1, false).unwrap().0).collect();
     assert_eq!(spread[0].worker(), 1);
     assert!(places.loads.iter().all(|load| load.load(Ordering::Relaxed) == 3));

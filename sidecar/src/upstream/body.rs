@@ -16,7 +16,7 @@ use super::error::UpstreamError;
 use super::http1::Checkout;
 use super::http2::Lease;
 use super::shares::Share;
-use crate::flow::windows::{Window, Windows};
+use crate::flow::windows::{BodyWindow, Windows};
 
 /// A body whose type does not matter.
 pub(crate) type DynBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
@@ -25,16 +25,16 @@ pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body on its way to the app. As long as nothing was taken from it, it can be taken back.
 pub(super) struct Outgoing {
-    shared: Rc<RefCell<Shared>>,
+    shared: Rc<RefCell<OutgoingState>>,
 }
 
 /// The way to have a body back.
 pub(super) struct Retained {
-    shared: Rc<RefCell<Shared>>,
+    shared: Rc<RefCell<OutgoingState>>,
 }
 
 /// What the sender of a body and [`Retained`] share.
-struct Shared {
+struct OutgoingState {
     /// `None` once it was taken back.
     body: Option<DynBody>,
     /// Whether a frame was taken from it, so that the app may have seen some of it.
@@ -48,12 +48,12 @@ struct Shared {
 /// Dropped before that, the request is cancelled.
 pub(crate) struct Uploading {
     task: AbortHandle,
-    body: Weak<RefCell<Shared>>,
+    body: Weak<RefCell<OutgoingState>>,
 }
 
 /// The body of an app's answer. Dropping it early cancels the rest, and what is left of the request.
 pub(crate) struct UpstreamBody {
-    source: Source,
+    source: BodySource,
     /// What is left of the request's body, if there is one.
     upload: Option<Uploading>,
     /// The request's place, until its answer is over.
@@ -61,17 +61,17 @@ pub(crate) struct UpstreamBody {
 }
 
 /// Where the answer comes from.
-enum Source {
+enum BodySource {
     /// Its connection goes back to its pool at the answer's end.
     Http1(Incoming, Option<Checkout>),
     /// Its connection has room for one more stream when this is dropped.
-    Http2(Stream, #[expect(dead_code, reason = "held for its drop")] Rc<Lease>),
+    Http2(Http2Body, #[expect(dead_code, reason = "held for its drop")] Rc<Lease>),
 }
 
 /// The body of an HTTP/2 answer.
-struct Stream {
+struct Http2Body {
     recv: RecvStream,
-    window: Window,
+    window: BodyWindow,
     is_data_done: bool,
     /// Bytes of which the app is not told yet that they were taken: those that were given out last.
     given_out: usize,
@@ -88,7 +88,7 @@ impl Outgoing {
     }
 
     fn from_parts(body: DynBody, share: Rc<Share>) -> Self {
-        let shared = Shared { body: Some(body), is_touched: false, share, lease: None };
+        let shared = OutgoingState { body: Some(body), is_touched: false, share, lease: None };
         Self { shared: Rc::new(RefCell::new(shared)) }
     }
 
@@ -157,7 +157,7 @@ impl Drop for Uploading {
 impl UpstreamBody {
     /// The body of an answer by hyper, whose connection goes back to its pool with the last frame.
     pub(super) fn http1(incoming: Incoming, checkout: Checkout, upload: Uploading) -> Self {
-        let source = Source::Http1(incoming, Some(checkout));
+        let source = BodySource::Http1(incoming, Some(checkout));
         let mut body = Self { source, upload: Some(upload), _share: None };
         if body.is_end_stream() {
             body.finish();
@@ -173,8 +173,8 @@ impl UpstreamBody {
         upload: Option<Uploading>,
     ) -> Self {
         let window = windows.open(&mut recv);
-        let stream = Stream { recv, window, is_data_done: false, given_out: 0 };
-        Self { source: Source::Http2(stream, lease), upload, _share: None }
+        let stream = Http2Body { recv, window, is_data_done: false, given_out: 0 };
+        Self { source: BodySource::Http2(stream, lease), upload, _share: None }
     }
 
     /// Ends the answer; what is left of the request goes on to the app for as long as this is held.
@@ -189,7 +189,7 @@ impl UpstreamBody {
 
     /// The last frame was given out.
     fn finish(&mut self) {
-        if let Source::Http1(_, checkout) = &mut self.source
+        if let BodySource::Http1(_, checkout) = &mut self.source
             && let Some(checkout) = checkout.take()
         {
             checkout.give_back();
@@ -197,7 +197,7 @@ impl UpstreamBody {
     }
 }
 
-impl Stream {
+impl Http2Body {
     /// A reader that polls again has passed on what it got: the app may send as much again.
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         let given_out = std::mem::take(&mut self.given_out);
@@ -229,9 +229,9 @@ impl Body for UpstreamBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
         let frame = match &mut self.source {
-            Source::Http1(incoming, _) => ready!(Pin::new(incoming).poll_frame(context))
+            BodySource::Http1(incoming, _) => ready!(Pin::new(incoming).poll_frame(context))
                 .map(|frame| frame.map_err(|error| UpstreamError::from(&error))),
-            Source::Http2(stream, _) => ready!(stream.poll_frame(context))
+            BodySource::Http2(stream, _) => ready!(stream.poll_frame(context))
                 .map(|frame| frame.map_err(|error| UpstreamError::from(&error))),
         };
         if frame.is_none() || self.is_end_stream() {
@@ -242,16 +242,16 @@ impl Body for UpstreamBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            Source::Http1(incoming, _) => incoming.is_end_stream(),
-            Source::Http2(stream, _) => stream.recv.is_end_stream(),
+            BodySource::Http1(incoming, _) => incoming.is_end_stream(),
+            BodySource::Http2(stream, _) => stream.recv.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Http1(incoming, _) => incoming.size_hint(),
-            Source::Http2(..) if self.is_end_stream() => SizeHint::with_exact(0),
-            Source::Http2(..) => SizeHint::default(),
+            BodySource::Http1(incoming, _) => incoming.size_hint(),
+            BodySource::Http2(..) if self.is_end_stream() => SizeHint::with_exact(0),
+            BodySource::Http2(..) => SizeHint::default(),
         }
     }
 }

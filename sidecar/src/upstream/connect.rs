@@ -29,7 +29,7 @@ use crate::stream::MaybeTls;
 use crate::tls::{self, PeerTls};
 
 /// Opens connections; one for each worker.
-pub(super) struct Connector {
+pub(super) struct UpstreamConnector {
     limits: Rc<Limits>,
     snapshots: Snapshots,
     peers: Peers,
@@ -53,7 +53,7 @@ struct Security {
     secured: Secured,
 }
 
-impl Connector {
+impl UpstreamConnector {
     pub(super) fn new(limits: Rc<Limits>, snapshots: Snapshots) -> Self {
         Self { limits, snapshots, peers: Peers::default() }
     }

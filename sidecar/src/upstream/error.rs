@@ -21,12 +21,12 @@ pub(crate) enum UpstreamError {
     Reset(h2::Reason),
     /// There is no place for the request.
     #[error("too many requests for the app: {}", .0.details())]
-    Overflow(Limit),
+    Overflow(RequestLimit),
 }
 
 /// What there was no room in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
+pub(crate) enum RequestLimit {
     /// The worker's places for requests, or the app's share of them.
     App,
     /// The client's share of them.
@@ -62,15 +62,15 @@ impl UpstreamError {
     /// The limit that was met, as in the metric.
     pub(crate) fn limit(&self) -> Option<&'static str> {
         match self {
-            Self::Overflow(Limit::App) => Some("upstream_requests"),
-            Self::Overflow(Limit::Client) => Some("upstream_requests_of_client"),
-            Self::Overflow(Limit::Queue) => Some("upstream_queue_timeout"),
+            Self::Overflow(RequestLimit::App) => Some("upstream_requests"),
+            Self::Overflow(RequestLimit::Client) => Some("upstream_requests_of_client"),
+            Self::Overflow(RequestLimit::Queue) => Some("upstream_queue_timeout"),
             _ => None,
         }
     }
 }
 
-impl Limit {
+impl RequestLimit {
     /// A stable word for logs.
     pub(crate) fn details(self) -> &'static str {
         match self {

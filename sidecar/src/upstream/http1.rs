@@ -12,7 +12,7 @@ use tidegate_core::policy::MeshProtocol;
 use tokio::task::AbortHandle;
 
 use super::body::{Outgoing, UpstreamBody};
-use super::connect::{Connector, Deadline};
+use super::connect::{Deadline, UpstreamConnector};
 use super::error::UpstreamError;
 use super::pool::{Fitness, Pool, Reusable};
 use super::stream::Secured;
@@ -22,7 +22,7 @@ const LEAST_BUFFER: usize = 8 * 1024;
 
 /// Connections that hyper drives.
 pub(super) struct Http1 {
-    connector: Rc<Connector>,
+    connector: Rc<UpstreamConnector>,
     idle: Pool<Box<Http1Connection>>,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Checkout {
 }
 
 impl Http1 {
-    pub(super) fn new(connector: Rc<Connector>) -> Self {
+    pub(super) fn new(connector: Rc<UpstreamConnector>) -> Self {
         Self { idle: Pool::new(connector.limits()), connector }
     }
 

@@ -12,11 +12,11 @@ use http::{Response, request};
 use tidegate_core::backend::Endpoint;
 use tokio::sync::oneshot;
 
-use self::connection::{Failure, Http2Connection};
+use self::connection::{Http2Connection, RequestFailure};
 use super::body::{Outgoing, UpstreamBody};
-use super::connect::Connector;
-use super::error::{Limit, UpstreamError};
-use super::shares::{Share, Shares, Source};
+use super::connect::UpstreamConnector;
+use super::error::{RequestLimit, UpstreamError};
+use super::shares::{RequestSource, Share, Shares};
 
 /// Requests on one connection before another is opened; fewer if the app says so.
 const STREAMS: usize = 100;
@@ -26,7 +26,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// The connections to one endpoint.
 pub(super) struct Http2 {
     endpoint: Arc<Endpoint>,
-    connector: Rc<Connector>,
+    connector: Rc<UpstreamConnector>,
     open: RefCell<Vec<Rc<Http2Connection>>>,
     /// Requests that have room, and whose they are.
     shares: Rc<Shares>,
@@ -47,7 +47,7 @@ struct Waiter {
 /// What a request needs.
 #[derive(Clone, PartialEq)]
 struct Need {
-    source: Source,
+    source: RequestSource,
     /// The connection must be younger.
     after: Option<Instant>,
 }
@@ -62,7 +62,11 @@ pub(super) struct Lease {
 
 impl Http2 {
     /// `held`: bytes of answers that all connections of the worker hold.
-    pub(super) fn new(endpoint: Arc<Endpoint>, connector: Rc<Connector>, held: Rc<Cell<usize>>) -> Rc<Self> {
+    pub(super) fn new(
+        endpoint: Arc<Endpoint>,
+        connector: Rc<UpstreamConnector>,
+        held: Rc<Cell<usize>>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             held,
             endpoint,
@@ -78,7 +82,7 @@ impl Http2 {
     /// once more, on a connection that was opened later (RFC 9113 §8.7).
     pub(super) async fn send(
         self: Rc<Self>,
-        source: Source,
+        source: RequestSource,
         head: Box<request::Parts>,
         body: Outgoing,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
@@ -150,7 +154,7 @@ impl Http2 {
         match tokio::time::timeout(wait, given).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(UpstreamError::Closed),
-            Err(_) => Err(UpstreamError::Overflow(Limit::Queue)),
+            Err(_) => Err(UpstreamError::Overflow(RequestLimit::Queue)),
         }
     }
 
@@ -259,7 +263,7 @@ impl Lease {
         self,
         head: Box<request::Parts>,
         body: Outgoing,
-    ) -> Result<Response<UpstreamBody>, (Failure, Rc<Http2Connection>)> {
+    ) -> Result<Response<UpstreamBody>, (RequestFailure, Rc<Http2Connection>)> {
         let lease = Rc::new(self);
         body.hold(lease.clone());
         let (response, uploading) = match lease.connection.begin(head, body) {

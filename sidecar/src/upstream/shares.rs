@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use tidegate_core::backend::Endpoint;
 
-use super::error::Limit;
+use super::error::RequestLimit;
 use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
 
 /// A holder may have so many times what is free.
@@ -20,7 +20,7 @@ const TIMES_FREE: usize = 3;
 
 /// The source of a request: the names in its client certificate, else its address.
 #[derive(Clone)]
-pub(super) enum Source {
+pub(super) enum RequestSource {
     Names(Rc<VerifiedCertificate>),
     Address(IpAddr),
 }
@@ -28,7 +28,7 @@ pub(super) enum Source {
 /// Who a place counts for: the client and the endpoint of its request.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Holder {
-    Source(Source),
+    RequestSource(RequestSource),
     Endpoint(Arc<Endpoint>),
 }
 
@@ -51,34 +51,45 @@ impl Shares {
     /// A place at this endpoint; `most`: places in all.
     pub(super) fn take(
         self: &Rc<Self>,
-        source: &Source,
+        source: &RequestSource,
         endpoint: &Arc<Endpoint>,
         most: usize,
-    ) -> Result<Share, Limit> {
+    ) -> Result<Share, RequestLimit> {
         self.take_for(
             [
-                (Some(Holder::Source(source.clone())), Limit::Client),
-                (Some(Holder::Endpoint(endpoint.clone())), Limit::App),
+                (Some(Holder::RequestSource(source.clone())), RequestLimit::Client),
+                (Some(Holder::Endpoint(endpoint.clone())), RequestLimit::App),
             ],
             most,
         )
     }
 
     /// A place; `most`: places in all.
-    pub(super) fn take_one(self: &Rc<Self>, source: &Source, most: usize) -> Result<Share, Limit> {
-        self.take_for([(Some(Holder::Source(source.clone())), Limit::Client), (None, Limit::App)], most)
+    pub(super) fn take_one(
+        self: &Rc<Self>,
+        source: &RequestSource,
+        most: usize,
+    ) -> Result<Share, RequestLimit> {
+        self.take_for(
+            [(Some(Holder::RequestSource(source.clone())), RequestLimit::Client), (None, RequestLimit::App)],
+            most,
+        )
     }
 
     /// A place that counts for all of these holders, each with the limit that is reported if it holds too much.
-    fn take_for(self: &Rc<Self>, holders: [(Option<Holder>, Limit); 2], most: usize) -> Result<Share, Limit> {
+    fn take_for(
+        self: &Rc<Self>,
+        holders: [(Option<Holder>, RequestLimit); 2],
+        most: usize,
+    ) -> Result<Share, RequestLimit> {
         let Some(free) = most.checked_sub(self.taken.get()).filter(|free| *free > 0) else {
-            return Err(Limit::App);
+            return Err(RequestLimit::App);
         };
         let mut held = self.holders.borrow_mut();
         for (holder, limit) in &holders {
             let has = holder.as_ref().and_then(|holder| held.get(holder)).copied().unwrap_or_default();
             // An app is what most of the places are for: it leaves an eighth to others.
-            let times = if *limit == Limit::App { 2 * TIMES_FREE + 1 } else { TIMES_FREE };
+            let times = if *limit == RequestLimit::App { 2 * TIMES_FREE + 1 } else { TIMES_FREE };
             if has >= free.saturating_mul(times) {
                 return Err(*limit);
             }
@@ -108,7 +119,7 @@ impl Drop for Share {
     }
 }
 
-impl Source {
+impl RequestSource {
     /// Who has opened this connection.
     pub(super) fn of(info: &ConnectionInfo) -> Self {
         match &info.client {
@@ -118,7 +129,7 @@ impl Source {
     }
 }
 
-impl PartialEq for Source {
+impl PartialEq for RequestSource {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Names(one), Self::Names(other)) => one.names == other.names,
@@ -128,9 +139,9 @@ impl PartialEq for Source {
     }
 }
 
-impl Eq for Source {}
+impl Eq for RequestSource {}
 
-impl Hash for Source {
+impl Hash for RequestSource {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match self {
             Self::Names(certificate) => certificate.names.hash(state),
@@ -145,8 +156,8 @@ mod tests {
 
     use super::*;
 
-    fn client(number: u8) -> Source {
-        Source::Address(IpAddr::from([10, 0, 0, number]))
+    fn client(number: u8) -> RequestSource {
+        RequestSource::Address(IpAddr::from([10, 0, 0, number]))
     }
 
     fn app(number: u16) -> Arc<Endpoint> {
@@ -166,7 +177,7 @@ mod tests {
                     Err(limit) => break limit,
                 }
             };
-            assert_eq!(refused, Limit::Client);
+            assert_eq!(refused, RequestLimit::Client);
             counts.push(held.len() - before);
         }
         assert_eq!(counts, [192, 48, 12, 3]);
@@ -182,9 +193,9 @@ mod tests {
             .cycle()
             .map(|number| shares.take(&client(number), &app(0), 256))
             .find_map(|share| share.map(|share| held.push(share)).err());
-        assert_eq!((refused, held.len()), (Some(Limit::App), 224));
+        assert_eq!((refused, held.len()), (Some(RequestLimit::App), 224));
         assert!(shares.take(&client(1), &app(1), 256).is_ok());
-        assert_eq!(shares.take(&client(1), &app(1), 224).err(), Some(Limit::App));
+        assert_eq!(shares.take(&client(1), &app(1), 224).err(), Some(RequestLimit::App));
         drop(held);
         assert!(shares.holders.borrow().is_empty());
     }

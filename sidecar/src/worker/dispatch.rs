@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::{SharedByWorkers, Worker};
 use crate::listener::{Accepted, Direction};
-use crate::places::{Eviction, NoPlace, Place};
+use crate::places::{ConnectionPlace, Eviction, NoPlace};
 use crate::socket;
 
 /// Assigns accepted connections.
@@ -34,7 +34,7 @@ pub(super) struct Handoff {
     pub(super) io: StdTcpStream,
     pub(super) peer: SocketAddr,
     pub(super) direction: Direction,
-    pub(super) place: Place,
+    pub(super) place: ConnectionPlace,
 }
 
 impl Dispatch {
@@ -73,7 +73,7 @@ impl Dispatch {
     }
 
     /// Takes a place for a connection; makes others end if necessary.
-    fn place(&self, peer: SocketAddr, direction: Direction) -> Result<Place, NoPlace> {
+    fn place(&self, peer: SocketAddr, direction: Direction) -> Result<ConnectionPlace, NoPlace> {
         // While draining, other workers may have ended already.
         let is_draining = self.here.draining.get().is_some();
         let places = &self.shared.places;

@@ -23,7 +23,7 @@ use crate::http::HttpContext;
 use crate::lifeline::Registry;
 use crate::limits::Limits;
 use crate::listener::{self, FixedOutbound, InboundTarget, Listener};
-use crate::places::{PlaceLimits, Places};
+use crate::places::{ConnectionPlaces, PlaceLimits};
 use crate::snapshot::Snapshots;
 use crate::turn;
 
@@ -69,7 +69,7 @@ impl Workers {
         limits.upstream_requests = max_upstream_requests(limits.upstream_requests, count, files);
         let reserved = limits.upstream_requests.saturating_mul(count);
         let shared = Arc::new(SharedByWorkers {
-            places: Arc::new(Places::new(count, place_limits(limits.connections, files, reserved))),
+            places: Arc::new(ConnectionPlaces::new(count, place_limits(limits.connections, files, reserved))),
             cut: AtomicUsize::new(0),
         });
         let (command, commands) = watch::channel(WorkerCommand::Serve);

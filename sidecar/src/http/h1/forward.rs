@@ -66,7 +66,7 @@ pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: 
     out.push(b" ");
     notes.path = put(out, head.request.path);
     out.push(b" HTTP/1.1\r\n");
-    let Written { has_host, te_trailers } = put_request_fields(head, out, &mut notes);
+    let PassedFields { has_host, te_trailers } = put_request_fields(head, out, &mut notes);
     if !has_host {
         notes.authority = put_host(head, info, out);
     }
@@ -87,7 +87,7 @@ pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: 
 }
 
 /// What [`put_request_fields`] has seen of fields that are written behind the client's.
-struct Written {
+struct PassedFields {
     has_host: bool,
     /// The client takes trailers.
     te_trailers: bool,
@@ -95,8 +95,8 @@ struct Written {
 
 /// Writes the client's fields that are passed on, each in its place.
 #[inline]
-fn put_request_fields(head: &RequestHead<'_>, out: &mut Buffer, notes: &mut Notes) -> Written {
-    let mut written = Written { has_host: false, te_trailers: false };
+fn put_request_fields(head: &RequestHead<'_>, out: &mut Buffer, notes: &mut Notes) -> PassedFields {
+    let mut written = PassedFields { has_host: false, te_trailers: false };
     let mut has_length = false;
     for (field, name, value) in head.fields.iter() {
         match field {

@@ -16,12 +16,12 @@ use super::progress::Progress;
 use super::repetition;
 use super::request::StreamTarget;
 use super::request_log::RequestLog;
-use super::upload::Upload;
+use super::upload::RequestBody;
 use crate::connection_info::ConnectionInfo;
 use crate::flow::outbox::Outbox;
 use crate::http::HttpContext;
-use crate::http::clock::Clock;
-use crate::http::handler::{Action, Handled, Handler, UpstreamProtocol};
+use crate::http::clock::DateClock;
+use crate::http::handler::{Handled, Handler, HandlerAction, UpstreamProtocol};
 use crate::http::headers::{is_grpc, is_stream};
 use crate::http::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Wait};
@@ -58,7 +58,7 @@ impl Exchanges {
     }
 
     /// Formats the `date` of responses.
-    pub(super) fn clock(&self) -> &Clock {
+    pub(super) fn clock(&self) -> &DateClock {
         &self.env.clock
     }
 
@@ -83,7 +83,7 @@ impl Exchanges {
         let mut log = Box::new(log);
         let (mut head, body) = request.into_parts();
         let is_head = head.method == Method::HEAD;
-        let body = Upload::new(body, &head.headers, self.deadlines.windows(), progress.clone());
+        let body = RequestBody::new(body, &head.headers, self.deadlines.windows(), progress.clone());
 
         let target = match StreamTarget::check(&head, self.env.limits.header_count) {
             Ok(_) if repetition::is_excessive(&head.headers) => {
@@ -97,11 +97,11 @@ impl Exchanges {
         let Handled { decision, action } = self.handler.handle(&target.request(&head));
         log.decided(decision);
         let forward = match action {
-            Action::Reply(reply) => {
+            HandlerAction::Reply(reply) => {
                 log.log_fields(&head.headers);
                 return at_once(local(reply, log, is_head));
             }
-            Action::Forward(forward) => forward,
+            HandlerAction::Forward(forward) => forward,
         };
 
         headers::prepare(&mut head.headers, info);

@@ -16,7 +16,7 @@ use super::exchange::Exchanges;
 use super::progress::Progress;
 use crate::flow::outbox::Piece;
 use crate::flow::send::{Gone, send};
-use crate::http::clock::Clock;
+use crate::http::clock::DateClock;
 use crate::lifeline::Ended;
 
 /// Serves one request. The future that waits for the response is boxed and dropped when there is one, because the
@@ -83,7 +83,7 @@ async fn answer(
 }
 
 /// Adds the fields that every response has.
-fn complete(headers: &mut HeaderMap, answer: &AnswerBody, clock: &Clock) {
+fn complete(headers: &mut HeaderMap, answer: &AnswerBody, clock: &DateClock) {
     if let Ok(date) = HeaderValue::from_bytes(&clock.date()) {
         headers.entry(DATE).or_insert(date);
     }

@@ -11,13 +11,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::deadlines::Deadlines;
 
 /// A stream, the bytes that were read from it before, and the deadlines of its connection.
-pub(super) struct Transport<S> {
+pub(super) struct ClientTransport<S> {
     stream: S,
     first: BytesMut,
     deadlines: Rc<Deadlines>,
 }
 
-impl<S> Transport<S> {
+impl<S> ClientTransport<S> {
     /// `first`: bytes that were read while the protocol was detected; h2 gets them first.
     pub(super) fn new(stream: S, first: BytesMut, deadlines: Rc<Deadlines>) -> Self {
         Self { stream, first, deadlines }
@@ -32,7 +32,7 @@ impl<S> Transport<S> {
 
 /// Every byte passes the connection's flood guard and moves its deadlines before h2 sees it. A flood is an error, which
 /// ends the connection.
-impl<S: AsyncRead + Unpin> AsyncRead for Transport<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ClientTransport<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -58,7 +58,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Transport<S> {
 }
 
 /// A write that blocks starts the deadline for a client that does not read.
-impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ClientTransport<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

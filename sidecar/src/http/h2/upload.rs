@@ -12,23 +12,23 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::progress::Progress;
 use super::repetition;
-use crate::flow::windows::{Window, Windows};
+use crate::flow::windows::{BodyWindow, Windows};
 
 /// A request's body. What the app accepts of it opens the client's flow-control window.
-pub(super) struct Upload {
+pub(super) struct RequestBody {
     stream: RecvStream,
     /// Bytes left by `content-length`, which h2 enforces.
     left: Option<u64>,
     /// All DATA frames were read; what may follow is trailers.
     is_data_done: bool,
     /// `None` for a request without a body.
-    window: Option<Window>,
+    window: Option<BodyWindow>,
     progress: Rc<Progress>,
 }
 
 /// Why a request's body ended early.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum UploadError {
+pub(super) enum RequestBodyError {
     /// The client reset the stream, or its connection has ended.
     #[error("the client aborted its request: {0}")]
     BrokenOff(#[from] h2::Error),
@@ -37,7 +37,7 @@ pub(super) enum UploadError {
     Repetition,
 }
 
-impl Upload {
+impl RequestBody {
     /// The body of a request whose head has these fields. h2 has validated `content-length` (RFC 9113 §8.1.1).
     pub(super) fn new(
         mut stream: RecvStream,
@@ -54,7 +54,7 @@ impl Upload {
     }
 
     /// The next piece of data, or the trailers. Each piece that is taken opens the client's windows by its length.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         if !self.is_data_done {
             match ready!(self.stream.poll_data(context)) {
                 Some(Ok(data)) => {
@@ -70,20 +70,20 @@ impl Upload {
         }
         let Some(trailers) = ready!(self.stream.poll_trailers(context))? else { return Poll::Ready(None) };
         if repetition::is_excessive(&trailers) {
-            return Poll::Ready(Some(Err(UploadError::Repetition)));
+            return Poll::Ready(Some(Err(RequestBodyError::Repetition)));
         }
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 }
 
-impl Body for Upload {
+impl Body for RequestBody {
     type Data = Bytes;
-    type Error = UploadError;
+    type Error = RequestBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let Poll::Ready(frame) = self.poll(context) else {
             self.progress.awaits_upload();
             return Poll::Pending;
@@ -110,7 +110,7 @@ impl Body for Upload {
     }
 }
 
-impl Drop for Upload {
+impl Drop for RequestBody {
     fn drop(&mut self) {
         self.progress.upload_dropped();
     }

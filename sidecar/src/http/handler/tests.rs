@@ -64,7 +64,7 @@ impl World {
         self.publisher.update(|snapshot| snapshot.policy = Some(policy.into()));
     }
 
-    fn get(&self, authority: &str) -> Action {
+    fn get(&self, authority: &str) -> HandlerAction {
         let fields = HeaderMap::new();
         self.handler.handle(&Request::from_map(b"GET", authority.as_bytes(), b"/", &fields)).action
     }
@@ -102,7 +102,7 @@ fn client_port_and_grpc_decide_the_http_version_to_the_app() {
             let http1 = Request::from_lines(b"POST", b"a", b"/", Version::Http11, &lines[is_grpc]);
             let http2 = Request::from_map(b"POST", b"a", b"/", &fields[is_grpc]);
             for (request, protocol) in [(http1, of_http1[is_grpc]), (http2, of_http2[is_grpc])] {
-                let expected = Action::Forward(Forward { endpoint: endpoint.clone(), protocol });
+                let expected = HandlerAction::Forward(Forward { endpoint: endpoint.clone(), protocol });
                 let version = request.version.as_str();
                 let what = format!("{version}, TLS {tls}, app {app:?}, gRPC {is_grpc}");
                 assert_eq!(world.handler.handle(&request).action, expected, "{what}");
@@ -115,20 +115,20 @@ fn client_port_and_grpc_decide_the_http_version_to_the_app() {
 fn each_request_is_authorized_by_the_newest_policy_and_a_403_has_one_flag() {
     let world = World::new(None);
     let refused = |action, reason: Reason, flag| {
-        assert_eq!(action, Action::Reply(local_reply::denied(&reason)));
-        let Action::Reply(reply) = action else { unreachable!() };
+        assert_eq!(action, HandlerAction::Reply(local_reply::denied(&reason)));
+        let HandlerAction::Reply(reply) = action else { unreachable!() };
         assert_eq!((reply.status, reply.body, reply.flag), (403, "RBAC: access denied", flag));
     };
     refused(world.get("a"), Reason::NoPolicy, ResponseFlag::NoRoute);
     world.publish(AppProtocol::Http, vec![]);
     refused(world.get("a"), Reason::NoIngressBackend, ResponseFlag::NoRoute);
     world.publish(AppProtocol::Http, vec![plaintext(Sources::Any)]);
-    assert!(matches!(world.get("a"), Action::Forward(_)));
+    assert!(matches!(world.get("a"), HandlerAction::Forward(_)));
     let elsewhere = Sources::Ranges(CidrSet::parse(["192.0.2.0/24"]).unwrap());
     world.publish(AppProtocol::Http, vec![plaintext(elsewhere)]);
     refused(world.get("a"), Reason::SourceNotAllowed, ResponseFlag::Refused);
     world.publish(AppProtocol::Http, vec![plaintext(Sources::Any)]);
-    assert!(matches!(world.get("a"), Action::Forward(_)));
+    assert!(matches!(world.get("a"), HandlerAction::Forward(_)));
 }
 
 #[test]
@@ -147,8 +147,8 @@ fn a_host_of_another_rule_is_421_where_rules_differ_by_name() {
     let gateway = ClientCheck::Principals(vec![Principal::parse("gateway.example")].into());
     let rules = vec![https(&["open.example"], ClientCheck::Skip), https(&["secret.example"], gateway)];
     world.publish(AppProtocol::Http, rules);
-    assert!(matches!(world.get("OPEN.example:443"), Action::Forward(_)));
-    assert!(matches!(world.get("httpbin"), Action::Forward(_)));
-    let Action::Reply(reply) = world.get("secret.example") else { panic!("passed on") };
+    assert!(matches!(world.get("OPEN.example:443"), HandlerAction::Forward(_)));
+    assert!(matches!(world.get("httpbin"), HandlerAction::Forward(_)));
+    let HandlerAction::Reply(reply) = world.get("secret.example") else { panic!("passed on") };
     assert_eq!((reply.status, reply.flag), (421, ResponseFlag::Refused));
 }

@@ -54,7 +54,7 @@ const TOTALS: [(&str, &str, TotalUnit, TotalCount); 9] = [
 ];
 
 /// The shards of all workers at the time of a scrape.
-struct Page {
+struct MetricsPage {
     shards: Vec<Arc<Shard>>,
     dropped_lines: u64,
 }
@@ -69,7 +69,7 @@ struct RequestSums {
 
 impl Collector for DataPlaneMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
-        let page = Page {
+        let page = MetricsPage {
             shards: self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             dropped_lines: self.access_log.as_ref().map_or(0, AccessLogSink::dropped),
         };
@@ -94,7 +94,7 @@ impl Collector for DataPlaneMetrics {
     }
 }
 
-impl Page {
+impl MetricsPage {
     /// Requests by all labels, then their durations by protocol and security.
     fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         let mut requests: BTreeMap<_, RequestSums> = BTreeMap::new();

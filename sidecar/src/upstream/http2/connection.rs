@@ -56,7 +56,7 @@ pub(super) struct Http2Connection {
 }
 
 /// A request that failed, and whether the app may have looked at it.
-pub(super) struct Failure {
+pub(super) struct RequestFailure {
     pub(super) error: UpstreamError,
     pub(super) is_untouched: bool,
 }
@@ -153,7 +153,7 @@ impl Http2Connection {
     }
 
     /// What a failure means.
-    pub(super) fn judge(&self, error: &h2::Error, is_unsent: bool) -> Failure {
+    pub(super) fn judge(&self, error: &h2::Error, is_unsent: bool) -> RequestFailure {
         let is_refused =
             error.is_remote() && error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
         // While the connection lives, GOAWAY ends only the streams that it disclaims; once it is gone, also those
@@ -163,7 +163,7 @@ impl Http2Connection {
             && error.reason() == Some(h2::Reason::NO_ERROR)
             && !self.watch.has_ended();
         let error = UpstreamError::from(error);
-        Failure {
+        RequestFailure {
             error: if self.watch.has_hung_up() {
                 UpstreamError::Protocol(Violation::NotHttp2)
             } else {
