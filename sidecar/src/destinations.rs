@@ -39,7 +39,7 @@ const UNUSED_AFTER: Duration = Duration::from_secs(600);
 
 /// Every address in use.
 #[derive(Default)]
-pub struct Destinations {
+pub(crate) struct Destinations {
     state: Mutex<DestinationsState>,
     news: Notify,
 }

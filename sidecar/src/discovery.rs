@@ -45,19 +45,19 @@ const SWEEP: Duration = Duration::from_secs(60);
 const MOST_NAMES: usize = 512;
 
 /// The controller to connect to, and the workload to subscribe for.
-pub struct DiscoveryClientConfig {
+pub(crate) struct DiscoveryClientConfig {
     /// The controller.
-    pub address: grpc::Address,
+    pub(crate) address: grpc::Address,
     /// The name that its certificate must hold.
-    pub server_name: ServerName<'static>,
+    pub(crate) server_name: ServerName<'static>,
     /// The workload (pod) that is served, `<namespace>/<name>`.
-    pub workload: String,
+    pub(crate) workload: String,
     /// Names this process among the restarts of the workload's sidecar.
-    pub instance: String,
+    pub(crate) instance: String,
 }
 
 /// Keeps the snapshot's policy in step with the controller's; never returns.
-pub struct Discovery {
+pub(crate) struct Discovery {
     config: DiscoveryClientConfig,
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
     bundle: watch::Receiver<Arc<TrustBundle>>,
@@ -103,7 +103,7 @@ enum StreamEnd {
 
 impl Discovery {
     /// Prepares the client; `waiting` blocks readiness until the first policy is there.
-    pub fn new(
+    pub(crate) fn new(
         config: DiscoveryClientConfig,
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
         bundle: watch::Receiver<Arc<TrustBundle>>,
@@ -127,7 +127,7 @@ impl Discovery {
     }
 
     /// Opens a stream, and another one whenever it ends.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new(FIRST_DELAY, MOST_DELAY);
         loop {
             self.valid_credentials().await;
