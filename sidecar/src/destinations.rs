@@ -162,7 +162,7 @@ impl Destinations {
         }
     }
 
-    /// The changes since this was called last: a name that came and went is among neither or in its last state.
+    /// The changes since the last call; each name once, in its last state.
     fn take_subscriptions(&self) -> SubscriptionChanges {
         let mut state = self.lock();
         state.settle_references();

@@ -317,7 +317,7 @@ impl Requests {
         self.0.send(request).await.map_err(|_| StreamEnd::Closed)
     }
 
-    /// In as many messages as [`MOST_NAMES`] makes of it.
+    /// Sends at most [`MOST_NAMES`] names per message.
     async fn subscribe(&self, names: &[ResourceName]) -> Result<(), StreamEnd> {
         for names in names.chunks(MOST_NAMES).map(texts) {
             self.send(Message::Subscribe(wire::Subscribe { names })).await?;

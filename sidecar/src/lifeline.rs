@@ -270,8 +270,8 @@ impl Lifeline {
         .await
     }
 
-    /// Ready once the connection is closed, with the cause; for connections that a codec drives, which polls them as a
-    /// stream. The last task that polled is woken.
+    /// Ready with the cause once the connection is closed, for streams, which do not run under [`Lifeline::guard`].
+    /// Wakes the task that polled last.
     pub(crate) fn poll_closed(&self, context: &mut Context<'_>) -> Poll<Ended> {
         if let Phase::Closed(cause) = self.phase() {
             return Poll::Ready(Ended(cause));
@@ -280,7 +280,7 @@ impl Lifeline {
         Poll::Pending
     }
 
-    /// Has this task woken by the next change of the phase.
+    /// Registers the task to be woken by the next change of the phase.
     fn register(&self, context: &mut Context<'_>) {
         let mut waker = self.state.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
@@ -288,7 +288,7 @@ impl Lifeline {
         }
     }
 
-    /// Has the connection's task look at the phase.
+    /// Wakes the connection's task, which then looks at the phase.
     fn wake(&self) {
         // The cell must not be borrowed while waking: a waker may run any code, such as dropping a task.
         let waker = self.state.waker.borrow_mut().take();

@@ -126,7 +126,7 @@ impl LineAllowance {
         self.suppressed.get() == 0 && now.saturating_duration_since(self.refilled.get()) >= LINE_EVERY * BURST
     }
 
-    /// Whether another line is due; counts those that are not.
+    /// Takes a line out of the allowance; `false` if it is used up.
     fn may_write(&self, now: Instant) -> bool {
         let earned = now.saturating_duration_since(self.refilled.get()).as_millis() / LINE_EVERY.as_millis();
         if earned > 0 {

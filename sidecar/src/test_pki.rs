@@ -50,7 +50,7 @@ impl Authority {
         Self { issuer, above }
     }
 
-    /// A certificate valid from a minute ago for an hour, for clients and servers, but for what `change` does.
+    /// A certificate for clients and servers, valid from a minute ago for an hour; `change` may alter it.
     pub(crate) fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> Leaf {
         self.issue_for(KeyPair::generate().unwrap(), change)
     }

@@ -60,7 +60,7 @@ struct AlpnConfigs {
 
 /// Ingress controllers need TLS 1.2.
 const TLS12_AND_13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
-/// Sidecars speak nothing older to each other.
+/// Between sidecars.
 const TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 impl ServerTls {

@@ -50,7 +50,7 @@ use self::http2::Http2;
 use self::pool::Pool;
 #[cfg(test)]
 pub(crate) use self::pool::UNSURE_AFTER;
-use self::shares::{RequestSource, Share, Shares};
+use self::shares::{RequestShares, RequestSource, Share};
 pub(crate) use self::stream::UpstreamTls;
 use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
 use crate::limits::Limits;
@@ -66,7 +66,7 @@ pub struct Upstreams {
     http1: Rc<Http1>,
     http2: RefCell<HashMap<Arc<Endpoint>, Rc<Http2>>>,
     /// Requests that are at upstreams, or on their way there.
-    requests: Rc<Shares>,
+    requests: Rc<RequestShares>,
     /// Bytes of answers over HTTP/2 that clients have not taken.
     held: Rc<Cell<usize>>,
 }
@@ -166,8 +166,8 @@ impl Upstreams {
         });
     }
 
-    /// Ends connections to mesh peers that are not trusted any more: at once if they are idle, else after what is in
-    /// flight, which may take so long. Tunnels are ended by those that use them.
+    /// Ends connections to mesh peers that are no longer trusted: idle ones at once, others after what is in flight or
+    /// after `grace`. The users of tunnels end those.
     pub(crate) fn review(&self, grace: Duration, is_trusted: impl Fn(&VerifiedCertificate) -> bool) {
         self.connector.peers().review(grace, is_trusted);
         self.sweep(Instant::now());

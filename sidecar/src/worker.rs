@@ -307,8 +307,8 @@ impl Worker {
         cut
     }
 
-    /// Applies deadlines, lets connections end whose client certificate is about to expire, and does the periodic work
-    /// of pools and logs.
+    /// Applies deadlines, closes connections gracefully whose client certificate is about to expire, and does the
+    /// periodic work of pools and logs.
     fn tick(&self) {
         self.registry.expire(Instant::now());
         let now = SystemTime::now();

@@ -214,7 +214,7 @@ impl Buffer {
         (self.start, self.end) = (0, self.end - self.start);
     }
 
-    /// More memory, of a class if it fits one, with the queue where it was.
+    /// Moves the content to larger memory: of the next size class, or of a power of two beyond the largest.
     fn grow(&mut self, end: usize) {
         let mut larger = zeroed(class(end).map_or(end.next_power_of_two(), |(_, size)| size));
         if let Some(start) = larger.get_mut(..self.memory.len()) {

@@ -1,8 +1,8 @@
 //! Decides what happens to a request. The only place that does, for both codecs.
 //!
-//! A codec parses a head, presents it as a [`Request`], and carries out the [`HandlerAction`]. Codecs depend on neither policy
-//! nor addresses: whether a request is allowed, where it goes and over which HTTP version is decided here. Deciding
-//! copies nothing of the head and allocates nothing.
+//! A codec parses a head, presents it as a [`Request`], and carries out the [`HandlerAction`]. Codecs depend on neither
+//! policy nor addresses: whether a request is allowed, where it goes and over which HTTP version is decided here.
+//! Deciding copies nothing of the head and allocates nothing.
 
 use std::rc::Rc;
 use std::sync::Arc;

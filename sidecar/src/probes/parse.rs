@@ -90,7 +90,7 @@ fn probe(field: &ProbeField<'_>) -> Result<Probe, ProbesError> {
     })
 }
 
-/// What the app is asked: exactly one of `http`, `tcp` and `grpc`.
+/// The request to the app: exactly one of `http`, `tcp` and `grpc`.
 fn target(field: &ProbeField<'_>) -> Result<ProbeTarget, ProbesError> {
     let object = field.object(&["http", "tcp", "grpc"])?;
     let mut members = object.keys();

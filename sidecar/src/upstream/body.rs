@@ -20,7 +20,7 @@ use crate::flow::windows::{BodyWindow, Windows};
 
 /// A body whose type does not matter.
 pub(crate) type DynBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>;
-/// Why a body breaks off, whoever sends it.
+/// Why a body ended early.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A body on its way to the app. As long as nothing was taken from it, it can be taken back.

@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tracing::debug;
 
 use super::connect_error::ConnectError;
-use super::peers::Peers;
+use super::peers::PeerConnections;
 use super::proxy;
 use super::stream::{Secured, SecuredBy, UpstreamTls};
 use crate::lifeline::{Cause, Ended, Lifeline, Wait};
@@ -32,7 +32,7 @@ use crate::tls::{self, PeerTls};
 pub(super) struct UpstreamConnector {
     limits: Rc<Limits>,
     snapshots: Snapshots,
-    peers: Peers,
+    peers: PeerConnections,
 }
 
 /// What ends a handshake that takes too long.
@@ -55,11 +55,11 @@ struct Security {
 
 impl UpstreamConnector {
     pub(super) fn new(limits: Rc<Limits>, snapshots: Snapshots) -> Self {
-        Self { limits, snapshots, peers: Peers::default() }
+        Self { limits, snapshots, peers: PeerConnections::default() }
     }
 
     /// The mesh connections that carry HTTP.
-    pub(super) fn peers(&self) -> &Peers {
+    pub(super) fn peers(&self) -> &PeerConnections {
         &self.peers
     }
 
@@ -145,8 +145,8 @@ impl UpstreamConnector {
         Ok(io)
     }
 
-    /// The TLS handshake, and what it must have resulted in: the protocol, and a certificate that the newest roots
-    /// accept.
+    /// The TLS handshake and the checks after it: of the negotiated protocol, and of the certificate by the newest
+    /// roots.
     async fn handshake(
         &self,
         io: TcpStream,

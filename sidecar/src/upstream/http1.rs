@@ -76,7 +76,7 @@ impl Http1 {
         self.idle.len()
     }
 
-    /// An error comes with the request if hyper has written nothing of it.
+    /// An error comes with the request if hyper has not written any of it.
     async fn try_send(
         self: &Rc<Self>,
         mut connection: Box<Http1Connection>,

@@ -16,7 +16,7 @@ use self::connection::{Http2Connection, RequestFailure};
 use super::body::{Outgoing, UpstreamBody};
 use super::connect::UpstreamConnector;
 use super::error::{RequestLimit, UpstreamError};
-use super::shares::{RequestSource, Share, Shares};
+use super::shares::{RequestShares, RequestSource, Share};
 
 /// Requests on one connection before another is opened; fewer if the app says so.
 const STREAMS: usize = 100;
@@ -29,7 +29,7 @@ pub(super) struct Http2 {
     connector: Rc<UpstreamConnector>,
     open: RefCell<Vec<Rc<Http2Connection>>>,
     /// Requests that have room, and whose they are.
-    shares: Rc<Shares>,
+    shares: Rc<RequestShares>,
     /// Requests that wait for room, the longest one first.
     queue: RefCell<VecDeque<Waiter>>,
     /// One connection is opened at a time, so that a burst of requests does not open one each.
@@ -109,8 +109,8 @@ impl Http2 {
         retry.await
     }
 
-    /// Lets go of connections that have ended, are too old, or have been idle for long: requests in flight finish. To be
-    /// called on every tick.
+    /// Drops connections that have ended, are too old, or have been idle for long; requests in flight finish. Called on
+    /// every tick.
     pub(super) fn sweep(self: &Rc<Self>, now: Instant) {
         let is_needed = |connection: &Http2Connection| {
             connection.streams.get() > 0 || now.saturating_duration_since(connection.idle_since.get()) < IDLE
@@ -118,7 +118,7 @@ impl Http2 {
         self.open.borrow_mut().retain(|connection| {
             connection.is_open() && !connection.is_too_old(now) && is_needed(connection)
         });
-        // Who waits for room on one of them needs another.
+        // A request that waits for room on one of them needs another connection.
         self.dial();
     }
 

@@ -1,7 +1,8 @@
-//! Mesh connections that carry HTTP, so that they end when their peer's certificate is no longer trusted.
+//! Mesh connections that carry HTTP: they end when their peer's certificate is no longer trusted.
 //!
-//! An idle one gets no request after any change of certificates ([`super::stream::Secured`]). One with requests in flight
-//! lets them finish, for a limited time. The connections of a tunnel end with the app's connection that they belong to.
+//! An idle one gets no request after any change of certificates ([`super::stream::Secured`]). One with requests in
+//! flight lets them finish, for a limited time. The connections of a tunnel end with the app's connection that they
+//! belong to.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -15,14 +16,14 @@ use crate::lifeline::{Cause, Lifeline, Registry};
 
 /// A worker's mesh connections that carry HTTP, by the certificate of their peer.
 #[derive(Default)]
-pub(super) struct Peers {
+pub(super) struct PeerConnections {
     certificates: RefCell<Certificates>,
     connections: Registry<VerifiedCertificate>,
 }
 
-impl Peers {
-    /// Enters a connection whose peer has shown this verified chain, leaf first; it is removed with the last clone of
-    /// its lifeline.
+impl PeerConnections {
+    /// Registers a connection whose peer presented this verified chain, leaf first. It is removed when the last clone
+    /// of its lifeline is dropped.
     ///
     /// # Errors
     ///
@@ -32,7 +33,7 @@ impl Peers {
         Ok(self.connections.add(verified.certificate))
     }
 
-    /// Lets connections whose peer is not trusted any more finish what is in flight, for so long.
+    /// Lets connections to peers that are no longer trusted finish what is in flight, for at most `grace`.
     pub(super) fn review(&self, grace: Duration, is_trusted: impl Fn(&VerifiedCertificate) -> bool) {
         self.connections.for_each(|line, certificate| {
             if !is_trusted(certificate) {

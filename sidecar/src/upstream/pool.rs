@@ -109,7 +109,7 @@ impl<C: Reusable> Pool<C> {
 }
 
 impl<C: Reusable> Idle<C> {
-    /// Of a connection that has waited for too long, nothing is expected.
+    /// [`Fitness::Dead`] once it has waited for `longest`.
     fn fitness(&mut self, now: Instant, longest: Duration) -> Fitness {
         let waited = now.saturating_duration_since(self.since);
         if waited < longest { self.connection.fitness(waited) } else { Fitness::Dead }

@@ -25,7 +25,7 @@ pub(super) enum RequestSource {
     Address(IpAddr),
 }
 
-/// Who a place counts for: the client and the endpoint of its request.
+/// A place counts against the client and against the endpoint of its request.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Holder {
     RequestSource(RequestSource),
@@ -34,20 +34,20 @@ enum Holder {
 
 /// Places for requests, and who holds how many.
 #[derive(Default)]
-pub(super) struct Shares {
+pub(super) struct RequestShares {
     /// Places in all.
     taken: Cell<usize>,
-    /// How many of them each holder has; none is absent.
+    /// Places per holder; a holder without places has no entry.
     holders: RefCell<HashMap<Holder, usize>>,
 }
 
 /// One place of each of its holders, until it is dropped.
 pub(super) struct Share {
-    shares: Rc<Shares>,
+    shares: Rc<RequestShares>,
     holders: [Option<Holder>; 2],
 }
 
-impl Shares {
+impl RequestShares {
     /// A place at this endpoint; `most`: places in all.
     pub(super) fn take(
         self: &Rc<Self>,
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_client_leaves_a_quarter_and_each_next_one_finds_room() {
-        let shares = Rc::new(Shares::default());
+        let shares = Rc::new(RequestShares::default());
         let mut held = Vec::new();
         let mut counts = Vec::new();
         for number in 0..4 {
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn an_app_leaves_an_eighth_and_more_than_there_is_is_refused() {
-        let shares = Rc::new(Shares::default());
+        let shares = Rc::new(RequestShares::default());
         let mut held = Vec::new();
         let refused = (0..=255)
             .cycle()

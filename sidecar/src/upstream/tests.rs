@@ -508,7 +508,8 @@ fn a_request_that_takes_longer_after_its_peer_lost_its_trust_is_cut_off() {
             });
             assert!(answer.is_err(), "{answer:?}");
         }
-        // The same for a connection that a codec of HTTP/1 drives, and not for one of a tunnel, which others end.
+        // The same for a connection that an HTTP/1 codec drives, but not for a tunnel's, which ends with the app's
+        // connection.
         for (protocol, is_cut) in [(MeshProtocol::Http1, true), (MeshProtocol::Tcp, false)] {
             let server = Server::sidecar(&world, "cart").await;
             let endpoint = server.mesh("cart");
@@ -555,7 +556,7 @@ fn an_http_2_connection_that_is_too_old_gets_no_more_requests_and_finishes_those
         let answers = tokio::join!(get(HELD), get(HELD), async {
             until(|| server.gate.held.get() == 2).await;
             world.upstreams.sweep(start + age * 8 / 10);
-            // It has room for two, and there may be no other as long as it is open.
+            // It is full, and the limit allows no second connection.
             let waiting = get("/");
             let mut waiting = std::pin::pin!(waiting);
             assert!(futures_util::poll!(&mut waiting).is_pending());

@@ -1,5 +1,5 @@
-//! A client of HTTP/1 in front of an app that speaks only HTTP/2: `request` turns its request into one of HTTP/2, and the
-//! answer comes back as HTTP/1.
+//! A client of HTTP/1 in front of an app that speaks only HTTP/2: `request` turns its request into one of HTTP/2, and
+//! the answer comes back as HTTP/1.
 //!
 //! Rare, and so built for plainness: it allocates. Trailers of a request end here, those of an answer are passed on.
 //! Interim answers of the app are not looked at, so `100 Continue` is ours where a client waits for it.

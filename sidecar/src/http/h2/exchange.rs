@@ -16,7 +16,7 @@ use super::progress::Progress;
 use super::repetition;
 use super::request::StreamTarget;
 use super::request_log::RequestLog;
-use super::upload::RequestBody;
+use super::upload::ClientBody;
 use crate::connection_info::ConnectionInfo;
 use crate::flow::outbox::Outbox;
 use crate::http::HttpContext;
@@ -83,7 +83,7 @@ impl Exchanges {
         let mut log = Box::new(log);
         let (mut head, body) = request.into_parts();
         let is_head = head.method == Method::HEAD;
-        let body = RequestBody::new(body, &head.headers, self.deadlines.windows(), progress.clone());
+        let body = ClientBody::new(body, &head.headers, self.deadlines.windows(), progress.clone());
 
         let target = match StreamTarget::check(&head, self.env.limits.header_count) {
             Ok(_) if repetition::is_excessive(&head.headers) => {

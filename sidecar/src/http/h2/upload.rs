@@ -15,7 +15,7 @@ use super::repetition;
 use crate::flow::windows::{BodyWindow, Windows};
 
 /// A request's body. What the app accepts of it opens the client's flow-control window.
-pub(super) struct RequestBody {
+pub(super) struct ClientBody {
     stream: RecvStream,
     /// Bytes left by `content-length`, which h2 enforces.
     left: Option<u64>,
@@ -28,7 +28,7 @@ pub(super) struct RequestBody {
 
 /// Why a request's body ended early.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RequestBodyError {
+pub(super) enum ClientBodyError {
     /// The client reset the stream, or its connection has ended.
     #[error("the client aborted its request: {0}")]
     BrokenOff(#[from] h2::Error),
@@ -37,7 +37,7 @@ pub(super) enum RequestBodyError {
     Repetition,
 }
 
-impl RequestBody {
+impl ClientBody {
     /// The body of a request whose head has these fields. h2 has validated `content-length` (RFC 9113 §8.1.1).
     pub(super) fn new(
         mut stream: RecvStream,
@@ -54,7 +54,7 @@ impl RequestBody {
     }
 
     /// The next piece of data, or the trailers. Each piece that is taken opens the client's windows by its length.
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ClientBodyError>>> {
         if !self.is_data_done {
             match ready!(self.stream.poll_data(context)) {
                 Some(Ok(data)) => {
@@ -70,20 +70,20 @@ impl RequestBody {
         }
         let Some(trailers) = ready!(self.stream.poll_trailers(context))? else { return Poll::Ready(None) };
         if repetition::is_excessive(&trailers) {
-            return Poll::Ready(Some(Err(RequestBodyError::Repetition)));
+            return Poll::Ready(Some(Err(ClientBodyError::Repetition)));
         }
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 }
 
-impl Body for RequestBody {
+impl Body for ClientBody {
     type Data = Bytes;
-    type Error = RequestBodyError;
+    type Error = ClientBodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ClientBodyError>>> {
         let Poll::Ready(frame) = self.poll(context) else {
             self.progress.awaits_upload();
             return Poll::Pending;
@@ -110,7 +110,7 @@ impl Body for RequestBody {
     }
 }
 
-impl Drop for RequestBody {
+impl Drop for ClientBody {
     fn drop(&mut self) {
         self.progress.upload_dropped();
     }

@@ -156,7 +156,7 @@ impl<'a> JsonObject<'a> {
     }
 
     /// A string of at most [`MAX_FIELD`] bytes from the wire. Bytes that are not UTF-8 become U+FFFD, and control
-    /// characters `\\u` escapes, so that a line stays one line.
+    /// characters `\u` escapes, so that a line stays one line.
     fn text(&mut self, key: &str, value: &[u8]) {
         self.key(key);
         self.out.push(b'"');

@@ -28,15 +28,15 @@ use crate::upstream::error::{UpstreamError, Violation, reset_reason};
 use crate::upstream::stream::Secured;
 use crate::upstream::watched::{ConnectionWatch, Watched};
 
-/// Of all answers on a connection, received and not yet taken by their clients: more than they can use, so that a client
-/// that does not read delays no other. h2 lets half of it be spent on the overhead of small frames that wait to be taken,
-/// and ends the connection then: so much is room for most of [`STREAMS`] filled with 20 bytes a frame.
+/// Of all answers on a connection, received and not yet taken by their clients: more than they can use, so that a
+/// client that does not read delays no other. h2 lets half of it be spent on the overhead of small frames that wait to
+/// be taken, and ends the connection then: so much is room for most of [`STREAMS`] filled with 20 bytes a frame.
 const CONNECTION_WINDOW: u32 = 128 * 1024 * 1024;
 
 /// One connection, shared by requests. A task drives it; it closes once nothing refers to it any more, with GOAWAY.
 pub(super) struct Http2Connection {
     sender: RefCell<SendRequest<Piece>>,
-    /// Whether it has ended, or the app has said that it ends.
+    /// Whether it has ended, or the app has announced its end.
     is_closed: Cell<bool>,
     /// `None` in plaintext.
     secured: Option<Secured>,
@@ -109,7 +109,7 @@ impl Http2Connection {
         self.windows.adjust(driven);
     }
 
-    /// Notes what h2 has learned of the app; whether it takes more requests than before.
+    /// Records the app's state as h2 sees it; returns whether the app now allows more requests than before.
     fn learn(&self, driven: &Connection<Watched, Piece>, has_ended: bool, context: &mut Context<'_>) -> bool {
         // After GOAWAY it takes no more requests, though it may have some to finish.
         let ready = self.sender.borrow_mut().poll_ready(context);
@@ -174,7 +174,7 @@ impl Http2Connection {
     }
 }
 
-/// Speaks the prefaces of both sides (RFC 9113 §3.4).
+/// Exchanges the connection prefaces (RFC 9113 §3.4).
 async fn handshake(
     stream: Watched,
     watch: &ConnectionWatch,
@@ -252,7 +252,7 @@ fn has_payload(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::CONNECT)
 }
 
-/// A time within a tenth of `time`, so that connections which were opened together do not end together.
+/// A random time within a tenth of `time`, so that connections that were opened together do not end together.
 fn with_jitter(time: Duration) -> Duration {
     let spread = (time / 5).as_secs_f64() * rand::random::<f64>();
     (time - time / 10).saturating_add(Duration::try_from_secs_f64(spread).unwrap_or_default())

@@ -1,7 +1,7 @@
 //! A request of HTTP/1 as the app gets it over HTTP/2.
 //!
-//! Its fields pass the rules of [`headers::apply`], as those of a client of HTTP/2 do, after what frames or controls only
-//! the client's connection was left out.
+//! Its fields pass the rules of [`headers::apply`], as those of a client of HTTP/2 do, after what frames or controls
+//! only the client's connection was left out.
 
 use ::http::header::{CONTENT_LENGTH, USER_AGENT};
 use ::http::uri::{Authority, PathAndQuery};

@@ -105,8 +105,8 @@ async fn slow_app(speaks: Speaks) -> App {
     .await
 }
 
-/// Four requests: one whose body does not come, one whose client does not read, and two whose app is silent. The heads of
-/// two answers have arrived, but no data.
+/// Four requests: one whose body does not come, one whose client does not read, and two whose app is silent. The heads
+/// of two answers have arrived, but no data.
 async fn open_stalled(client: &mut Raw) {
     // SETTINGS_INITIAL_WINDOW_SIZE 0: the sidecar may send no data.
     client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await.unwrap();

@@ -85,7 +85,7 @@ impl Uploader {
         self.streams.iter_mut().find(|(known, _)| *known == stream).unwrap().1 -= FRAME as i64;
     }
 
-    /// Sends on streams 3, 5, …, so many, one frame after the other, until new streams get the smallest window.
+    /// Sends on `count` streams from number 3 on, a frame at a time, until new streams get the smallest window.
     async fn fill_until_windows_fall(&mut self, count: u32) {
         let mut turn = 0;
         while self.initial > 32 * 1024 {
