@@ -10,4 +10,4 @@ mod state;
 pub use crate::issuer::RequiredNames;
 pub use given::GivenFiles;
 pub use keeper::{Advance, Authority, AuthorityError, NewRoot, RootStatus, RotationStatus};
-pub use state::{AuthorityState, Farewell, NotAllowed, RotationTiming, StateError, Step, Vouched};
+pub use state::{AuthorityState, Farewell, NotAllowed, RotationStep, RotationTiming, StateError, Vouched};

@@ -20,7 +20,9 @@ use tidegate_core::contract::labels::{INSTANCE, MANAGED_BY, PART_OF, TIDEGATE};
 use tidegate_core::contract::names::CERT_MANAGER;
 use tidegate_kubernetes::lean::Wanted;
 
-pub use self::parts::{Background, Parts, Place, RunningBackground, wait_for_api_server};
+pub use self::parts::{
+    KubernetesParts, KubernetesTasks, ReplicaConfig, RunningKubernetesTasks, wait_for_api_server,
+};
 use crate::store::StoreError;
 
 #[cfg(test)]

@@ -32,7 +32,9 @@ mod x509;
 pub use check_schedule::CheckSchedule;
 pub use csr::check_csr;
 pub use ingress_gateway::GatewayDependencies;
-pub use manager::{CertManager, CertManagerHandle, Config, Dependencies, StartError};
-pub use options::Options;
+pub use manager::{
+    CertManager, CertManagerConfig, CertManagerDependencies, CertManagerHandle, CertManagerStartError,
+};
+pub use options::CertManagerOptions;
 pub use serving::ServingError;
 pub use x509::WriteError;

@@ -4,22 +4,22 @@ use anyhow::Context;
 use clap::Parser;
 use tidegate_cert_manager::kubernetes::wait_for_api_server;
 use tidegate_cert_manager::manager::PROCESS;
-use tidegate_cert_manager::{CertManager, Options};
+use tidegate_cert_manager::{CertManager, CertManagerOptions};
 use tidegate_runtime::admin::AdminServer;
-use tidegate_runtime::drain::{self, Outcome};
+use tidegate_runtime::drain::{self, DrainOutcome};
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::Readiness;
 use tidegate_runtime::{logging, memory, signals};
 use tracing::{info, warn};
 
 fn main() -> anyhow::Result<()> {
-    let options = Options::parse();
+    let options = CertManagerOptions::parse();
     let log = logging::init(&options.log)?;
     signals::raise_file_limit();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(options, log))
 }
 
-async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
+async fn run(options: CertManagerOptions, log: logging::LogHandle) -> anyhow::Result<()> {
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
     tokio::spawn(memory::give_back());
     let (metrics, readiness) = (Metrics::new(), Readiness::new());
@@ -57,8 +57,10 @@ async fn run(options: Options, log: logging::LogHandle) -> anyhow::Result<()> {
         background.stop().await;
     }
     match manager.drain(options.common.drain_timeout).await {
-        Outcome::Complete => info!("drained"),
-        Outcome::DeadlinePassed { remaining } => warn!(remaining, "ended before everything was finished"),
+        DrainOutcome::Complete => info!("drained"),
+        DrainOutcome::DeadlinePassed { remaining } => {
+            warn!(remaining, "ended before everything was finished")
+        }
     }
     Ok(())
 }

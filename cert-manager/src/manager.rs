@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidegate_core::contract::names;
 use tidegate_core::{San, TrustDomain};
 use tidegate_proto::istio_ca::istio_certificate_service_server::IstioCertificateServiceServer;
-use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
+use tidegate_runtime::admin::{AdminServer, AdminServerError, ProcessName};
 use tidegate_runtime::grpc::{
     ConnectionLimits, HANDSHAKE_TIMEOUT, IncomingConnections, RefusedConnections, ServerStream,
 };
@@ -33,7 +33,7 @@ use crate::service::{CertificateService, MAX_CALLS, MAX_HEAD_BYTES, MAX_MESSAGE_
 use crate::service_names::{ReservedNames, ServiceNames};
 use crate::serving::{ServingCertificate, ServingError};
 use crate::store::{BundlePublisher, RootStore};
-use crate::telemetry::Telemetry;
+use crate::telemetry::CaTelemetry;
 
 #[cfg(test)]
 mod tests;
@@ -51,7 +51,7 @@ pub const CONNECTION_AGE: Duration = Duration::from_secs(120);
 
 /// Settings of a certificate authority.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct CertManagerConfig {
     /// Address of the gRPC service; port 0 selects a free one.
     pub listen: SocketAddr,
     /// Address of the admin server; `None` for no such server.
@@ -77,7 +77,7 @@ pub struct Config {
 }
 
 /// Dependencies of a certificate authority.
-pub struct Dependencies {
+pub struct CertManagerDependencies {
     /// Authenticates callers.
     pub authenticator: Arc<dyn Authenticator>,
     /// Keeps the root.
@@ -116,7 +116,7 @@ pub struct CertManagerHandle {
 
 /// Why a certificate authority could not start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum CertManagerStartError {
     /// The authority to issue with is missing.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -125,7 +125,7 @@ pub enum StartError {
     Serving(#[from] ServingError),
     /// The admin server's address cannot be used.
     #[error(transparent)]
-    Admin(#[from] AdminError),
+    Admin(#[from] AdminServerError),
     /// The gRPC service's address cannot be used.
     #[error("gRPC address {address}: {source}")]
     Bind {
@@ -138,80 +138,103 @@ pub enum StartError {
 
 impl CertManager {
     /// Starts one. When this returns, it listens and has published the bundle.
-    pub async fn start(config: Config, dependencies: Dependencies) -> Result<CertManagerHandle, StartError> {
+    pub async fn start(
+        config: CertManagerConfig,
+        dependencies: CertManagerDependencies,
+    ) -> Result<CertManagerHandle, CertManagerStartError> {
         tls::install_provider();
-        let Dependencies {
-            authenticator,
-            root_store,
-            given,
-            publishers,
-            gateway,
-            workload_life,
-            checks,
-            metrics,
-            readiness,
-            log,
-        } = dependencies;
-        let telemetry = Telemetry::register(&metrics);
-        let refused = RefusedConnections::register(&metrics);
-        let timing = RotationTiming { propagation: config.propagation, max_life: config.rules.max_life };
-        let reserved_names = ReservedNames::new(&config.serving_names, &config.service_names);
-        let names = RequiredNames::new(&config.trust_domain, &config.serving_names, &config.service_names);
-        let authority =
-            Authority::open(root_store, given, publishers, timing, names, config.new_root).await?;
+        let telemetry = CaTelemetry::register(&dependencies.metrics);
+        let refused = RefusedConnections::register(&dependencies.metrics);
+        let authority = open_authority(&config, &dependencies).await?;
         let serving = ServingCertificate::new(
             config.serving_names.clone(),
             config.rules,
             authority.states(),
             telemetry.clone(),
         )?;
-        let bind = |source| StartError::Bind { address: config.listen, source };
+        let bind = |source| CertManagerStartError::Bind { address: config.listen, source };
         let listener = listen::bind(config.listen).await.map_err(bind)?;
         let grpc_address = listener.local_addr().map_err(bind)?;
 
         let (trigger, watch) = drain::channel();
         let admin_address = match config.admin {
-            Some(address) => {
-                let server = AdminServer::new(PROCESS, metrics, readiness, log)
-                    .merge(crate::admin::routes(authority.clone()))
-                    .bind(address)
-                    .await?;
-                let address = server.local_addr();
-                tokio::spawn(server.serve(watch.clone()));
-                Some(address)
-            }
+            Some(address) => Some(serve_admin(address, &dependencies, &authority, watch.clone()).await?),
             None => None,
-        };
-        let service = CertificateService {
-            states: authority.states(),
-            rules: config.rules,
-            workload_life: workload_life.clone(),
-            service_names: config.service_names,
-            reserved_names,
-            limiter: RateLimiter::new(config.rate_limit),
-            telemetry: telemetry.clone(),
         };
         let limits = ConnectionLimits::of(config.max_connections);
         let incoming = ServerStream::new(listener, serving.configs(), limits, HANDSHAKE_TIMEOUT)
             .proven_by_calls()
             .counted(refused)
             .start();
+        let CertManagerDependencies { authenticator, gateway, workload_life, checks, .. } = dependencies;
+        let (rules, connection_age) = (config.rules, config.connection_age);
+        let service = certificate_service(config, &authority, workload_life.clone(), telemetry.clone());
         let service = TokenFirst { inner: limited(service), authenticator, telemetry: telemetry.clone() };
-        tokio::spawn(serve(incoming, service, config.connection_age, watch.clone()));
+        tokio::spawn(serve(incoming, service, connection_age, watch.clone()));
         tokio::spawn(serving.run(watch.clone()));
-        tokio::spawn(tell_life(workload_life, config.rules));
+        tokio::spawn(log_workload_life(workload_life, rules));
         tokio::spawn(telemetry.clone().summarize(watch.clone()));
         tokio::spawn(authority.clone().run(checks, watch.clone()));
-        tokio::spawn(follow(authority.clone(), telemetry.clone(), watch.clone()));
+        tokio::spawn(update_gauges(authority.clone(), telemetry.clone(), watch.clone()));
 
         let (status, gateway_status) = watch::channel(GatewayStatus::NotConfigured);
         if let Some(gateway) = gateway {
-            let states = authority.states();
-            let keeper = IngressGateway::new(gateway, states, config.rules, telemetry, status);
+            let keeper = IngressGateway::new(gateway, authority.states(), rules, telemetry, status);
             tokio::spawn(keeper.run(watch));
         }
         info!(%grpc_address, admin_address = ?admin_address, "certificate authority listens");
         Ok(CertManagerHandle { grpc_address, admin_address, authority, gateway: gateway_status, trigger })
+    }
+}
+
+/// Loads or creates the authority and publishes its bundle.
+async fn open_authority(
+    config: &CertManagerConfig,
+    dependencies: &CertManagerDependencies,
+) -> Result<Authority, AuthorityError> {
+    Authority::open(
+        dependencies.root_store.clone(),
+        dependencies.given.clone(),
+        dependencies.publishers.clone(),
+        RotationTiming { propagation: config.propagation, max_life: config.rules.max_life },
+        RequiredNames::new(&config.trust_domain, &config.serving_names, &config.service_names),
+        config.new_root,
+    )
+    .await
+}
+
+/// Serves the admin pages until the drain starts, and returns where.
+async fn serve_admin(
+    address: SocketAddr,
+    dependencies: &CertManagerDependencies,
+    authority: &Authority,
+    drain: drain::Watch,
+) -> Result<SocketAddr, AdminServerError> {
+    let CertManagerDependencies { metrics, readiness, log, .. } = dependencies;
+    let server = AdminServer::new(PROCESS, metrics.clone(), readiness.clone(), log.clone())
+        .merge(crate::admin::routes(authority.clone()))
+        .bind(address)
+        .await?;
+    let address = server.local_addr();
+    tokio::spawn(server.serve(drain));
+    Ok(address)
+}
+
+/// The gRPC service, without the checks that come before a request's body.
+fn certificate_service(
+    config: CertManagerConfig,
+    authority: &Authority,
+    workload_life: watch::Receiver<Option<Duration>>,
+    telemetry: Arc<CaTelemetry>,
+) -> CertificateService {
+    CertificateService {
+        states: authority.states(),
+        rules: config.rules,
+        workload_life,
+        reserved_names: ReservedNames::new(&config.serving_names, &config.service_names),
+        service_names: config.service_names,
+        limiter: RateLimiter::new(config.rate_limit),
+        telemetry,
     }
 }
 
@@ -282,13 +305,13 @@ impl CertManagerHandle {
     }
 
     /// Finishes the calls in progress and ends, after `deadline` at the latest.
-    pub async fn drain(self, deadline: Duration) -> drain::Outcome {
+    pub async fn drain(self, deadline: Duration) -> drain::DrainOutcome {
         self.trigger.drain(deadline).await
     }
 }
 
 /// Updates the authority's gauges.
-async fn follow(authority: Authority, telemetry: Arc<Telemetry>, mut drain: drain::Watch) {
+async fn update_gauges(authority: Authority, telemetry: Arc<CaTelemetry>, mut drain: drain::Watch) {
     let (mut states, mut problems) = (authority.states(), authority.problems());
     loop {
         telemetry.authority(&states.borrow_and_update(), problems.borrow_and_update().is_some());
@@ -301,7 +324,7 @@ async fn follow(authority: Authority, telemetry: Arc<Telemetry>, mut drain: drai
 }
 
 /// Logs the lifetime of workloads' certificates whenever MeshConfig changes it.
-async fn tell_life(mut life: watch::Receiver<Option<Duration>>, rules: IssuingRules) {
+async fn log_workload_life(mut life: watch::Receiver<Option<Duration>>, rules: IssuingRules) {
     loop {
         let wanted = *life.borrow_and_update();
         if let Some(wanted) = wanted {

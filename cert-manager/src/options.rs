@@ -22,8 +22,8 @@ use crate::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
 use crate::authority::{GivenFiles, NewRoot};
 use crate::check_schedule::CheckSchedule;
 use crate::ingress_gateway::{GatewayDependencies, IngressGatewaySettings, SettingsInput};
-use crate::kubernetes::{Background, Parts, Place};
-use crate::manager::{CONNECTION_AGE, Config, Dependencies};
+use crate::kubernetes::{KubernetesParts, KubernetesTasks, ReplicaConfig};
+use crate::manager::{CONNECTION_AGE, CertManagerConfig, CertManagerDependencies};
 use crate::rate_limit::RateLimit;
 use crate::rules::IssuingRules;
 use crate::service_names::{ServiceNameGrant, ServiceNames};
@@ -42,7 +42,7 @@ pub(crate) use self::kubernetes::KubernetesOptions;
 /// short-lived certificate, over gRPC (istio.v1.auth.IstioCertificateService).
 #[derive(Parser, Debug, Clone)]
 #[command(name = names::CERT_MANAGER, version)]
-pub struct Options {
+pub struct CertManagerOptions {
     /// Address of the gRPC service (TLS)
     #[arg(
         long = flags::LISTEN,
@@ -110,7 +110,7 @@ pub struct Options {
 
     /// Limits.
     #[command(flatten)]
-    pub limits: LimitOptions,
+    pub limits: CaLimitOptions,
 
     /// The ingress controller's certificate.
     #[command(flatten)]
@@ -181,7 +181,7 @@ pub struct LifeOptions {
 /// Limits.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Limits")]
-pub struct LimitOptions {
+pub struct CaLimitOptions {
     /// Certificates per second for one identity, on average
     #[arg(long, env = "TIDEGATE_CA_RATE", value_name = "NUMBER", default_value_t = 10.0)]
     pub(crate) rate_per_second: f64,
@@ -234,7 +234,7 @@ pub struct GatewayOptions {
 #[error("{}", .0.join("\n"))]
 pub struct OptionProblems(pub Vec<String>);
 
-impl Options {
+impl CertManagerOptions {
     /// The required audience of tokens.
     fn audience(&self) -> String {
         self.tokens.jwt_audience.clone().unwrap_or_else(|| token_audience(&self.common.mesh_name))
@@ -246,7 +246,7 @@ impl Options {
         metrics: Metrics,
         readiness: Readiness,
         log: LogHandle,
-    ) -> Result<(Config, Dependencies), OptionProblems> {
+    ) -> Result<(CertManagerConfig, CertManagerDependencies), OptionProblems> {
         let mut problems = Vec::new();
         self.check_numbers(&mut problems);
         let gateway = self.gateway.settings(&mut problems);
@@ -262,7 +262,7 @@ impl Options {
         };
         let publishers =
             self.bundle_file.iter().map(|path| Arc::new(BundleFile::new(path)) as Arc<dyn BundlePublisher>);
-        let dependencies = Dependencies {
+        let dependencies = CertManagerDependencies {
             authenticator: Arc::new(authenticator),
             root_store: Arc::new(RootFolder::new(&self.store_dir)),
             given: self.given.files(),
@@ -281,14 +281,14 @@ impl Options {
         Ok((self.config(), dependencies))
     }
 
-    /// Checks the options and builds what they describe on Kubernetes. [`Background`] has to run beside it.
+    /// Checks the options and builds what they describe on Kubernetes. [`KubernetesTasks`] has to run beside it.
     pub fn build_on_kubernetes(
         &self,
         client: &Client,
         metrics: Metrics,
         readiness: Readiness,
         log: LogHandle,
-    ) -> Result<(Config, Dependencies, Background), OptionProblems> {
+    ) -> Result<(CertManagerConfig, CertManagerDependencies, KubernetesTasks), OptionProblems> {
         let mut problems = Vec::new();
         self.check_numbers(&mut problems);
         let options = &self.common;
@@ -304,9 +304,9 @@ impl Options {
         if !problems.is_empty() {
             return Err(OptionProblems(problems));
         }
-        let parts = Parts::start(
+        let parts = KubernetesParts::start(
             client,
-            &Place {
+            &ReplicaConfig {
                 namespace: options.namespace.clone(),
                 mesh_name: options.mesh_name.clone(),
                 pod_name,
@@ -316,7 +316,7 @@ impl Options {
             },
             &metrics,
         );
-        let dependencies = Dependencies {
+        let dependencies = CertManagerDependencies {
             authenticator: Arc::new(parts.authenticator),
             root_store: Arc::new(parts.root_store),
             given: self.given.files(),
@@ -341,8 +341,8 @@ impl Options {
         names.chain(addresses.map(San::Ip)).collect()
     }
 
-    fn config(&self) -> Config {
-        Config {
+    fn config(&self) -> CertManagerConfig {
+        CertManagerConfig {
             listen: self.listen,
             admin: Some(self.admin_address),
             serving_names: self.serving_names(),

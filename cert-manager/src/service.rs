@@ -19,7 +19,7 @@ use crate::issuer::pem;
 use crate::rate_limit::RateLimiter;
 use crate::rules::{Issued, IssuingRefusal, IssuingRules};
 use crate::service_names::{ReservedNames, ServiceNames};
-use crate::telemetry::Telemetry;
+use crate::telemetry::CaTelemetry;
 use crate::x509::WriteError;
 
 mod token_first;
@@ -45,7 +45,7 @@ pub(crate) struct CertificateService {
     pub(crate) service_names: ServiceNames,
     pub(crate) reserved_names: ReservedNames,
     pub(crate) limiter: RateLimiter<Identity>,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) telemetry: Arc<CaTelemetry>,
 }
 
 #[tonic::async_trait]

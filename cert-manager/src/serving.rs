@@ -14,7 +14,7 @@ use tracing::error;
 
 use crate::authority::AuthorityState;
 use crate::rules::{BACKDATE, Issued, IssuingRefusal, IssuingRules};
-use crate::telemetry::Telemetry;
+use crate::telemetry::CaTelemetry;
 
 /// How often to check the wall clock, which may jump.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub(crate) struct ServingCertificate {
     names: Vec<San>,
     rules: IssuingRules,
     states: watch::Receiver<Arc<AuthorityState>>,
-    telemetry: Arc<Telemetry>,
+    telemetry: Arc<CaTelemetry>,
     configs: watch::Sender<Arc<ServerConfig>>,
     renew_at: SystemTime,
 }
@@ -49,7 +49,7 @@ impl ServingCertificate {
         names: Vec<San>,
         rules: IssuingRules,
         mut states: watch::Receiver<Arc<AuthorityState>>,
-        telemetry: Arc<Telemetry>,
+        telemetry: Arc<CaTelemetry>,
     ) -> Result<Self, ServingError> {
         let state = states.borrow_and_update().clone();
         let (config, renew_at) = issue(&names, &rules, &state, &telemetry)?;
@@ -92,7 +92,7 @@ fn issue(
     names: &[San],
     rules: &IssuingRules,
     state: &AuthorityState,
-    telemetry: &Telemetry,
+    telemetry: &CaTelemetry,
 ) -> Result<(Arc<ServerConfig>, SystemTime), ServingError> {
     let now = SystemTime::now();
     let key = KeyPair::generate()?;

@@ -13,13 +13,13 @@ pub mod versioned_folder;
 
 /// Named values that belong together, such as `tls.crt` and `tls.key`.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Entries(pub BTreeMap<String, Vec<u8>>);
+pub struct NamedValues(pub BTreeMap<String, Vec<u8>>);
 
 /// Entries at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoredValues {
     /// The values.
-    pub entries: Entries,
+    pub entries: NamedValues,
     /// Identifies this version uniquely.
     pub revision: String,
 }
@@ -56,7 +56,7 @@ pub enum StoreError {
     Name(String),
     /// Published everywhere except in these namespaces; sorted.
     #[error("{}", enumerate(.0))]
-    Unreached(Vec<Unreached>),
+    Unreached(Vec<UnreachedNamespace>),
     /// An error of another kind of store.
     #[error("{0}")]
     Other(String),
@@ -64,7 +64,7 @@ pub enum StoreError {
 
 /// A namespace where the trust bundle cannot be published.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-pub struct Unreached {
+pub struct UnreachedNamespace {
     /// The namespace.
     pub namespace: String,
     /// The reason.
@@ -81,14 +81,14 @@ pub trait RootStore: Send + Sync + 'static {
     fn place(&self) -> String;
 
     /// The stored entries, if any.
-    async fn load(&self) -> Result<Option<Stored>, StoreError>;
+    async fn load(&self) -> Result<Option<StoredValues>, StoreError>;
 
     /// Writes `entries` if nothing is stored; returns what is stored afterwards. Of several concurrent callers, one writes and
     /// all get the same answer.
-    async fn create_if_absent(&self, entries: Entries) -> Result<Stored, StoreError>;
+    async fn create_if_absent(&self, entries: NamedValues) -> Result<StoredValues, StoreError>;
 
     /// Replaces the entries if they still have this revision; [`StoreError::Conflict`] otherwise.
-    async fn update(&self, revision: &str, entries: Entries) -> Result<Stored, StoreError>;
+    async fn update(&self, revision: &str, entries: NamedValues) -> Result<StoredValues, StoreError>;
 }
 
 /// Publishes the trust bundle to all who verify the mesh's certificates.
@@ -166,14 +166,14 @@ impl std::fmt::Display for SecretName {
     }
 }
 
-impl std::fmt::Display for Unreached {
+impl std::fmt::Display for UnreachedNamespace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "namespace {}: {}", self.namespace, self.reason)
     }
 }
 
 /// Names only, because some values are private keys.
-impl std::fmt::Debug for Entries {
+impl std::fmt::Debug for NamedValues {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }

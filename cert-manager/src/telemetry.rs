@@ -24,9 +24,9 @@ pub(crate) const AUDIT: &str = "audit";
 
 /// Writes and counts audit lines. Clones share their counters.
 #[derive(Clone, Debug)]
-pub(crate) struct Telemetry {
-    issued: Family<Purpose, Counter>,
-    refused: Family<Reason, Counter>,
+pub(crate) struct CaTelemetry {
+    issued: Family<PurposeLabel, Counter>,
+    refused: Family<RefusalLabel, Counter>,
     root_expiry: Gauge<f64, AtomicU64>,
     issuer_expiry: Gauge<f64, AtomicU64>,
     trusted_roots: Gauge,
@@ -45,16 +45,16 @@ enum RefusedSource {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Purpose {
+struct PurposeLabel {
     purpose: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
+struct RefusalLabel {
     reason: &'static str,
 }
 
-impl Telemetry {
+impl CaTelemetry {
     pub(crate) fn register(metrics: &Metrics) -> Arc<Self> {
         let this = Self {
             issued: Family::default(),
@@ -122,12 +122,12 @@ impl Telemetry {
         peer: Option<SocketAddr>,
         issued: &Issued,
     ) {
-        self.issued.get_or_create(&Purpose { purpose: "workload" }).inc();
+        self.issued.get_or_create(&PurposeLabel { purpose: "workload" }).inc();
         info!(
             target: AUDIT,
             %identity,
             pod = pod.unwrap_or("-"),
-            peer = %Peer(peer),
+            peer = %LoggedPeer(peer),
             serial = %issued.serial,
             sans = %issued.names(),
             not_after = %humantime::format_rfc3339_seconds(issued.not_after),
@@ -137,7 +137,7 @@ impl Telemetry {
 
     /// A certificate that was not requested over the network: our own, or the ingress controller's.
     pub(crate) fn own(&self, purpose: &'static str, issued: &Issued) {
-        self.issued.get_or_create(&Purpose { purpose }).inc();
+        self.issued.get_or_create(&PurposeLabel { purpose }).inc();
         info!(
             target: AUDIT,
             purpose,
@@ -155,7 +155,7 @@ impl Telemetry {
         kind: &'static str,
         reason: &dyn std::fmt::Display,
     ) {
-        self.refused.get_or_create(&Reason { reason: kind }).inc();
+        self.refused.get_or_create(&RefusalLabel { reason: kind }).inc();
         let source = match (identity, peer) {
             (Some(identity), _) => RefusedSource::Identity(identity.to_string()),
             (None, Some(peer)) => RefusedSource::Address(peer.ip().to_canonical()),
@@ -165,11 +165,11 @@ impl Telemetry {
             return;
         }
         let identity = identity.map_or_else(|| "unknown".to_owned(), ToString::to_string);
-        warn!(target: AUDIT, %identity, peer = %Peer(peer), kind, %reason, "certificate refused");
+        warn!(target: AUDIT, %identity, peer = %LoggedPeer(peer), kind, %reason, "certificate refused");
     }
 }
 
-impl Telemetry {
+impl CaTelemetry {
     /// Logs from time to time how many refusals were not logged individually, until the drain starts.
     pub(crate) async fn summarize(self: Arc<Self>, drain: drain::Watch) {
         let say =
@@ -188,9 +188,9 @@ impl std::fmt::Display for RefusedSource {
     }
 }
 
-struct Peer(Option<SocketAddr>);
+struct LoggedPeer(Option<SocketAddr>);
 
-impl std::fmt::Display for Peer {
+impl std::fmt::Display for LoggedPeer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Some(address) => address.fmt(f),

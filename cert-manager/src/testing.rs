@@ -63,12 +63,12 @@ pub(crate) fn now() -> SystemTime {
 }
 
 /// Signs tokens.
-pub(crate) struct Signer {
+pub(crate) struct TokenSigner {
     pub(crate) key: KeyPair,
     algorithm: Algorithm,
 }
 
-impl Signer {
+impl TokenSigner {
     pub(crate) fn new(algorithm: Algorithm) -> Self {
         let key = match algorithm {
             Algorithm::RS256 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048),

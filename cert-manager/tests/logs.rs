@@ -20,7 +20,8 @@ use tidegate_cert_manager::service_names::ServiceNames;
 use tidegate_cert_manager::store::root_folder::RootFolder;
 use tidegate_cert_manager::store::secret_folder::SecretFolder;
 use tidegate_cert_manager::{
-    CertManager, CertManagerHandle, CheckSchedule, Config, Dependencies, GatewayDependencies,
+    CertManager, CertManagerConfig, CertManagerDependencies, CertManagerHandle, CheckSchedule,
+    GatewayDependencies,
 };
 use tidegate_core::{DnsName, San, TrustDomain};
 use tidegate_proto::istio_ca::IstioCertificateRequest;
@@ -102,7 +103,7 @@ async fn start(dir: &Path) -> CertManagerHandle {
         issuer: None,
         trust_domain: TrustDomain::default(),
     });
-    let config = Config {
+    let config = CertManagerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: None,
         serving_names: vec![San::Dns(DnsName::parse("ca.example").unwrap())],
@@ -115,7 +116,7 @@ async fn start(dir: &Path) -> CertManagerHandle {
         max_connections: 10,
         connection_age: CONNECTION_AGE,
     };
-    let dependencies = Dependencies {
+    let dependencies = CertManagerDependencies {
         authenticator: Arc::new(authenticator.unwrap()),
         root_store: Arc::new(RootFolder::new(dir.join("ca"))),
         given: None,

@@ -424,7 +424,7 @@ async fn start_ca(
         trust_domain: options.trust.trust_domain.clone(),
     })?;
     let rules = IssuingRules::default();
-    let config = tidegate_cert_manager::Config {
+    let config = tidegate_cert_manager::CertManagerConfig {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         admin: Some(options.ca_admin_address),
         serving_names: vec![San::Dns(DnsName::parse(CA_NAME)?)],
@@ -442,7 +442,7 @@ async fn start_ca(
         max_connections: MAX_CONNECTIONS,
         connection_age: CONNECTION_AGE,
     };
-    let dependencies = tidegate_cert_manager::Dependencies {
+    let dependencies = tidegate_cert_manager::CertManagerDependencies {
         authenticator: Arc::new(authenticator),
         root_store: Arc::new(RootFolder::new(state_dir.join("ca"))),
         given: None,

@@ -20,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tidegate_core::contract::names;
-use tidegate_runtime::admin::{AdminError, AdminServer, BoundAdmin, ProcessName};
+use tidegate_runtime::admin::{AdminServer, AdminServerError, BoundAdmin, ProcessName};
 use tidegate_runtime::drain;
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
@@ -45,7 +45,7 @@ impl AdminServers {
         metrics: Metrics,
         readiness: Readiness,
         log: LogHandle,
-    ) -> Result<Self, AdminError> {
+    ) -> Result<Self, AdminServerError> {
         let name = ProcessName(names::CONTROLLER);
         let health = match config.health {
             Some(address) => {

@@ -19,8 +19,8 @@ use tidegate_core::contract::names::{self, MESH_CONFIG_NAME, name_in_mesh};
 use tidegate_crds::{Finding, IngressBackendSpec, MeshConfigSpec, validate};
 use tidegate_kubernetes::watch::KindMeter;
 use tidegate_kubernetes::webhook::{
-    AdmissionRequest, BoxFuture, CaBundleKeeper, Limits, Operation, Reviewer, StartError, Verdict,
-    WebhookServer,
+    AdmissionRequest, AdmissionReviewer, BoxFuture, CaBundleKeeper, Operation, Verdict, WebhookLimits,
+    WebhookServer, WebhookStartError,
 };
 use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::drain;
@@ -63,12 +63,13 @@ impl ValidatingWebhook {
         address: SocketAddr,
         mesh_name: &str,
         dependencies: WebhookDependencies,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, WebhookStartError> {
         let WebhookDependencies { client, credentials, trust_bundle, metrics, meter, readiness } =
             dependencies;
         let reviewer = Arc::new(PolicyReviewer);
         let server =
-            WebhookServer::bind(address, names::VALIDATE_PATH, reviewer, &metrics, Limits::default()).await?;
+            WebhookServer::bind(address, names::VALIDATE_PATH, reviewer, &metrics, WebhookLimits::default())
+                .await?;
         let keeper = CaBundleKeeper::<ValidatingWebhookConfiguration>::new(
             client,
             name_in_mesh(names::CONTROLLER, mesh_name),
@@ -84,13 +85,13 @@ impl ValidatingWebhook {
     }
 
     /// Answers requests in flight, and those that still arrive until every API server has noticed the shutdown.
-    pub async fn shutdown(self, deadline: Duration) -> drain::Outcome {
+    pub async fn shutdown(self, deadline: Duration) -> drain::DrainOutcome {
         self.keeper.abort();
         self.trigger.drain(deadline).await
     }
 }
 
-impl Reviewer for PolicyReviewer {
+impl AdmissionReviewer for PolicyReviewer {
     fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict> {
         let verdict = match (request.kind().group.as_str(), request.kind().kind.as_str()) {
             _ if !matches!(request.operation(), Operation::Create | Operation::Update) => Verdict::allowed(),

@@ -36,7 +36,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tidegate_core::TrustDomain;
 use tidegate_core::contract::names;
 use tidegate_crds::MeshConfigSpec;
-use tidegate_runtime::admin::AdminError;
+use tidegate_runtime::admin::AdminServerError;
 use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::drain;
 use tidegate_runtime::grpc::RefusedConnections;
@@ -137,7 +137,7 @@ pub enum ControllerStartError {
     },
     /// The admin server failed to start.
     #[error(transparent)]
-    Admin(#[from] AdminError),
+    Admin(#[from] AdminServerError),
 }
 
 impl Controller {
@@ -219,7 +219,7 @@ fn shared(config: &ControllerConfig, metrics: &ControllerMetrics) -> ControllerS
 impl ControllerHandle {
     /// Ends every stream, so that sidecars connect to another replica, and waits until all have ended or the deadline
     /// has passed.
-    pub async fn shutdown(self, deadline: Duration) -> drain::Outcome {
+    pub async fn shutdown(self, deadline: Duration) -> drain::DrainOutcome {
         self.trigger.drain(deadline).await
     }
 }

@@ -43,12 +43,12 @@ pub struct IngressBackendSpec {
     /// The Services to open, each at one port.
     #[serde(deserialize_with = "backends")]
     #[schemars(length(max = MOST_BACKENDS))]
-    pub backends: Vec<Backend>,
+    pub backends: Vec<BackendSpec>,
     /// Which clients may reach them. Addresses (`Service`, `IPRange`) are ORed, and so are principals; if both are
     /// given, a client must match both. An empty list admits every address.
     #[serde(deserialize_with = "sources")]
     #[schemars(length(max = MOST_SOURCES))]
-    pub sources: Vec<Source>,
+    pub sources: Vec<IngressSourceSpec>,
     /// Accepted and ignored, as OSM did.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "matches")]
     #[schemars(length(max = MOST_NAMES))]
@@ -58,7 +58,7 @@ pub struct IngressBackendSpec {
 /// A Service's port to open.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub struct Backend {
+pub struct BackendSpec {
     /// Name of a Service in the namespace of this object.
     #[serde(deserialize_with = "bounded::text::<_, NAME>")]
     #[schemars(length(max = NAME))]
@@ -99,7 +99,7 @@ pub struct BackendTls {
 /// One client or several.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub struct Source {
+pub struct IngressSourceSpec {
     /// `Service` (the addresses of its endpoints), `IPRange` (a CIDR), or `AuthenticatedPrincipal` (a name in the
     /// client's certificate).
     #[serde(deserialize_with = "bounded::text::<_, WORD>")]
@@ -155,11 +155,11 @@ pub struct IngressBackendStatus {
     pub other: BTreeMap<String, serde_json::Value>,
 }
 
-fn backends<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Backend>, D::Error> {
+fn backends<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<BackendSpec>, D::Error> {
     bounded::list(deserializer, "spec.backends", MOST_BACKENDS)
 }
 
-fn sources<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Source>, D::Error> {
+fn sources<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IngressSourceSpec>, D::Error> {
     bounded::list(deserializer, "spec.sources", MOST_SOURCES)
 }
 

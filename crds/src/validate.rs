@@ -12,7 +12,7 @@ mod mesh_config;
 use std::fmt;
 
 pub use findings::listed;
-pub use ingress_backend::{Protocol, ingress_backend};
+pub use ingress_backend::{IngressProtocol, ingress_backend};
 pub use mesh_config::mesh_config;
 
 /// An error or warning about one field.

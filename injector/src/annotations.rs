@@ -27,9 +27,9 @@ pub(crate) struct Annotations<'a> {
 /// The annotations that are read of a namespace. Of those about resources there are six, so any of more is wrong, and those
 /// that are kept refuse the Pod.
 #[derive(Clone, Debug)]
-pub(crate) struct OfNamespace;
+pub(crate) struct NamespaceAnnotations;
 
-impl Wanted for OfNamespace {
+impl Wanted for NamespaceAnnotations {
     const NAMES: &'static [&'static str] = &[SIDECAR_INJECTION, METRICS, UDP, SIDECAR_LIMITS];
     const PREFIX: Option<&'static str> = Some(SIDECAR_RESOURCE);
 }

@@ -26,7 +26,7 @@ const SERVICE_ACCOUNT_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceacco
 
 /// Generates the containers of one Pod.
 #[derive(Clone, Debug)]
-pub(crate) struct Parts<'a> {
+pub(crate) struct ContainerBuilder<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) mesh: &'a MeshSettings,
     pub(crate) interception: Interception,
@@ -39,7 +39,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) probes: String,
 }
 
-impl Parts<'_> {
+impl ContainerBuilder<'_> {
     /// Waits until the sidecar is ready, redirects the Pod's connections, verifies the redirection, and exits.
     ///
     /// Every later container starts with a sidecar that has a certificate and a policy. A startup probe of the sidecar

@@ -9,7 +9,7 @@ use tidegate_core::contract::labels::INJECTION;
 use tidegate_crds::injection::is_in_mesh;
 use tidegate_kubernetes::lean::{MembershipLabels, Meta, Only};
 
-use crate::annotations::{AnnotationError, Annotations, OfNamespace};
+use crate::annotations::{AnnotationError, Annotations, NamespaceAnnotations};
 use crate::pod::PodView;
 
 /// Namespaces of Kubernetes itself: a sidecar there could keep the cluster from starting.
@@ -28,16 +28,16 @@ pub struct NamespaceView {
 
 /// Whether a Pod gets a sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub enum InjectionDecision {
     /// It does.
     Inject,
     /// It does not, and why.
-    Leave(Reason),
+    Leave(NoSidecarReason),
 }
 
 /// Why a Pod gets no sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum NoSidecarReason {
     /// Its namespace is Kubernetes' own or the control plane's.
     SystemNamespace,
     /// Its namespace does not belong to the mesh.
@@ -70,10 +70,10 @@ impl NamespaceView {
     /// Reads a Namespace's JSON, and of it no more than counts here.
     pub fn parse(json: &str) -> serde_json::Result<Self> {
         #[derive(Deserialize)]
-        struct LeanNamespace {
-            metadata: Meta<Only<MembershipLabels>, Only<OfNamespace>>,
+        struct NamespaceMetadata {
+            metadata: Meta<Only<MembershipLabels>, Only<NamespaceAnnotations>>,
         }
-        let LeanNamespace { metadata } = serde_json::from_str(json)?;
+        let NamespaceMetadata { metadata } = serde_json::from_str(json)?;
         Ok(Self {
             name: metadata.name.unwrap_or_default(),
             labels: metadata.labels.unwrap_or_default().entries,
@@ -98,7 +98,7 @@ impl From<Namespace> for NamespaceView {
     }
 }
 
-impl Reason {
+impl NoSidecarReason {
     /// What the Pod's author should know, where it may be a surprise.
     pub fn warning(self) -> Option<&'static str> {
         match self {
@@ -135,22 +135,22 @@ pub fn decide(
     namespace: &NamespaceView,
     mesh_name: &str,
     control_plane: &str,
-) -> Result<Decision, DecisionError> {
+) -> Result<InjectionDecision, DecisionError> {
     if is_system(&namespace.name, control_plane) {
-        return Ok(Decision::Leave(Reason::SystemNamespace));
+        return Ok(InjectionDecision::Leave(NoSidecarReason::SystemNamespace));
     }
     if !namespace.is_in_mesh(mesh_name) {
-        return Ok(Decision::Leave(Reason::NotInMesh));
+        return Ok(InjectionDecision::Leave(NoSidecarReason::NotInMesh));
     }
     let asked = is_asked_for(pod, namespace)?;
     if let Some(reason) = impossible(pod) {
         // A word of the Pod's own that cannot be kept must not be passed over.
-        if reason == Reason::HostNetwork && own_word(pod)? == Some(true) {
+        if reason == NoSidecarReason::HostNetwork && own_word(pod)? == Some(true) {
             return Err(DecisionError::HostNetwork);
         }
-        return Ok(Decision::Leave(asked.err().unwrap_or(reason)));
+        return Ok(InjectionDecision::Leave(asked.err().unwrap_or(reason)));
     }
-    Ok(asked.map_or_else(Decision::Leave, |()| Decision::Inject))
+    Ok(asked.map_or_else(InjectionDecision::Leave, |()| InjectionDecision::Inject))
 }
 
 /// Whether a Pod gets a sidecar where no more than the name of its namespace is known: unless it cannot or says no.
@@ -158,16 +158,16 @@ pub(crate) fn decide_alone(
     pod: &PodView<'_>,
     namespace: &str,
     control_plane: &str,
-) -> Result<Decision, DecisionError> {
+) -> Result<InjectionDecision, DecisionError> {
     if is_system(namespace, control_plane) {
-        return Ok(Decision::Leave(Reason::SystemNamespace));
+        return Ok(InjectionDecision::Leave(NoSidecarReason::SystemNamespace));
     }
     let word = own_word(pod)?;
     Ok(match (impossible(pod), word) {
-        (Some(Reason::HostNetwork), Some(true)) => return Err(DecisionError::HostNetwork),
-        (Some(reason), _) => Decision::Leave(reason),
-        (None, Some(false)) => Decision::Leave(Reason::OptedOut),
-        (None, _) => Decision::Inject,
+        (Some(NoSidecarReason::HostNetwork), Some(true)) => return Err(DecisionError::HostNetwork),
+        (Some(reason), _) => InjectionDecision::Leave(reason),
+        (None, Some(false)) => InjectionDecision::Leave(NoSidecarReason::OptedOut),
+        (None, _) => InjectionDecision::Inject,
     })
 }
 
@@ -175,28 +175,31 @@ fn is_system(namespace: &str, control_plane: &str) -> bool {
     namespace == control_plane || SYSTEM_NAMESPACES.contains(&namespace)
 }
 
-fn is_asked_for(pod: &PodView<'_>, namespace: &NamespaceView) -> Result<Result<(), Reason>, AnnotationError> {
+fn is_asked_for(
+    pod: &PodView<'_>,
+    namespace: &NamespaceView,
+) -> Result<Result<(), NoSidecarReason>, AnnotationError> {
     if let Some(word) = own_word(pod)? {
-        return Ok(if word { Ok(()) } else { Err(Reason::OptedOut) });
+        return Ok(if word { Ok(()) } else { Err(NoSidecarReason::OptedOut) });
     }
     let owner = format!("namespace {}", namespace.name);
     let by_annotation = Annotations::new(&owner, Some(&namespace.annotations)).switch(SIDECAR_INJECTION)?;
     let by_label = namespace.labels.get(INJECTION).is_some_and(|value| value == "enabled");
-    Ok(if by_annotation.unwrap_or(by_label) { Ok(()) } else { Err(Reason::NotAskedFor) })
+    Ok(if by_annotation.unwrap_or(by_label) { Ok(()) } else { Err(NoSidecarReason::NotAskedFor) })
 }
 
 fn own_word(pod: &PodView<'_>) -> Result<Option<bool>, AnnotationError> {
     Annotations::new("pod", pod.metadata.annotations.as_ref()).switch(SIDECAR_INJECTION)
 }
 
-fn impossible(pod: &PodView<'_>) -> Option<Reason> {
+fn impossible(pod: &PodView<'_>) -> Option<NoSidecarReason> {
     let spec = pod.spec.as_ref()?;
     if spec.host_network == Some(true) {
-        return Some(Reason::HostNetwork);
+        return Some(NoSidecarReason::HostNetwork);
     }
     let by_selector = spec.node_selector.as_ref().and_then(|selector| selector.os.as_ref());
     let by_field = spec.os.as_ref().map(|os| &os.name);
-    by_selector.or(by_field).is_some_and(|os| os == "windows").then_some(Reason::Windows)
+    by_selector.or(by_field).is_some_and(|os| os == "windows").then_some(NoSidecarReason::Windows)
 }
 
 #[cfg(test)]
@@ -234,14 +237,14 @@ mod tests {
         let by_label = namespace("shop", json!({ INJECTION: "enabled" }), json!({}));
         let label_off =
             namespace("shop", json!({ INJECTION: "enabled" }), json!({ SIDECAR_INJECTION: "no" }));
-        let out = Decision::Leave(Reason::OptedOut);
-        let not_asked = Decision::Leave(Reason::NotAskedFor);
+        let out = InjectionDecision::Leave(NoSidecarReason::OptedOut);
+        let not_asked = InjectionDecision::Leave(NoSidecarReason::NotAskedFor);
         for (namespace, without, yes, no) in [
-            (&unset, not_asked, Decision::Inject, out),
-            (&enabled, Decision::Inject, Decision::Inject, out),
-            (&disabled, not_asked, Decision::Inject, out),
-            (&by_label, Decision::Inject, Decision::Inject, out),
-            (&label_off, not_asked, Decision::Inject, out),
+            (&unset, not_asked, InjectionDecision::Inject, out),
+            (&enabled, InjectionDecision::Inject, InjectionDecision::Inject, out),
+            (&disabled, not_asked, InjectionDecision::Inject, out),
+            (&by_label, InjectionDecision::Inject, InjectionDecision::Inject, out),
+            (&label_off, not_asked, InjectionDecision::Inject, out),
         ] {
             for (word, expected) in [(None, without), (Some("enabled"), yes), (Some("disabled"), no)] {
                 let decision = decide(&pod(word, plain()), namespace, "osm", "tidegate-system");
@@ -254,16 +257,16 @@ mod tests {
     fn some_namespaces_never_count_whatever_a_pod_says() {
         let label = json!({ MONITORED_BY: "osm", INJECTION: "enabled" });
         for (name, labels, reason) in [
-            ("kube-system", label.clone(), Reason::SystemNamespace),
-            ("kube-public", label.clone(), Reason::SystemNamespace),
-            ("mesh", label, Reason::SystemNamespace),
-            ("shop", json!({}), Reason::NotInMesh),
-            ("shop", json!({ MONITORED_BY: "other" }), Reason::NotInMesh),
-            ("shop", json!({ MONITORED_BY: "osm", IGNORE: "" }), Reason::NotInMesh),
+            ("kube-system", label.clone(), NoSidecarReason::SystemNamespace),
+            ("kube-public", label.clone(), NoSidecarReason::SystemNamespace),
+            ("mesh", label, NoSidecarReason::SystemNamespace),
+            ("shop", json!({}), NoSidecarReason::NotInMesh),
+            ("shop", json!({ MONITORED_BY: "other" }), NoSidecarReason::NotInMesh),
+            ("shop", json!({ MONITORED_BY: "osm", IGNORE: "" }), NoSidecarReason::NotInMesh),
         ] {
             let namespace = namespace(name, labels, json!({}));
             let decision = decide(&pod(Some("enabled"), plain()), &namespace, "osm", "mesh");
-            assert_eq!(decision, Ok(Decision::Leave(reason)), "{name}");
+            assert_eq!(decision, Ok(InjectionDecision::Leave(reason)), "{name}");
         }
     }
 
@@ -272,14 +275,14 @@ mod tests {
         let shop = namespace("shop", json!({ INJECTION: "enabled" }), json!({}));
         let decide = |word, spec| decide(&pod(word, spec), &shop, "osm", "mesh");
         let host = json!({"containers": [], "hostNetwork": true});
-        assert_eq!(decide(None, host.clone()), Ok(Decision::Leave(Reason::HostNetwork)));
-        assert_eq!(decide(Some("no"), host.clone()), Ok(Decision::Leave(Reason::OptedOut)));
+        assert_eq!(decide(None, host.clone()), Ok(InjectionDecision::Leave(NoSidecarReason::HostNetwork)));
+        assert_eq!(decide(Some("no"), host.clone()), Ok(InjectionDecision::Leave(NoSidecarReason::OptedOut)));
         assert_eq!(decide(Some("yes"), host), Err(DecisionError::HostNetwork));
         for windows in [
             json!({"containers": [], "nodeSelector": {"kubernetes.io/os": "windows"}}),
             json!({"containers": [], "os": {"name": "windows"}}),
         ] {
-            assert_eq!(decide(Some("yes"), windows), Ok(Decision::Leave(Reason::Windows)));
+            assert_eq!(decide(Some("yes"), windows), Ok(InjectionDecision::Leave(NoSidecarReason::Windows)));
         }
     }
 
@@ -315,7 +318,7 @@ mod tests {
             assert!(shop.is_in_mesh("osm"));
             assert_eq!(
                 decide(&pod(None, plain()), &shop, "osm", "mesh"),
-                Ok(Decision::Leave(Reason::NotAskedFor))
+                Ok(InjectionDecision::Leave(NoSidecarReason::NotAskedFor))
             );
             // What was cut is not taken for something else, and of the wrong ones some are there to refuse the Pod.
             let annotations = Annotations::new("namespace shop", Some(&shop.annotations));

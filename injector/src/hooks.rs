@@ -9,14 +9,14 @@ use tidegate_core::contract::ports;
 
 use crate::hook_key::HookKey;
 use crate::patch::PatchBuilder;
-use crate::pod::{ContainerFields, Handler, Port};
-use crate::probes::{self, AppProbe, ProbeError};
+use crate::pod::{ContainerFields, LifecycleHandler, PortReference};
+use crate::probes::{self, AppProbe, ProbeRewriteError};
 
 /// Prefix of the paths of hooks.
 const PATH: &str = "/osm-lifecycle/";
 
 /// The Pod of the hooks, as used in their paths: its namespace, and its own or its owner's name.
-pub(crate) struct Owner<'p> {
+pub(crate) struct HookOwner<'p> {
     pub(crate) key: &'p HookKey,
     pub(crate) namespace: &'p str,
     pub(crate) name: &'p str,
@@ -26,7 +26,7 @@ pub(crate) struct Owner<'p> {
 struct HookKind {
     field: &'static str,
     path: &'static str,
-    of: fn(&ContainerFields) -> Option<&Handler>,
+    of: fn(&ContainerFields) -> Option<&LifecycleHandler>,
 }
 
 const KINDS: [HookKind; 2] = [
@@ -47,11 +47,11 @@ const KINDS: [HookKind; 2] = [
 pub(crate) fn rewrite(
     container: &ContainerFields,
     path: &[&str],
-    owner: &Owner<'_>,
+    owner: &HookOwner<'_>,
     before: &[AppProbe],
     patch: &mut PatchBuilder,
     all: &mut Vec<AppProbe>,
-) -> Result<(), ProbeError> {
+) -> Result<(), ProbeRewriteError> {
     for kind in &KINDS {
         let Some(action) = (kind.of)(container).and_then(|handler| handler.http_get.as_ref()) else {
             continue;
@@ -60,11 +60,11 @@ pub(crate) fn rewrite(
             continue;
         }
         let error = |(field, problem): (&str, String)| {
-            ProbeError::new(container, format!("lifecycle.{}.{field}", kind.field), problem)
+            ProbeRewriteError::new(container, format!("lifecycle.{}.{field}", kind.field), problem)
         };
         let beginning = format!("{PATH}{}/{}/", container.name, kind.path);
         let asked = action.path.as_deref().unwrap_or_default();
-        if action.port == Port::Number(ports::HOOKS.into()) && asked.starts_with(&beginning) {
+        if action.port == PortReference::Number(ports::HOOKS.into()) && asked.starts_with(&beginning) {
             let known = before.iter().find(|known| known.is_at(ports::HOOKS, asked)).ok_or_else(|| {
                 let problem = format!(
                     "port {} and path {beginning} are the sidecar's; name the app's own port and path",
@@ -84,7 +84,7 @@ pub(crate) fn rewrite(
     Ok(())
 }
 
-impl Owner<'_> {
+impl HookOwner<'_> {
     /// The same for the same key, so that repeated reviews of a Pod give the same patch.
     fn secret(&self, container: &ContainerFields, kind: &HookKind) -> String {
         // None of these can contain a slash.

@@ -10,9 +10,11 @@ use tidegate_core::contract::labels::{INJECTED, SIDECAR_LABEL};
 use tidegate_core::contract::{names, ports};
 
 use crate::annotations::Annotations;
-use crate::containers::{self, Parts};
-use crate::decision::{Decision, DecisionError, NamespaceView, Reason, decide, decide_alone};
-use crate::hooks::{self, Owner};
+use crate::containers::{self, ContainerBuilder};
+use crate::decision::{
+    DecisionError, InjectionDecision, NamespaceView, NoSidecarReason, decide, decide_alone,
+};
+use crate::hooks::{self, HookOwner};
 use crate::patch::PatchBuilder;
 use crate::pod::{PodSpec, PodView};
 use crate::probes::{self, AppProbe};
@@ -25,7 +27,7 @@ pub enum Injection {
     /// It joins the mesh with this patch, which is empty if nothing is missing.
     Meshed(Patch),
     /// It gets no sidecar.
-    Left(Reason),
+    Left(NoSidecarReason),
 }
 
 /// Decides whether a Pod that is about to be created in `namespace` is injected, and generates its patch.
@@ -53,17 +55,19 @@ pub(crate) fn inject_alone(
 }
 
 fn patch_if(
-    decision: Result<Decision, DecisionError>,
+    decision: Result<InjectionDecision, DecisionError>,
     pod: &PodView<'_>,
     namespace: &NamespaceView,
     settings: &Settings,
     mesh: &MeshSettings,
 ) -> Result<Injection, PodRefusal> {
     match (decision?, &pod.spec) {
-        (Decision::Leave(reason), _) => Ok(Injection::Left(reason)),
-        (Decision::Inject, Some(spec)) => patch(pod, spec, namespace, settings, mesh).map(Injection::Meshed),
+        (InjectionDecision::Leave(reason), _) => Ok(Injection::Left(reason)),
+        (InjectionDecision::Inject, Some(spec)) => {
+            patch(pod, spec, namespace, settings, mesh).map(Injection::Meshed)
+        }
         // The API server refuses such a Pod itself.
-        (Decision::Inject, None) => Ok(Injection::Meshed(Patch(Vec::new()))),
+        (InjectionDecision::Inject, None) => Ok(Injection::Meshed(Patch(Vec::new()))),
     }
 }
 
@@ -81,7 +85,7 @@ fn patch(
     set_metadata(pod, namespace, &mut patch)?;
     // Before containers are added, because the paths use the current indexes.
     let metadata = &pod.metadata;
-    let owner = Owner {
+    let owner = HookOwner {
         key: &settings.hook_key,
         namespace: &namespace.name,
         name: metadata.generate_name.as_deref().or(metadata.name.as_deref()).unwrap_or_default(),
@@ -102,7 +106,7 @@ fn patch(
     limits.extend(own.sidecar_limits()?);
     let (of_namespace, of_pod) = (of_namespace.refuses_udp()?, own.refuses_udp()?);
     let refuses_udp = of_pod.or(of_namespace).unwrap_or(false);
-    let parts = Parts { settings, mesh, interception, resources, refuses_udp, limits, probes };
+    let parts = ContainerBuilder { settings, mesh, interception, resources, refuses_udp, limits, probes };
     set_containers(spec, &parts, &mut patch);
     set_volumes(spec, is_injected, settings, &mut patch);
     Ok(patch.finish())
@@ -138,7 +142,7 @@ fn set_metadata(
 /// Points every probe and hook at the sidecar, and collects what the sidecar must request from the app.
 fn rewrite_probes(
     spec: &PodSpec<'_>,
-    owner: &Owner<'_>,
+    owner: &HookOwner<'_>,
     patch: &mut PatchBuilder,
 ) -> Result<Vec<AppProbe>, PodRefusal> {
     let sidecar =
@@ -162,7 +166,7 @@ fn rewrite_probes(
 }
 
 /// Puts our containers first, so that the app's init containers also run inside the mesh.
-fn set_containers(spec: &PodSpec<'_>, parts: &Parts<'_>, patch: &mut PatchBuilder) {
+fn set_containers(spec: &PodSpec<'_>, parts: &ContainerBuilder<'_>, patch: &mut PatchBuilder) {
     const PATH: [&str; 2] = ["spec", "initContainers"];
     let made = [parts.sidecar(), parts.intercept()];
     let Some(there) = &spec.init_containers else { return patch.add(&PATH, made.into()) };

@@ -42,12 +42,12 @@ pub mod settings;
 mod state;
 
 pub use annotations::AnnotationError;
-pub use decision::{Decision, DecisionError, NamespaceView, Reason, decide};
+pub use decision::{DecisionError, InjectionDecision, NamespaceView, NoSidecarReason, decide};
 pub use hook_key::HookKey;
 pub use inject::{Injection, inject};
 pub use manifests::{InjectedManifests, ManifestError, ManifestNamespaces, inject_manifests};
 pub use pod::PodView;
-pub use probes::ProbeError;
+pub use probes::ProbeRewriteError;
 pub use refusal::PodRefusal;
 pub use review::PodReviewer;
 pub use state::{ClusterState, ClusterStateWriter};

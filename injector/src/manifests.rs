@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::decision::{NamespaceView, Reason};
+use crate::decision::{NamespaceView, NoSidecarReason};
 use crate::inject::{Injection, inject, inject_alone};
 use crate::pod::PodView;
 use crate::refusal::PodRefusal;
@@ -214,7 +214,7 @@ impl DocumentInjector<'_> {
         let patch = match injection {
             Injection::Meshed(patch) if !patch.is_empty() => patch,
             // It has its sidecar, or opts out.
-            Injection::Meshed(_) | Injection::Left(Reason::OptedOut) => return Ok(false),
+            Injection::Meshed(_) | Injection::Left(NoSidecarReason::OptedOut) => return Ok(false),
             Injection::Left(reason) => {
                 let why = reason.because(&namespace, &self.settings.mesh_name);
                 self.notes.push(format!("document {document}: {kind} {name}: left without a sidecar: {why}"));

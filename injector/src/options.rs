@@ -15,7 +15,7 @@ use crate::settings::Settings;
 /// Adds the sidecar and the interception step to pods of the mesh's namespaces: a mutating admission webhook.
 #[derive(Parser, Clone, Debug)]
 #[command(name = names::INJECTOR, version)]
-pub struct Options {
+pub struct InjectorOptions {
     /// Accepted so that all daemons share a set of flags: the injector only runs on Kubernetes.
     #[arg(long = flags::KUBERNETES, env = environment::KUBERNETES, hide = true)]
     pub kubernetes: bool,
@@ -74,7 +74,7 @@ pub struct Options {
     pub log: LogOptions,
 }
 
-impl Options {
+impl InjectorOptions {
     /// The settings of every sidecar.
     pub fn settings(&self) -> Settings {
         let ControlPlaneOptions { namespace, trust, .. } = &self.common;
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn every_flag_has_help_and_can_be_set_by_environment() {
-        let command = Options::command();
+        let command = InjectorOptions::command();
         command.clone().debug_assert();
         for argument in command.get_arguments().filter(|a| !matches!(a.get_id().as_str(), "help" | "version"))
         {
@@ -128,7 +128,7 @@ mod tests {
             "--namespace=mesh",
             "--ca-address=https://ca.mesh.svc:15012",
         ];
-        let options = Options::parse_from(common);
+        let options = InjectorOptions::parse_from(common);
         let expected = Settings {
             ca_address: "https://ca.mesh.svc:15012".to_owned(),
             ..Settings::of_mesh("mesh", "cluster.local", "i:1")
@@ -141,7 +141,7 @@ mod tests {
             "--discovery-address=https://d:1",
             "--trust-domain=td",
         ];
-        let options = Options::parse_from(common.iter().chain(&more));
+        let options = InjectorOptions::parse_from(common.iter().chain(&more));
         let settings = options.settings();
         assert_eq!(settings.discovery_server_name, "tidegate-controller.mesh.td");
         assert_eq!(settings.discovery_address, "https://d:1");

@@ -103,11 +103,11 @@ pub(crate) struct ContainerFields {
     #[serde(default, rename = "volumeMounts")]
     pub(crate) mounts: Option<Mounts>,
     #[serde(default)]
-    pub(crate) liveness_probe: Option<Probe>,
+    pub(crate) liveness_probe: Option<ContainerProbe>,
     #[serde(default)]
-    pub(crate) readiness_probe: Option<Probe>,
+    pub(crate) readiness_probe: Option<ContainerProbe>,
     #[serde(default)]
-    pub(crate) startup_probe: Option<Probe>,
+    pub(crate) startup_probe: Option<ContainerProbe>,
     #[serde(default)]
     pub(crate) lifecycle: Option<Lifecycle>,
 }
@@ -141,7 +141,7 @@ pub(crate) struct ContainerPort {
 
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Probe {
+pub(crate) struct ContainerProbe {
     #[serde(default)]
     pub(crate) http_get: Option<HttpGet>,
     #[serde(default)]
@@ -157,7 +157,7 @@ pub(crate) struct Probe {
 pub(crate) struct HttpGet {
     #[serde(default)]
     pub(crate) path: Option<String>,
-    pub(crate) port: Port,
+    pub(crate) port: PortReference,
     #[serde(default)]
     pub(crate) host: Option<String>,
     #[serde(default)]
@@ -177,7 +177,7 @@ pub(crate) struct HttpHeader {
 
 #[derive(Deserialize, Clone, Debug)]
 pub(crate) struct TcpSocket {
-    pub(crate) port: Port,
+    pub(crate) port: PortReference,
     #[serde(default)]
     pub(crate) host: Option<String>,
 }
@@ -193,7 +193,7 @@ pub(crate) struct Grpc {
 
 /// A port by number, or by the name that a container gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Port {
+pub(crate) enum PortReference {
     Number(i32),
     Name(String),
 }
@@ -202,14 +202,14 @@ pub(crate) enum Port {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Lifecycle {
     #[serde(default)]
-    pub(crate) post_start: Option<Handler>,
+    pub(crate) post_start: Option<LifecycleHandler>,
     #[serde(default)]
-    pub(crate) pre_stop: Option<Handler>,
+    pub(crate) pre_stop: Option<LifecycleHandler>,
 }
 
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Handler {
+pub(crate) struct LifecycleHandler {
     #[serde(default)]
     pub(crate) http_get: Option<HttpGet>,
 }
@@ -255,20 +255,20 @@ impl Container<'_> {
     /// Its arguments, for one of our containers.
     pub(crate) fn arguments(&self) -> Option<Vec<String>> {
         #[derive(Deserialize)]
-        struct Arguments {
+        struct ContainerArguments {
             #[serde(default, deserialize_with = "arguments")]
             args: Option<Vec<String>>,
         }
-        self.read_own::<Arguments>()?.args
+        self.read_own::<ContainerArguments>()?.args
     }
 
     /// Its image, for one of our containers.
     pub(crate) fn image(&self) -> Option<String> {
         #[derive(Deserialize)]
-        struct Image {
+        struct ContainerImage {
             image: String,
         }
-        self.read_own().map(|Image { image }| image)
+        self.read_own().map(|ContainerImage { image }| image)
     }
 
     fn read_own<T: DeserializeOwned>(&self) -> Option<T> {
@@ -306,7 +306,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Volumes<'a> {
                 let mut ours: Vec<(usize, &'static str, &'a RawValue)> = Vec::new();
                 let mut index = 0;
                 while let Some(volume) = list.next_element::<&'a RawValue>()? {
-                    let Named { name } = serde_json::from_str(volume.get()).map_err(A::Error::custom)?;
+                    let NamedItem { name } = serde_json::from_str(volume.get()).map_err(A::Error::custom)?;
                     if let Some(name) = our_volume(&name).filter(|name| ours.iter().all(|our| our.1 != *name))
                     {
                         ours.push((index, name, volume));
@@ -321,7 +321,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Volumes<'a> {
 }
 
 #[derive(Deserialize)]
-struct Named {
+struct NamedItem {
     #[serde(default)]
     name: String,
 }
@@ -340,7 +340,7 @@ impl<'de> Deserialize<'de> for Mounts {
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Mounts, A::Error> {
                 let mut ours: Vec<(usize, &'static str)> = Vec::new();
                 let mut index = 0;
-                while let Some(Named { name }) = list.next_element()? {
+                while let Some(NamedItem { name }) = list.next_element()? {
                     if let Some(name) = our_volume(&name).filter(|name| ours.iter().all(|our| our.1 != *name))
                     {
                         ours.push((index, name));
@@ -363,31 +363,31 @@ impl<'de: 'a, 'a> Deserialize<'de> for Container<'a> {
     }
 }
 
-impl<'de> Deserialize<'de> for Port {
+impl<'de> Deserialize<'de> for PortReference {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct PortVisitor;
 
         impl Visitor<'_> for PortVisitor {
-            type Value = Port;
+            type Value = PortReference;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a port's number or name")
             }
 
-            fn visit_i64<E: Error>(self, number: i64) -> Result<Port, E> {
+            fn visit_i64<E: Error>(self, number: i64) -> Result<PortReference, E> {
                 i32::try_from(number)
-                    .map(Port::Number)
+                    .map(PortReference::Number)
                     .map_err(|_| E::custom(format_args!("{number} is not a port")))
             }
 
-            fn visit_u64<E: Error>(self, number: u64) -> Result<Port, E> {
+            fn visit_u64<E: Error>(self, number: u64) -> Result<PortReference, E> {
                 i32::try_from(number)
-                    .map(Port::Number)
+                    .map(PortReference::Number)
                     .map_err(|_| E::custom(format_args!("{number} is not a port")))
             }
 
-            fn visit_str<E: Error>(self, name: &str) -> Result<Port, E> {
-                Ok(Port::Name(name.to_owned()))
+            fn visit_str<E: Error>(self, name: &str) -> Result<PortReference, E> {
+                Ok(PortReference::Name(name.to_owned()))
             }
         }
         deserializer.deserialize_any(PortVisitor)
@@ -396,9 +396,9 @@ impl<'de> Deserialize<'de> for Port {
 
 /// Labels or annotations that injection uses.
 fn entries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<String, String>>, D::Error> {
-    struct Entries;
+    struct MeshEntries;
 
-    impl<'de> Visitor<'de> for Entries {
+    impl<'de> Visitor<'de> for MeshEntries {
         type Value = BTreeMap<String, String>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -424,16 +424,16 @@ fn entries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap
         }
     }
 
-    struct EntriesSeed;
+    struct MeshEntriesSeed;
 
-    impl<'de> DeserializeSeed<'de> for EntriesSeed {
+    impl<'de> DeserializeSeed<'de> for MeshEntriesSeed {
         type Value = BTreeMap<String, String>;
 
         fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-            deserializer.deserialize_map(Entries)
+            deserializer.deserialize_map(MeshEntries)
         }
     }
-    optional(deserializer, EntriesSeed)
+    optional(deserializer, MeshEntriesSeed)
 }
 
 /// A list with a maximum number of items.
@@ -480,9 +480,9 @@ fn optional<'de, D: Deserializer<'de>, S: DeserializeSeed<'de>>(
     deserializer: D,
     seed: S,
 ) -> Result<Option<S::Value>, D::Error> {
-    struct Optional<S>(S);
+    struct NullOr<S>(S);
 
-    impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for Optional<S> {
+    impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for NullOr<S> {
         type Value = Option<S::Value>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -497,7 +497,7 @@ fn optional<'de, D: Deserializer<'de>, S: DeserializeSeed<'de>>(
             self.0.deserialize(deserializer).map(Some)
         }
     }
-    deserializer.deserialize_option(Optional(seed))
+    deserializer.deserialize_option(NullOr(seed))
 }
 
 fn bounded<'de, T: Deserialize<'de>, D: Deserializer<'de>>(

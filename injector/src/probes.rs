@@ -12,7 +12,7 @@ use tidegate_core::contract::ports;
 
 use self::request_target::{is_request_target, request_target};
 use crate::patch::PatchBuilder;
-use crate::pod::{ContainerFields, HttpGet, HttpHeader, Port, Probe, shortened};
+use crate::pod::{ContainerFields, ContainerProbe, HttpGet, HttpHeader, PortReference, shortened};
 
 /// A probe that the sidecar answers, as passed in its flag `--probes`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -26,21 +26,21 @@ pub(crate) struct AppProbe {
     /// A lifecycle hook: for kubelet it fails only without any response.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     hook: bool,
-    target: ProbeTarget,
+    target: ProbedEndpoint,
 }
 
 /// What the sidecar requests from the app.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub(crate) enum ProbeTarget {
-    Http { scheme: Scheme, port: u16, path: String, headers: Vec<(String, String)> },
+pub(crate) enum ProbedEndpoint {
+    Http { scheme: ProbeScheme, port: u16, path: String, headers: Vec<(String, String)> },
     Tcp { port: u16 },
     Grpc { port: u16, service: String },
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Scheme {
+pub(crate) enum ProbeScheme {
     Http,
     Https,
 }
@@ -48,7 +48,7 @@ pub(crate) enum Scheme {
 /// A probe or hook that cannot be pointed at the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("container {container}: {field}: {problem}")]
-pub struct ProbeError {
+pub struct ProbeRewriteError {
     container: String,
     field: String,
     problem: String,
@@ -59,7 +59,7 @@ struct ProbeKind {
     field: &'static str,
     port: u16,
     path: &'static str,
-    of: fn(&ContainerFields) -> Option<&Probe>,
+    of: fn(&ContainerFields) -> Option<&ContainerProbe>,
 }
 
 const KINDS: [ProbeKind; 3] = [
@@ -92,11 +92,11 @@ pub(crate) fn rewrite(
     before: &[AppProbe],
     patch: &mut PatchBuilder,
     all: &mut Vec<AppProbe>,
-) -> Result<(), ProbeError> {
+) -> Result<(), ProbeRewriteError> {
     for kind in &KINDS {
         let Some(probe) = (kind.of)(container) else { continue };
         let error = |field: &str, problem: String| {
-            ProbeError::new(container, format!("{}.{field}", kind.field), problem)
+            ProbeRewriteError::new(container, format!("{}.{field}", kind.field), problem)
         };
         let own_path = format!("{}{}", kind.path, container.name);
         if points_at(probe, kind.port, &own_path) {
@@ -133,7 +133,7 @@ pub(crate) fn rewrite(
 }
 
 impl AppProbe {
-    pub(crate) fn hook(port: u16, path: String, target: ProbeTarget) -> Self {
+    pub(crate) fn hook(port: u16, path: String, target: ProbedEndpoint) -> Self {
         Self { port, path, timeout_seconds: None, hook: true, target }
     }
 
@@ -150,8 +150,8 @@ impl AppProbe {
             return Err(format!("the sidecar's flag --probes has {:?}, which is not a path", self.path));
         }
         match &mut self.target {
-            ProbeTarget::Tcp { port } | ProbeTarget::Grpc { port, .. } => drop(number((*port).into())?),
-            ProbeTarget::Http { port, path, headers, .. } => {
+            ProbedEndpoint::Tcp { port } | ProbedEndpoint::Grpc { port, .. } => drop(number((*port).into())?),
+            ProbedEndpoint::Http { port, path, headers, .. } => {
                 number((*port).into())?;
                 if !is_request_target(path) {
                     *path = request_target(path)?;
@@ -163,7 +163,7 @@ impl AppProbe {
     }
 }
 
-impl ProbeError {
+impl ProbeRewriteError {
     pub(crate) fn new(container: &ContainerFields, field: String, problem: String) -> Self {
         Self { container: shortened(&container.name).to_owned(), field, problem }
     }
@@ -179,9 +179,9 @@ pub(crate) fn from_flag(text: &str) -> Result<Vec<AppProbe>, serde_json::Error> 
     serde_json::from_str(text)
 }
 
-fn points_at(probe: &Probe, port: u16, path: &str) -> bool {
+fn points_at(probe: &ContainerProbe, port: u16, path: &str) -> bool {
     probe.http_get.as_ref().is_some_and(|action| {
-        action.port == Port::Number(port.into()) && action.path.as_deref() == Some(path)
+        action.port == PortReference::Number(port.into()) && action.path.as_deref() == Some(path)
     })
 }
 
@@ -189,8 +189,8 @@ fn points_at(probe: &Probe, port: u16, path: &str) -> bool {
 /// probe.
 fn target(
     container: &ContainerFields,
-    probe: &Probe,
-) -> Result<Option<(&'static str, ProbeTarget)>, (&'static str, String)> {
+    probe: &ContainerProbe,
+) -> Result<Option<(&'static str, ProbedEndpoint)>, (&'static str, String)> {
     if let Some(action) = &probe.http_get {
         if is_elsewhere(action.host.as_deref()) {
             return Ok(None);
@@ -202,7 +202,7 @@ fn target(
             return Ok(None);
         }
         let port = resolve(container, &action.port).map_err(|problem| ("tcpSocket.port", problem))?;
-        return Ok(Some(("tcpSocket", ProbeTarget::Tcp { port })));
+        return Ok(Some(("tcpSocket", ProbedEndpoint::Tcp { port })));
     }
     if let Some(action) = &probe.grpc {
         let mode = action.mode.as_deref().unwrap_or("Plaintext");
@@ -212,7 +212,7 @@ fn target(
         let port = number(action.port).map_err(|problem| ("grpc.port", problem))?;
         return Ok(Some((
             "grpc",
-            ProbeTarget::Grpc { port, service: action.service.clone().unwrap_or_default() },
+            ProbedEndpoint::Grpc { port, service: action.service.clone().unwrap_or_default() },
         )));
     }
     Ok(None)
@@ -222,13 +222,13 @@ fn target(
 pub(crate) fn http(
     container: &ContainerFields,
     action: &HttpGet,
-) -> Result<ProbeTarget, (&'static str, String)> {
+) -> Result<ProbedEndpoint, (&'static str, String)> {
     if let Some(protocol) = action.protocol.as_deref().filter(|protocol| !matches!(*protocol, "HTTP1")) {
         return Err(("httpGet.protocol", format!("{protocol:?} is not supported for a pod of the mesh")));
     }
     let scheme = match action.scheme.as_deref() {
-        None | Some("" | "HTTP") => Scheme::Http,
-        Some("HTTPS") => Scheme::Https,
+        None | Some("" | "HTTP") => ProbeScheme::Http,
+        Some("HTTPS") => ProbeScheme::Https,
         Some(other) => return Err(("httpGet.scheme", format!("expected HTTP or HTTPS, got {other:?}"))),
     };
     let port = resolve(container, &action.port).map_err(|problem| ("httpGet.port", problem))?;
@@ -239,7 +239,7 @@ pub(crate) fn http(
         Ok((header.name.clone(), header.value.clone()))
     };
     let headers = action.http_headers.iter().flatten().map(header).collect::<Result<_, _>>()?;
-    Ok(ProbeTarget::Http { scheme, port, path, headers })
+    Ok(ProbedEndpoint::Http { scheme, port, path, headers })
 }
 
 /// kubelet sends nothing if a header is invalid. Kubernetes accepts even fewer names.
@@ -261,10 +261,10 @@ pub(crate) fn is_elsewhere(host: Option<&str>) -> bool {
 }
 
 /// The number of a port; like kubelet, looks up a name among the container's own ports.
-fn resolve(container: &ContainerFields, port: &Port) -> Result<u16, String> {
+fn resolve(container: &ContainerFields, port: &PortReference) -> Result<u16, String> {
     match port {
-        Port::Number(port) => number(*port),
-        Port::Name(name) => {
+        PortReference::Number(port) => number(*port),
+        PortReference::Name(name) => {
             let named = container.ports.iter().flatten().find(|port| port.name.as_ref() == Some(name));
             match named {
                 Some(port) => number(port.container_port),

@@ -7,7 +7,7 @@ use tidegate_core::contract::ports;
 use crate::annotations::AnnotationError;
 use crate::decision::DecisionError;
 use crate::pod::{Container, ContainerFields, ContainerPort, PodSpec, PodView, SecurityContext, shortened};
-use crate::probes::ProbeError;
+use crate::probes::ProbeRewriteError;
 use crate::settings::MeshConfigError;
 
 /// Advice for refused copies, and for cases that a copy solves.
@@ -42,13 +42,13 @@ pub enum PodRefusal {
     Unreadable(serde_json::Error),
     /// The injection decision failed.
     #[error(transparent)]
-    Decision(#[from] DecisionError),
+    InjectionDecision(#[from] DecisionError),
     /// An annotation is invalid.
     #[error(transparent)]
     Annotation(#[from] AnnotationError),
     /// A probe or lifecycle hook cannot be pointed at the sidecar.
     #[error(transparent)]
-    Probe(#[from] ProbeError),
+    Probe(#[from] ProbeRewriteError),
     /// The MeshConfig is invalid, so no sidecar can be configured.
     #[error(transparent)]
     MeshConfig(#[from] MeshConfigError),

@@ -1,8 +1,8 @@
 //! The webhook's reviewer.
 
-use tidegate_kubernetes::webhook::{AdmissionRequest, BoxFuture, Operation, Reviewer, Verdict};
+use tidegate_kubernetes::webhook::{AdmissionRequest, AdmissionReviewer, BoxFuture, Operation, Verdict};
 
-use crate::decision::Reason;
+use crate::decision::NoSidecarReason;
 use crate::inject::{Injection, inject};
 use crate::pod::PodView;
 use crate::refusal::{self, PodRefusal};
@@ -49,7 +49,7 @@ impl PodReviewer {
         // Only now, so that requests waiting for their namespace are still text, and only one Pod at a time is decoded.
         let Some(pod) = read(request)? else { return Ok(Verdict::allowed()) };
         Ok(match inject(&pod, &known, &self.settings, &mesh)? {
-            Injection::Left(Reason::NotInMesh) => Verdict::denied(is_late(namespace)),
+            Injection::Left(NoSidecarReason::NotInMesh) => Verdict::denied(is_late(namespace)),
             Injection::Meshed(patch) => Verdict::patched(patch).with_warnings(self.changes_mesh(&pod)),
             Injection::Left(reason) => Verdict::allowed().with_warnings(reason.warning().map(str::to_owned)),
         })
@@ -84,7 +84,7 @@ fn read<'a>(request: &AdmissionRequest<'a>) -> Result<Option<PodView<'a>>, PodRe
     request.object().map_err(PodRefusal::Unreadable)
 }
 
-impl Reviewer for PodReviewer {
+impl AdmissionReviewer for PodReviewer {
     fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict> {
         Box::pin(self.verdict(request))
     }

@@ -150,11 +150,11 @@ async fn keep_mesh(
 /// Of the spec, up to the bounds of its definition; the rest of the object is not decoded.
 fn read(text: &str) -> Result<MeshSettings, MeshConfigError> {
     #[derive(Deserialize)]
-    struct LeanConfig {
+    struct MeshConfigSpecOnly {
         spec: MeshConfigSpec,
     }
-    match serde_json::from_str::<LeanConfig>(text) {
-        Ok(LeanConfig { spec }) => MeshSettings::parse(Some(&spec)),
+    match serde_json::from_str::<MeshConfigSpecOnly>(text) {
+        Ok(MeshConfigSpecOnly { spec }) => MeshSettings::parse(Some(&spec)),
         Err(error) => Err(stored::explained::<MeshConfig>(text, &error).1.into()),
     }
 }

@@ -60,7 +60,7 @@ pub struct First<T, const MOST: usize>(pub Vec<T>);
 
 /// The first entries of a map of texts: `MOST` of them, and as many as have `MOST_BYTES` together.
 #[derive(Clone, Debug, Default)]
-pub struct Entries<const MOST: usize, const MOST_BYTES: usize = { usize::MAX }> {
+pub struct BoundedEntries<const MOST: usize, const MOST_BYTES: usize = { usize::MAX }> {
     /// Those that are kept.
     pub entries: BTreeMap<String, String>,
     /// Whether there are more.
@@ -168,11 +168,11 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for First<T, 
     }
 }
 
-impl<'de, const MOST: usize, const MOST_BYTES: usize> Deserialize<'de> for Entries<MOST, MOST_BYTES> {
+impl<'de, const MOST: usize, const MOST_BYTES: usize> Deserialize<'de> for BoundedEntries<MOST, MOST_BYTES> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct EntriesVisitor<const MOST: usize, const MOST_BYTES: usize>;
         impl<'de, const MOST: usize, const MOST_BYTES: usize> Visitor<'de> for EntriesVisitor<MOST, MOST_BYTES> {
-            type Value = Entries<MOST, MOST_BYTES>;
+            type Value = BoundedEntries<MOST, MOST_BYTES>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a map of texts")
@@ -184,11 +184,11 @@ impl<'de, const MOST: usize, const MOST_BYTES: usize> Deserialize<'de> for Entri
                     bytes += key.len() + value.len();
                     if entries.len() == MOST || bytes > MOST_BYTES {
                         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                        return Ok(Entries { entries, has_more: true });
+                        return Ok(BoundedEntries { entries, has_more: true });
                     }
                     entries.insert(key, value);
                 }
-                Ok(Entries { entries, has_more: false })
+                Ok(BoundedEntries { entries, has_more: false })
             }
         }
         deserializer.deserialize_map(EntriesVisitor)
@@ -333,10 +333,10 @@ mod tests {
     #[test]
     fn a_map_is_kept_up_to_its_bounds_and_says_whether_there_is_more() {
         let map = |count: usize| (0..count).map(|i| (format!("l{i}"), Value::from("x"))).collect::<Value>();
-        let entries = |count| read::<Entries<3, 9>>(&map(count));
+        let entries = |count| read::<BoundedEntries<3, 9>>(&map(count));
         assert_eq!((entries(3).entries.len(), entries(3).has_more), (3, false));
         assert_eq!((entries(4).entries.len(), entries(4).has_more), (3, true));
-        let by_bytes: Entries<3, 8> = read(&map(3));
+        let by_bytes: BoundedEntries<3, 8> = read(&map(3));
         assert_eq!((by_bytes.entries.len(), by_bytes.has_more), (2, true));
     }
 

@@ -30,7 +30,7 @@ use kube::core::Request;
 use kube::{Api, Client};
 use rand::RngExt;
 use serde::de::DeserializeOwned;
-use tidegate_runtime::backoff::Backoff;
+use tidegate_runtime::backoff::ExponentialBackoff;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
@@ -204,7 +204,7 @@ impl<K: Send + 'static> ObjectWatch<K> {
 
     /// Runs until the receiver is dropped.
     pub async fn run<T: Send>(mut self, sender: mpsc::Sender<T>, wrap: impl Fn(Event<K>) -> T) {
-        let mut backoff = Backoff::new(self.timing.first_pause, self.timing.longest_pause);
+        let mut backoff = ExponentialBackoff::new(self.timing.first_pause, self.timing.longest_pause);
         loop {
             let listed = tokio::select! {
                 () = sender.closed() => return,
@@ -309,7 +309,7 @@ impl<K: Send + 'static> ObjectWatch<K> {
         mut version: String,
         sender: &mpsc::Sender<T>,
         wrap: &impl Fn(Event<K>) -> T,
-        backoff: &mut Backoff,
+        backoff: &mut ExponentialBackoff,
     ) -> Option<String> {
         loop {
             let begun = Instant::now();

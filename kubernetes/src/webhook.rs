@@ -1,6 +1,6 @@
 //! Admission webhooks, which the API server calls before it stores an object (`admission.k8s.io/v1`).
 //!
-//! A daemon implements [`Reviewer`], from request to verdict, and starts a [`WebhookServer`] with it. The server
+//! A daemon implements [`AdmissionReviewer`], from request to verdict, and starts a [`WebhookServer`] with it. The server
 //! presents the daemon's newest certificate of the mesh's CA. [`CaBundleKeeper`] writes the mesh's roots into the
 //! daemon's own webhook configuration, so that the API server accepts that certificate.
 //!
@@ -18,8 +18,8 @@ mod tls;
 
 pub use ca_bundle::{CaBundleKeeper, WebhookConfiguration};
 pub use futures_util::future::BoxFuture;
-pub use review::{AdmissionRequest, Operation, ReviewOutcome, Reviewer, Verdict};
-pub use server::{Limits, StartError, WebhookServer};
+pub use review::{AdmissionRequest, AdmissionReviewer, Operation, ReviewOutcome, Verdict};
+pub use server::{WebhookLimits, WebhookServer, WebhookStartError};
 
 #[cfg(any(test, feature = "fake-api"))]
 pub mod testing;

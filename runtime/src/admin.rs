@@ -34,7 +34,7 @@ use tonic::codegen::Service;
 use tracing::{debug, info, warn};
 
 use self::guard::Hosts;
-use crate::connections::{Connection, Connections};
+use crate::connections::{AdmittedConnection, Connections};
 use crate::drain;
 use crate::listen;
 use crate::logging::LogHandle;
@@ -84,7 +84,7 @@ pub struct BoundAdmin {
 
 /// Why the admin server could not be started.
 #[derive(Debug, thiserror::Error)]
-pub enum AdminError {
+pub enum AdminServerError {
     /// The address is reachable from other hosts, which was not allowed.
     #[error("admin address {0} is not a loopback address")]
     NotLoopback(SocketAddr),
@@ -138,11 +138,11 @@ impl AdminServer {
     }
 
     /// Listens on `address`; port 0 selects a free one.
-    pub async fn bind(self, address: SocketAddr) -> Result<BoundAdmin, AdminError> {
+    pub async fn bind(self, address: SocketAddr) -> Result<BoundAdmin, AdminServerError> {
         if !self.allow_remote && !address.ip().is_loopback() {
-            return Err(AdminError::NotLoopback(address));
+            return Err(AdminServerError::NotLoopback(address));
         }
-        let bind = |source| AdminError::Bind { address, source };
+        let bind = |source| AdminServerError::Bind { address, source };
         let listener = listen::bind(address).await.map_err(bind)?;
         let local_addr = listener.local_addr().map_err(bind)?;
         let guard = middleware::from_fn_with_state(self.hosts, guard::check);
@@ -193,7 +193,7 @@ struct Server {
 }
 
 impl Server {
-    async fn serve(self, stream: TcpStream, connection: Connection, mut drain: drain::Watch) {
+    async fn serve(self, stream: TcpStream, connection: AdmittedConnection, mut drain: drain::Watch) {
         let Self { router, head_timeout } = self;
         let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
             let (mut router, busy) = (router.clone(), connection.busy());

@@ -5,13 +5,13 @@ use std::time::Duration;
 /// The delays of one series of retries. Each is uniformly random between zero and a ceiling that starts at `first` and
 /// doubles up to `most`, so that clients that failed together do not retry together.
 #[derive(Clone, Debug)]
-pub struct Backoff {
+pub struct ExponentialBackoff {
     first: Duration,
     most: Duration,
     failures: u32,
 }
 
-impl Backoff {
+impl ExponentialBackoff {
     /// A series without failures.
     pub const fn new(first: Duration, most: Duration) -> Self {
         Self { first, most, failures: 0 }
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn the_ceiling_doubles_up_to_the_most_and_never_overflows() {
-        let mut backoff = Backoff::new(FIRST, MOST);
+        let mut backoff = ExponentialBackoff::new(FIRST, MOST);
         let ceilings = std::iter::repeat_with(|| {
             let ceiling = backoff.ceiling();
             assert!(backoff.next_delay() <= ceiling);
@@ -67,14 +67,14 @@ mod tests {
 
     #[test]
     fn delays_are_spread_over_the_whole_range() {
-        let delays: Vec<_> = (0..1000).map(|_| Backoff::new(MOST, MOST).next_delay()).collect();
+        let delays: Vec<_> = (0..1000).map(|_| ExponentialBackoff::new(MOST, MOST).next_delay()).collect();
         assert!(delays.iter().any(|delay| *delay < MOST / 4));
         assert!(delays.iter().any(|delay| *delay > MOST / 4 * 3));
     }
 
     #[test]
     fn a_success_restarts_the_series() {
-        let mut backoff = Backoff::new(FIRST, MOST);
+        let mut backoff = ExponentialBackoff::new(FIRST, MOST);
         backoff.next_delay();
         backoff.next_delay();
         assert_eq!(backoff.failures(), 2);

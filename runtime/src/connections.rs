@@ -26,11 +26,11 @@ pub struct Connections(Arc<SharedConnections>);
 
 /// A slot for one connection, held for its lifetime. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Connection(Arc<Room>);
+pub struct AdmittedConnection(Arc<AdmittedSlot>);
 
 /// Marks the connection as busy while this value lives.
 #[derive(Debug)]
-pub struct Busy(Connection);
+pub struct Busy(AdmittedConnection);
 
 #[derive(Debug)]
 struct SharedConnections {
@@ -54,7 +54,7 @@ struct ConnectionEntry {
 }
 
 #[derive(Debug)]
-struct Room {
+struct AdmittedSlot {
     shared: Arc<SharedConnections>,
     id: u64,
     pushed_out: CancellationToken,
@@ -67,7 +67,7 @@ impl Connections {
     }
 
     /// Accepts the next connection for which there is room. Others are refused with a response.
-    pub async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, Connection)> {
+    pub async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, AdmittedConnection)> {
         loop {
             let (stream, peer) = listener.accept().await?;
             // Let existing connections read first: an unread request makes a connection busy.
@@ -83,7 +83,7 @@ impl Connections {
     }
 
     /// A slot for an accepted connection; `None` if its source has the most connections and all of them are busy.
-    pub fn enter(&self, source: IpAddr) -> Option<Connection> {
+    pub fn enter(&self, source: IpAddr) -> Option<AdmittedConnection> {
         let source = source.to_canonical();
         let mut state = self.0.state();
         if state.entries.len() >= self.0.max {
@@ -93,11 +93,11 @@ impl Connections {
         state.last_id += 1;
         let (id, pushed_out) = (state.last_id, CancellationToken::new());
         state.entries.push(ConnectionEntry { id, source, is_busy: false, pushed_out: pushed_out.clone() });
-        Some(Connection(Arc::new(Room { shared: self.0.clone(), id, pushed_out })))
+        Some(AdmittedConnection(Arc::new(AdmittedSlot { shared: self.0.clone(), id, pushed_out })))
     }
 }
 
-impl Connection {
+impl AdmittedConnection {
     /// Resolves once the connection must make room for another.
     pub async fn pushed_out(&self) {
         self.0.pushed_out.cancelled().await;
@@ -126,7 +126,7 @@ impl Drop for Busy {
     }
 }
 
-impl Drop for Room {
+impl Drop for AdmittedSlot {
     fn drop(&mut self) {
         self.shared.state().remove(self.id);
     }
@@ -174,7 +174,7 @@ mod tests {
         [10, 0, 0, last].into()
     }
 
-    fn is_pushed_out(connection: &Connection) -> bool {
+    fn is_pushed_out(connection: &AdmittedConnection) -> bool {
         connection.0.pushed_out.is_cancelled()
     }
 
@@ -216,7 +216,7 @@ mod tests {
     fn a_source_that_holds_the_most_makes_room_for_others_also_by_what_is_busy() {
         let connections = Connections::new(4);
         let crowd: Vec<_> = (0..4).map(|_| connections.enter(address(1)).unwrap()).collect();
-        let busy: Vec<_> = crowd.iter().map(Connection::busy).collect();
+        let busy: Vec<_> = crowd.iter().map(AdmittedConnection::busy).collect();
         // In any spelling of the address.
         let kubelet = connections.enter("::ffff:10.0.0.2".parse().unwrap()).unwrap();
         assert_eq!(crowd.iter().map(is_pushed_out).collect::<Vec<_>>(), [true, false, false, false]);

@@ -18,7 +18,7 @@ pub struct Watch(watch::Receiver<bool>);
 
 /// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum DrainOutcome {
     /// Every holder finished in time.
     Complete,
     /// The deadline passed while this many holders had not finished.
@@ -42,13 +42,13 @@ impl Trigger {
 
     /// Signals all holders to finish and waits until the last one has finished or `deadline` has passed. The first
     /// watch counts as well: drop it or pass it on before.
-    pub async fn drain(&self, deadline: Duration) -> Outcome {
+    pub async fn drain(&self, deadline: Duration) -> DrainOutcome {
         self.start();
         match tokio::time::timeout(deadline, self.0.closed()).await {
-            Ok(()) => Outcome::Complete,
+            Ok(()) => DrainOutcome::Complete,
             Err(_) => match self.remaining() {
-                0 => Outcome::Complete,
-                remaining => Outcome::DeadlinePassed { remaining },
+                0 => DrainOutcome::Complete,
+                remaining => DrainOutcome::DeadlinePassed { remaining },
             },
         }
     }
@@ -96,7 +96,7 @@ mod tests {
             })
             .collect();
         drop(watch);
-        assert_eq!(trigger.drain(LONG).await, Outcome::Complete);
+        assert_eq!(trigger.drain(LONG).await, DrainOutcome::Complete);
         for holder in holders {
             holder.await.unwrap();
         }
@@ -106,7 +106,10 @@ mod tests {
     async fn a_holder_that_never_ends_is_given_up_at_the_deadline() {
         let (trigger, watch) = channel();
         let other = watch.clone();
-        assert_eq!(trigger.drain(Duration::from_millis(1)).await, Outcome::DeadlinePassed { remaining: 2 });
+        assert_eq!(
+            trigger.drain(Duration::from_millis(1)).await,
+            DrainOutcome::DeadlinePassed { remaining: 2 }
+        );
         assert!(watch.is_started() && other.is_started());
     }
 
@@ -148,7 +151,7 @@ mod tests {
             })
             .collect();
         drop(watch);
-        assert_eq!(block_on(trigger.drain(LONG)), Outcome::Complete);
+        assert_eq!(block_on(trigger.drain(LONG)), DrainOutcome::Complete);
         for thread in threads {
             thread.join().unwrap();
         }

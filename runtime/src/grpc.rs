@@ -15,7 +15,8 @@ pub use config::{ClientCertificates, ConfigError, client_config, server_config};
 pub use intake::IntakeLimits;
 pub use places::ConnectionLimits;
 pub use server::{
-    Connection, HANDSHAKE_TIMEOUT, IncomingConnections, Peer, RefusedConnections, ServerStream, server_stream,
+    AcceptedConnection, HANDSHAKE_TIMEOUT, IncomingConnections, Peer, RefusedConnections, ServerStream,
+    server_stream,
 };
 
 #[cfg(test)]

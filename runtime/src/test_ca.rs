@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use crate::grpc::{
     ClientCertificates, ConnectionLimits, HANDSHAKE_TIMEOUT, Peer, server_config, server_stream,
 };
-use crate::test_pki::{Authority, both_names, bundle, dns_name, identity, uri_name};
+use crate::test_pki::{TestAuthority, both_names, bundle, dns_name, identity, uri_name};
 use crate::tls;
 
 /// The wall clock of a test.
@@ -29,16 +29,16 @@ pub(crate) type TestClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 /// A CA at one address, up or down.
 pub(crate) struct TestCa {
     pub(crate) address: SocketAddr,
-    service: Service,
+    service: TestCaService,
     tls: watch::Sender<Arc<ServerConfig>>,
     server: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 /// How the CA responds.
 pub(crate) struct Behaviour {
-    pub(crate) issuer: Arc<Authority>,
+    pub(crate) issuer: Arc<TestAuthority>,
     /// Certificates sent after the leaf.
-    pub(crate) rest: Vec<Arc<Authority>>,
+    pub(crate) rest: Vec<Arc<TestAuthority>>,
     pub(crate) identity: Identity,
     pub(crate) life: Duration,
     pub(crate) flaw: Option<Flaw>,
@@ -72,7 +72,7 @@ pub(crate) struct Call {
 }
 
 #[derive(Clone)]
-struct Service {
+struct TestCaService {
     behaviour: Arc<Mutex<Behaviour>>,
     calls: Arc<watch::Sender<Vec<Call>>>,
     clock: TestClock,
@@ -81,7 +81,7 @@ struct Service {
 impl TestCa {
     /// A CA that issues for `identity` under `root`, which also issued its own certificate.
     pub(crate) async fn start(
-        root: Arc<Authority>,
+        root: Arc<TestAuthority>,
         identity: Identity,
         life: Duration,
         clock: TestClock,
@@ -91,7 +91,7 @@ impl TestCa {
         let tls = watch::Sender::new(server_tls(&root));
         let behaviour =
             Behaviour { rest: vec![root.clone()], issuer: root, identity, life, flaw: None, token: None };
-        let service = Service {
+        let service = TestCaService {
             behaviour: Arc::new(Mutex::new(behaviour)),
             calls: Arc::new(watch::Sender::default()),
             clock,
@@ -115,7 +115,7 @@ impl TestCa {
     }
 
     /// Presents a server certificate under `root` from now on.
-    pub(crate) fn serve_under(&self, root: &Authority) {
+    pub(crate) fn serve_under(&self, root: &TestAuthority) {
         self.tls.send_replace(server_tls(root));
     }
 
@@ -153,7 +153,7 @@ impl TestCa {
 }
 
 #[tonic::async_trait]
-impl IstioCertificateService for Service {
+impl IstioCertificateService for TestCaService {
     async fn create_certificate(
         &self,
         request: Request<IstioCertificateRequest>,
@@ -176,7 +176,7 @@ impl Behaviour {
         }
         let key = CertificateSigningRequestParams::from_pem(csr).unwrap().public_key;
         let names = both_names(&self.identity);
-        let other_root = Authority::root("other");
+        let other_root = TestAuthority::root("other");
         let leaf = match self.flaw {
             Some(Flaw::Refuses) => return Err(Status::permission_denied("no")),
             Some(Flaw::Empty) => return Ok(vec![]),
@@ -205,7 +205,7 @@ impl Behaviour {
     }
 }
 
-fn server_tls(root: &Authority) -> Arc<ServerConfig> {
+fn server_tls(root: &TestAuthority) -> Arc<ServerConfig> {
     tls::install_provider();
     let credentials = root.credentials(&identity("ca"));
     server_config(&credentials, &bundle(&[root]), ClientCertificates::Optional).unwrap()

@@ -16,12 +16,12 @@ use crate::trust_bundle::TrustBundle;
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A certificate authority.
-pub(crate) struct Authority {
+pub(crate) struct TestAuthority {
     pub(crate) certificate: Certificate,
     pub(crate) issuer: Issuer<'static, KeyPair>,
 }
 
-impl Authority {
+impl TestAuthority {
     pub(crate) fn root(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let params = Self::params(name);
@@ -89,7 +89,7 @@ impl Authority {
     }
 }
 
-pub(crate) fn bundle(authorities: &[&Authority]) -> TrustBundle {
+pub(crate) fn bundle(authorities: &[&TestAuthority]) -> TrustBundle {
     TrustBundle::from_certificates(authorities.iter().map(|authority| authority.der())).unwrap()
 }
 

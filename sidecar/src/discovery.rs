@@ -16,7 +16,7 @@ use rustls_pki_types::ServerName;
 use tidegate_core::backend::Backend;
 use tidegate_core::policy::InboundPolicy;
 use tidegate_proto::{ResourceName, discovery as wire};
-use tidegate_runtime::backoff::Backoff;
+use tidegate_runtime::backoff::ExponentialBackoff;
 use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::grpc;
 use tidegate_runtime::readiness::Blocker;
@@ -128,7 +128,7 @@ impl Discovery {
 
     /// Opens a stream, and another one whenever it ends.
     pub(crate) async fn run(mut self) {
-        let mut backoff = Backoff::new(FIRST_DELAY, MOST_DELAY);
+        let mut backoff = ExponentialBackoff::new(FIRST_DELAY, MOST_DELAY);
         loop {
             self.valid_credentials().await;
             let opened = SystemTime::now();

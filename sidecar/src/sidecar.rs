@@ -7,7 +7,7 @@ use std::thread::available_parallelism;
 use std::time::{Duration, SystemTime};
 
 use tidegate_core::contract::{names, ports};
-use tidegate_runtime::admin::{AdminError, AdminServer, ProcessName};
+use tidegate_runtime::admin::{AdminServer, AdminServerError, ProcessName};
 use tidegate_runtime::credentials::Credentials;
 use tidegate_runtime::identity;
 use tidegate_runtime::logging::LogHandle;
@@ -58,7 +58,7 @@ pub enum SidecarStartError {
     Workers(#[from] worker::WorkersStartError),
     /// The admin server cannot be started.
     #[error(transparent)]
-    Admin(#[from] AdminError),
+    Admin(#[from] AdminServerError),
     /// A port for the app's probes cannot be bound.
     #[error(transparent)]
     Probes(#[from] ProbeBindError),

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use tidegate_runtime::drain::Outcome;
+use tidegate_runtime::drain::DrainOutcome;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tracing::{info, warn};
@@ -131,7 +131,7 @@ impl RunningWorkers {
 
     /// Stops accepting connections, lets open ones finish their requests, and ends the threads. Connections that are
     /// still open at the deadline are cut.
-    pub(crate) async fn drain(mut self, deadline: Duration) -> Outcome {
+    pub(crate) async fn drain(mut self, deadline: Duration) -> DrainOutcome {
         let now = Instant::now();
         self.command.send_replace(WorkerCommand::Drain(now.checked_add(deadline).unwrap_or(now)));
         self.command.closed().await;
@@ -142,8 +142,8 @@ impl RunningWorkers {
             warn!("a worker has panicked");
         }
         match self.shared.cut.load(Ordering::Relaxed) {
-            0 => Outcome::Complete,
-            remaining => Outcome::DeadlinePassed { remaining },
+            0 => DrainOutcome::Complete,
+            remaining => DrainOutcome::DeadlinePassed { remaining },
         }
     }
 }

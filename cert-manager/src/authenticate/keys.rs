@@ -41,18 +41,18 @@ pub struct KeyFileError {
 /// stay.
 pub(crate) struct KeyFiles {
     paths: Vec<PathBuf>,
-    loaded: Mutex<Loaded>,
+    loaded: Mutex<LoadedKeys>,
 }
 
-struct Loaded {
+struct LoadedKeys {
     keys: Arc<[VerificationKey]>,
-    stamps: Vec<Option<Stamp>>,
+    stamps: Vec<Option<FileStamp>>,
     checked: Instant,
 }
 
 /// Changes when a file is written or replaced.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+struct FileStamp {
     modified: SystemTime,
     length: u64,
     inode: u64,
@@ -62,7 +62,7 @@ impl KeyFiles {
     pub(crate) fn open(paths: Vec<PathBuf>) -> Result<Self, KeyFileError> {
         let stamps = stamps(&paths);
         let keys = read_all(&paths)?;
-        Ok(Self { paths, loaded: Mutex::new(Loaded { keys, stamps, checked: Instant::now() }) })
+        Ok(Self { paths, loaded: Mutex::new(LoadedKeys { keys, stamps, checked: Instant::now() }) })
     }
 
     /// The current keys, after a check of the files unless that was just done.
@@ -95,11 +95,11 @@ impl KeyFiles {
     }
 }
 
-fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
+fn stamps(paths: &[PathBuf]) -> Vec<Option<FileStamp>> {
     use std::os::unix::fs::MetadataExt;
     let stamp = |path: &PathBuf| {
         let metadata = fs::metadata(path).ok()?;
-        Some(Stamp { modified: metadata.modified().ok()?, length: metadata.len(), inode: metadata.ino() })
+        Some(FileStamp { modified: metadata.modified().ok()?, length: metadata.len(), inode: metadata.ino() })
     };
     paths.iter().map(stamp).collect()
 }

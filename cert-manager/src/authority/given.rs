@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::state::StateError;
 use crate::issuer::{Issuer, IssuerProblems};
-use crate::store::Entries;
+use crate::store::NamedValues;
 
 /// The pairs of entries by which a user provides an authority: certificate (with its chain), key, and both for messages.
 /// Ours, OSM's, and those of `kubectl create secret tls`.
@@ -49,7 +49,7 @@ impl GivenFiles {
 }
 
 /// The authority that a user has put into a store, if any. Beside `tls.crt`, `ca.crt` may contain its root.
-pub(super) fn entries_issuer(entries: &Entries, now: SystemTime) -> Result<Option<Issuer>, StateError> {
+pub(super) fn entries_issuer(entries: &NamedValues, now: SystemTime) -> Result<Option<Issuer>, StateError> {
     let mut forms = FORMS.iter().filter(|(_, key, _)| entries.0.contains_key(*key));
     let Some((certificate, key, both)) = forms.next() else { return Ok(None) };
     if let Some((_, other, _)) = forms.next() {

@@ -13,10 +13,12 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::given::GivenFiles;
-use super::state::{AuthorityState, Farewell, Found, NotAllowed, RotationTiming, StateError, Step, Vouched};
+use super::state::{
+    AuthorityState, Farewell, NotAllowed, RotationStep, RotationTiming, StateError, StoredAuthority, Vouched,
+};
 use crate::check_schedule::CheckSchedule;
 use crate::issuer::{Issuer, IssuerProblems, RequiredNames};
-use crate::store::{BundlePublisher, RootStore, StoreError, Stored, Unreached, enumerate};
+use crate::store::{BundlePublisher, RootStore, StoreError, StoredValues, UnreachedNamespace, enumerate};
 use crate::x509::WriteError;
 
 #[cfg(test)]
@@ -47,7 +49,7 @@ struct Publication {
     /// Why publishing failed altogether, for a reason that does not concern a single namespace.
     error: Option<String>,
     /// Namespaces where it cannot be published; it is published everywhere else.
-    unreached: Vec<Unreached>,
+    unreached: Vec<UnreachedNamespace>,
     /// When publishing last recovered.
     works_since: SystemTime,
 }
@@ -133,7 +135,7 @@ pub struct RotationStatus {
     pub bridge_ends: Option<String>,
     /// Namespaces where the trust bundle cannot be published. A step that skips them has to name them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub unreached: Vec<Unreached>,
+    pub unreached: Vec<UnreachedNamespace>,
     /// The latest expiry of a certificate under a root that the next step drops, RFC 3339; the next step waits for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub old_certificates_end: Option<String>,
@@ -174,7 +176,7 @@ impl Authority {
             Some(stored) => stored,
             None => first(&*store, given.as_ref(), &publishers, &names, new_root, now).await?,
         };
-        let found = Found::read(&stored.entries, now)?;
+        let found = StoredAuthority::read(&stored.entries, now)?;
         found.check_names(&names, now)?;
         let state = match (found.state, &found.given) {
             // The first refresh checks what was given beside it.
@@ -285,7 +287,7 @@ impl Authority {
             retired_roots: state.retired.clone(),
             bridge_ends: state.bridge.first().map(not_after),
             required_roots: state.required().iter().map(|root| fingerprint(root)).collect(),
-            old_certificates_end: matches!(state.step, Step::IssueNew { .. })
+            old_certificates_end: matches!(state.step, RotationStep::IssueNew { .. })
                 .then(|| rfc3339(state.since + self.0.timing.propagation + self.0.timing.max_life)),
             unreached: self.unreached(),
             problem: self.0.problem.borrow().clone(),
@@ -299,7 +301,7 @@ impl Authority {
         self.0.state.borrow().clone()
     }
 
-    fn unreached(&self) -> Vec<Unreached> {
+    fn unreached(&self) -> Vec<UnreachedNamespace> {
         self.0.publication.lock().unwrap_or_else(PoisonError::into_inner).unreached.clone()
     }
 
@@ -316,7 +318,7 @@ impl Authority {
         now: SystemTime,
         vouched: Vouched,
     ) -> Result<(), NotAllowed> {
-        if matches!(state.step, Step::Steady) && self.0.given.is_some() {
+        if matches!(state.step, RotationStep::Steady) && self.0.given.is_some() {
             return Err(NotAllowed::Given);
         }
         if vouched == Vouched::Everything {
@@ -366,7 +368,7 @@ impl Authority {
     }
 
     async fn refresh_from_store(&self, revision: &mut String) -> Result<(), String> {
-        let stored: Stored = match self.0.store.load().await.map_err(|error| error.to_string())? {
+        let stored: StoredValues = match self.0.store.load().await.map_err(|error| error.to_string())? {
             Some(stored) => stored,
             None => {
                 warn!("the stored certificate authority is gone; putting back the one in force");
@@ -378,7 +380,7 @@ impl Authority {
             return Ok(());
         }
         let now = SystemTime::now();
-        let found = Found::read(&stored.entries, now).map_err(|error| {
+        let found = StoredAuthority::read(&stored.entries, now).map_err(|error| {
             format!("the stored certificate authority was changed and cannot be used: {error}")
         })?;
         found.check_names(&self.0.names, now).map_err(|error| error.to_string())?;
@@ -394,7 +396,7 @@ impl Authority {
         match current.succeeded_by(&given, now) {
             Ok(Some(next)) => self.save(revision, next).await.map_err(|error| error.to_string()),
             // The rotation's step must outlive this process.
-            refused if is_replaced && !matches!(current.step, Step::Steady) => {
+            refused if is_replaced && !matches!(current.step, RotationStep::Steady) => {
                 let saved = self.save(revision, AuthorityState::clone(&current)).await;
                 refused.and(saved).map_err(|error| error.to_string())
             }
@@ -430,11 +432,12 @@ impl Authority {
         }
         let mut publication = self.0.publication.lock().unwrap_or_else(PoisonError::into_inner);
         let last = &publication.unreached;
-        for Unreached { namespace, reason } in unreached.iter().filter(|one| !last.contains(one)) {
+        for UnreachedNamespace { namespace, reason } in unreached.iter().filter(|one| !last.contains(one)) {
             error!(namespace, reason, "the trust bundle cannot be published here; tried again");
         }
-        let is_here =
-            |all: &[Unreached], one: &Unreached| all.iter().any(|other| other.namespace == one.namespace);
+        let is_here = |all: &[UnreachedNamespace], one: &UnreachedNamespace| {
+            all.iter().any(|other| other.namespace == one.namespace)
+        };
         let reached = last.iter().filter(|one| !is_here(&unreached, one)).count();
         match (&failed, &publication.error) {
             (Some(error), last) if last.as_ref() != Some(error) => {
@@ -478,7 +481,7 @@ async fn first(
     names: &RequiredNames,
     new_root: NewRoot,
     now: SystemTime,
-) -> Result<Stored, AuthorityError> {
+) -> Result<StoredValues, AuthorityError> {
     let issuer = match given {
         Some(files) => {
             let issuer = files.read(now)?;

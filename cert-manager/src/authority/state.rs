@@ -23,7 +23,7 @@ use tidegate_runtime::trust_bundle::{MOST_RETIRED, fingerprint};
 
 use crate::authority::given::entries_issuer;
 use crate::issuer::{Issuer, IssuerProblems, RequiredNames, pem};
-use crate::store::Entries;
+use crate::store::NamedValues;
 
 #[cfg(test)]
 mod tests;
@@ -34,7 +34,7 @@ pub struct AuthorityState {
     /// Signs new certificates.
     pub issuer: Issuer,
     /// The step of a rotation.
-    pub step: Step,
+    pub step: RotationStep,
     /// When this step began.
     pub since: SystemTime,
     /// The chain from the issuer's name and key to earlier roots, newest first: each certificate is signed by the key of
@@ -56,7 +56,7 @@ pub enum Farewell {
 
 /// The step of a rotation.
 #[derive(Debug, Clone)]
-pub enum Step {
+pub enum RotationStep {
     /// One root, no rotation in progress.
     Steady,
     /// The successor is trusted and does not issue yet.
@@ -76,7 +76,7 @@ const MOST_INTERMEDIATES: usize = 6;
 
 /// The content of a store.
 #[derive(Debug, Clone)]
-pub(crate) struct Found {
+pub(crate) struct StoredAuthority {
     /// What [`AuthorityState::to_entries`] wrote, if present.
     pub(crate) state: Option<AuthorityState>,
     /// What an operator put there by hand, instead of it or beside it.
@@ -177,16 +177,16 @@ struct StoredState {
 impl AuthorityState {
     /// One root and no rotation.
     pub fn steady(issuer: Issuer, now: SystemTime) -> Self {
-        Self { issuer, step: Step::Steady, since: now, bridge: Vec::new(), retired: Vec::new() }
+        Self { issuer, step: RotationStep::Steady, since: now, bridge: Vec::new(), retired: Vec::new() }
     }
 
     /// Every trusted root, the issuing one first.
     pub fn trusted(&self) -> Vec<CertificateDer<'static>> {
         let mut roots = vec![self.issuer.root().clone()];
         let other = match &self.step {
-            Step::Steady => None,
-            Step::TrustBoth { next } => Some(next.root()),
-            Step::IssueNew { retiring } => Some(retiring),
+            RotationStep::Steady => None,
+            RotationStep::TrustBoth { next } => Some(next.root()),
+            RotationStep::IssueNew { retiring } => Some(retiring),
         };
         roots.extend(other.filter(|other| *other != self.issuer.root()).cloned());
         roots
@@ -195,8 +195,8 @@ impl AuthorityState {
     /// The roots that every workload must trust before the next step: one of them issues afterwards.
     pub fn required(&self) -> Vec<CertificateDer<'static>> {
         match &self.step {
-            Step::TrustBoth { .. } => self.trusted(),
-            Step::Steady | Step::IssueNew { .. } => vec![self.issuer.root().clone()],
+            RotationStep::TrustBoth { .. } => self.trusted(),
+            RotationStep::Steady | RotationStep::IssueNew { .. } => vec![self.issuer.root().clone()],
         }
     }
 
@@ -236,15 +236,15 @@ impl AuthorityState {
         vouched: Vouched,
     ) -> Result<(), NotAllowed> {
         let (needed, what) = match (&self.step, vouched) {
-            (Step::Steady, _) | (_, Vouched::Everything) => return Ok(()),
-            (Step::TrustBoth { .. }, _) => {
+            (RotationStep::Steady, _) | (_, Vouched::Everything) => return Ok(()),
+            (RotationStep::TrustBoth { .. }, _) => {
                 (timing.propagation, "the bundle with the new root may not have reached every workload")
             }
             // Another replica may continue to issue under the old root for a moment.
-            (Step::IssueNew { .. }, Vouched::Renewed) => {
+            (RotationStep::IssueNew { .. }, Vouched::Renewed) => {
                 (timing.propagation, "certificates under the old root may still be issued")
             }
-            (Step::IssueNew { .. }, Vouched::Nothing) => {
+            (RotationStep::IssueNew { .. }, Vouched::Nothing) => {
                 (timing.propagation + timing.max_life, "certificates under the old root may still be in use")
             }
         };
@@ -257,30 +257,30 @@ impl AuthorityState {
 
     /// Step 1: trust `next` as well.
     pub(crate) fn trust_both(&self, next: Issuer, now: SystemTime) -> Self {
-        Self { step: Step::TrustBoth { next }, since: now, ..self.clone() }
+        Self { step: RotationStep::TrustBoth { next }, since: now, ..self.clone() }
     }
 
     /// Step 2 or 3, whichever is next; `None` without a rotation in progress.
     pub(crate) fn advanced(&self, now: SystemTime, farewell: Farewell) -> Option<Self> {
         match (&self.step, farewell) {
-            (Step::Steady, _) => None,
-            (Step::TrustBoth { next }, _) => {
+            (RotationStep::Steady, _) => None,
+            (RotationStep::TrustBoth { next }, _) => {
                 let retiring = self.issuer.root().clone();
                 Some(Self {
                     issuer: next.clone(),
-                    step: Step::IssueNew { retiring },
+                    step: RotationStep::IssueNew { retiring },
                     since: now,
                     bridge: self.bridge_to(next, now),
                     retired: self.retired.clone(),
                 })
             }
-            (Step::IssueNew { retiring }, Farewell::Retire) => {
-                let mut next = Self { step: Step::Steady, since: now, ..self.clone() };
+            (RotationStep::IssueNew { retiring }, Farewell::Retire) => {
+                let mut next = Self { step: RotationStep::Steady, since: now, ..self.clone() };
                 next.retired.push(fingerprint(retiring));
                 next.retired.drain(..next.retired.len().saturating_sub(MOST_RETIRED));
                 Some(next)
             }
-            (Step::IssueNew { .. }, Farewell::Revoke) => Some(Self::steady(self.issuer.clone(), now)),
+            (RotationStep::IssueNew { .. }, Farewell::Revoke) => Some(Self::steady(self.issuer.clone(), now)),
         }
     }
 
@@ -299,19 +299,19 @@ impl AuthorityState {
     pub(crate) fn succeeded_by(&self, given: &Issuer, now: SystemTime) -> Result<Option<Self>, NotAllowed> {
         let next = match &self.step {
             _ if self.issuer.same_as(given) => None,
-            Step::TrustBoth { next } if next.same_as(given) => None,
+            RotationStep::TrustBoth { next } if next.same_as(given) => None,
             // The bridge chains from the previous key.
-            Step::Steady if self.issuer.root() == given.root() => {
+            RotationStep::Steady if self.issuer.root() == given.root() => {
                 Some(Self { retired: self.retired.clone(), ..Self::steady(given.clone(), now) })
             }
-            Step::Steady => Some(self.trust_both(given.clone(), now)),
-            Step::TrustBoth { .. } | Step::IssueNew { .. } => return Err(NotAllowed::Third),
+            RotationStep::Steady => Some(self.trust_both(given.clone(), now)),
+            RotationStep::TrustBoth { .. } | RotationStep::IssueNew { .. } => return Err(NotAllowed::Third),
         };
         Ok(next)
     }
 
     /// The entries for a store. `ca.crt` is for people; it is never read back.
-    pub(crate) fn to_entries(&self) -> Entries {
+    pub(crate) fn to_entries(&self) -> NamedValues {
         let since = self.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut entries = vec![
             ("ca.crt", self.trusted_pem()),
@@ -319,13 +319,13 @@ impl AuthorityState {
             ("issuer.key", self.issuer.key_pem()),
         ];
         let step = match &self.step {
-            Step::Steady => StoredStep::Steady,
-            Step::TrustBoth { next } => {
+            RotationStep::Steady => StoredStep::Steady,
+            RotationStep::TrustBoth { next } => {
                 entries.push(("next.crt", next.chain_pem()));
                 entries.push(("next.key", next.key_pem()));
                 StoredStep::TrustBoth
             }
-            Step::IssueNew { retiring } => {
+            RotationStep::IssueNew { retiring } => {
                 entries.push(("retiring.crt", pem("CERTIFICATE", retiring)));
                 StoredStep::IssueNew
             }
@@ -336,11 +336,11 @@ impl AuthorityState {
         let state = StoredState { step, since, retired: self.retired.clone() };
         let state = serde_json::to_string(&state).unwrap_or_default();
         entries.push(("state.json", state));
-        Entries(entries.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect())
+        NamedValues(entries.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes())).collect())
     }
 
     /// Parses what [`Self::to_entries`] wrote, and checks it at `now`.
-    pub(crate) fn from_entries(entries: &Entries, now: SystemTime) -> Result<Self, StateError> {
+    pub(crate) fn from_entries(entries: &NamedValues, now: SystemTime) -> Result<Self, StateError> {
         let entry =
             |name: &'static str| entries.0.get(name).map(Vec::as_slice).ok_or(StateError::Missing(name));
         let issuer = |certificate, key, names| {
@@ -350,9 +350,9 @@ impl AuthorityState {
         let state: StoredState = serde_json::from_slice(entry("state.json")?)
             .map_err(|error| StateError::Malformed("state.json", error.to_string()))?;
         let step = match state.step {
-            StoredStep::Steady => Step::Steady,
+            StoredStep::Steady => RotationStep::Steady,
             StoredStep::TrustBoth => {
-                Step::TrustBoth { next: issuer("next.crt", "next.key", "next.crt and next.key")? }
+                RotationStep::TrustBoth { next: issuer("next.crt", "next.key", "next.crt and next.key")? }
             }
             StoredStep::IssueNew => {
                 let mut retiring = certificates("retiring.crt", entry("retiring.crt")?)?;
@@ -362,12 +362,12 @@ impl AuthorityState {
                         "not exactly one certificate".to_owned(),
                     ));
                 };
-                Step::IssueNew { retiring }
+                RotationStep::IssueNew { retiring }
             }
         };
         let bridge = match (&step, entry("bridge.crt")) {
             (_, Ok(bridge)) => certificates("bridge.crt", bridge)?,
-            (Step::IssueNew { .. }, Err(missing)) => return Err(missing),
+            (RotationStep::IssueNew { .. }, Err(missing)) => return Err(missing),
             (_, Err(_)) => Vec::new(),
         };
         Ok(Self {
@@ -380,9 +380,9 @@ impl AuthorityState {
     }
 }
 
-impl Found {
+impl StoredAuthority {
     /// Parses the content of a store, by any author, and checks it at `now`.
-    pub(crate) fn read(entries: &Entries, now: SystemTime) -> Result<Self, StateError> {
+    pub(crate) fn read(entries: &NamedValues, now: SystemTime) -> Result<Self, StateError> {
         let given = entries_issuer(entries, now)?;
         let state = match given {
             // A file of the user's instead of ours.
@@ -393,13 +393,13 @@ impl Found {
     }
 }
 
-impl Found {
+impl StoredAuthority {
     /// An error unless each authority may sign the required names.
     pub(crate) fn check_names(&self, names: &RequiredNames, now: SystemTime) -> Result<(), IssuerProblems> {
         let mut all: Vec<&Issuer> = self.given.iter().collect();
         if let Some(state) = &self.state {
             all.push(&state.issuer);
-            if let Step::TrustBoth { next } = &state.step {
+            if let RotationStep::TrustBoth { next } = &state.step {
                 all.push(next);
             }
         }
@@ -407,7 +407,7 @@ impl Found {
     }
 }
 
-impl Step {
+impl RotationStep {
     /// `steady`, `trust-both` or `issue-new`.
     pub fn name(&self) -> &'static str {
         match self {

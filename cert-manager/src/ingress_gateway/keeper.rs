@@ -15,7 +15,7 @@ use super::settings::IngressGatewaySettings;
 use crate::authority::AuthorityState;
 use crate::rules::{IssuingRefusal, IssuingRules};
 use crate::store::{SecretName, StoreError, enumerate};
-use crate::telemetry::Telemetry;
+use crate::telemetry::CaTelemetry;
 
 #[cfg(test)]
 mod tests;
@@ -48,7 +48,7 @@ pub enum GatewayStatus {
 
 /// One of the Secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Wanted {
+enum WantedSecret {
     /// Certificate, key and roots.
     Certificate(SecretName),
     /// The roots alone.
@@ -67,7 +67,7 @@ pub struct IngressGateway {
     pub(crate) gateway: GatewayDependencies,
     pub(crate) states: watch::Receiver<Arc<AuthorityState>>,
     pub(crate) rules: IssuingRules,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) telemetry: Arc<CaTelemetry>,
     pub(crate) status: watch::Sender<GatewayStatus>,
     /// Why obsolete Secrets cannot be removed; logged once.
     pub(crate) untidy: Option<String>,
@@ -92,7 +92,7 @@ impl IngressGateway {
         gateway: GatewayDependencies,
         states: watch::Receiver<Arc<AuthorityState>>,
         rules: IssuingRules,
-        telemetry: Arc<Telemetry>,
+        telemetry: Arc<CaTelemetry>,
         status: watch::Sender<GatewayStatus>,
     ) -> Self {
         Self {
@@ -210,9 +210,9 @@ impl IngressGateway {
 
     /// Keeps the additional Secrets correct. A failure of one does not affect the others.
     async fn keep_others(&mut self, settings: &IngressGatewaySettings, state: &AuthorityState, look: Look) {
-        let certificates = settings.secrets().into_iter().skip(1).map(Wanted::Certificate);
+        let certificates = settings.secrets().into_iter().skip(1).map(WantedSecret::Certificate);
         let others: Vec<_> =
-            certificates.chain(settings.ca_secrets().into_iter().map(Wanted::Roots)).collect();
+            certificates.chain(settings.ca_secrets().into_iter().map(WantedSecret::Roots)).collect();
         self.failures.retain(|name, _| others.iter().any(|other| other.name() == name));
         let (turn, count) = match (look, self.turn) {
             (Look::InTurn, Some(turn)) => (turn, LOOKS.min(others.len())),
@@ -220,8 +220,8 @@ impl IngressGateway {
         };
         for other in others.iter().cycle().skip(turn).take(count) {
             let kept = match other {
-                Wanted::Certificate(name) => self.keep_secret(settings, name, state).await.map(drop),
-                Wanted::Roots(name) => self.keep_roots(name, state).await,
+                WantedSecret::Certificate(name) => self.keep_secret(settings, name, state).await.map(drop),
+                WantedSecret::Roots(name) => self.keep_roots(name, state).await,
             };
             match kept {
                 Ok(()) => drop(self.failures.remove(other.name())),
@@ -280,7 +280,7 @@ impl IngressGateway {
     }
 }
 
-impl Wanted {
+impl WantedSecret {
     fn name(&self) -> &SecretName {
         match self {
             Self::Certificate(name) | Self::Roots(name) => name,

@@ -11,16 +11,16 @@ use tokio::sync::{Notify, mpsc, watch};
 const BUFFER: usize = 16;
 
 /// The kept fields of the objects that a watch covers; `None` until all were listed once.
-pub(crate) struct Mirror<V>(watch::Sender<Option<BTreeMap<Name, V>>>);
+pub(crate) struct ObjectMirror<V>(watch::Sender<Option<BTreeMap<Name, V>>>);
 
 /// An object's name and its kept fields.
 #[derive(Debug)]
-pub(crate) struct Kept<V> {
+pub(crate) struct MirroredObject<V> {
     pub(crate) name: Name,
     pub(crate) value: V,
 }
 
-impl<V: Clone + Send + Sync + 'static> Mirror<V> {
+impl<V: Clone + Send + Sync + 'static> ObjectMirror<V> {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self(watch::channel(None).0))
     }
@@ -43,17 +43,17 @@ impl<V: Clone + Send + Sync + 'static> Mirror<V> {
     }
 
     /// Follows a watch as long as it is polled, and notifies `wake` after each change.
-    pub(crate) async fn follow(self: Arc<Self>, objects: ObjectWatch<Kept<V>>, wake: Arc<Notify>) {
+    pub(crate) async fn follow(self: Arc<Self>, objects: ObjectWatch<MirroredObject<V>>, wake: Arc<Notify>) {
         tell_of(objects, &wake, |applied, deleted| self.take(applied, &deleted)).await;
     }
 
-    fn take(&self, applied: Vec<Kept<V>>, deleted: &[Name]) {
+    fn take(&self, applied: Vec<MirroredObject<V>>, deleted: &[Name]) {
         self.0.send_modify(|content| {
             let content = content.get_or_insert_default();
             for name in deleted {
                 content.remove(name);
             }
-            content.extend(applied.into_iter().map(|Kept { name, value }| (name, value)));
+            content.extend(applied.into_iter().map(|MirroredObject { name, value }| (name, value)));
         });
     }
 }

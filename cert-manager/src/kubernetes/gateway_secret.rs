@@ -89,13 +89,13 @@ impl GatewaySecrets {
     /// Whether the namespace does not exist. Uses a list, for which permission exists already.
     async fn is_gone(&self, namespace: &str) -> bool {
         #[derive(Deserialize)]
-        struct Found {
+        struct NamespaceList {
             items: First<IgnoredAny, 1>,
         }
         let only = ListParams::default().fields(&format!("metadata.name={namespace}"));
         let found = async {
             let request = Request::new(Namespace::url_path(&(), None)).list(&only);
-            self.client.request::<Found>(request.map_err(kube::Error::BuildRequest)?).await
+            self.client.request::<NamespaceList>(request.map_err(kube::Error::BuildRequest)?).await
         };
         bounded(found).await.is_ok_and(|found| found.items.0.is_empty())
     }

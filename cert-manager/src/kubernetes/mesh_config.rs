@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::bounded;
-use super::follow::{Kept, Mirror, named};
+use super::follow::{MirroredObject, ObjectMirror, named};
 use super::namespaces::{MOST_LABEL_BYTES, MOST_LABELS, Namespaces};
 use crate::ingress_gateway::{
     ANNOTATIONS, Copies, GatewayStatus, IngressGatewaySettings, SettingsInput, SettingsProblem,
@@ -52,7 +52,7 @@ pub struct MeshConfigFollower {
     api: Api<MeshConfig>,
     namespace: String,
     wake: Arc<Notify>,
-    seen: Arc<Mirror<Seen>>,
+    seen: Arc<ObjectMirror<MeshConfigView>>,
     namespaces: Namespaces,
     is_leader: watch::Receiver<bool>,
     settings: watch::Sender<Option<IngressGatewaySettings>>,
@@ -68,7 +68,7 @@ pub struct MeshConfigFollower {
 
 /// The relevant fields of a MeshConfig, or the field that cannot be read.
 #[derive(Clone)]
-struct Seen {
+struct MeshConfigView {
     gateway: Result<Option<IngressGatewayCertificate>, Finding>,
     life: Result<Option<String>, Finding>,
     /// Those of [`ANNOTATIONS`] that are set.
@@ -87,10 +87,10 @@ impl MeshConfigFollower {
         meters: &WatchMetrics,
     ) -> Self {
         let api: Api<MeshConfig> = Api::namespaced(client.clone(), namespace);
-        let (wake, seen) = (Arc::new(Notify::new()), Mirror::new());
+        let (wake, seen) = (Arc::new(Notify::new()), ObjectMirror::new());
         let mut watches = JoinSet::new();
-        let configs =
-            ObjectWatch::lean(api.clone(), Seen::read, meters.kind("MeshConfig")).named(MESH_CONFIG_NAME);
+        let configs = ObjectWatch::lean(api.clone(), MeshConfigView::read, meters.kind("MeshConfig"))
+            .named(MESH_CONFIG_NAME);
         watches.spawn(seen.clone().follow(configs, wake.clone()));
         Self {
             client,
@@ -228,7 +228,7 @@ impl MeshConfigFollower {
         Some(copies.add_to(settings, labelled))
     }
 
-    fn follow_life(&mut self, seen: &Seen) {
+    fn follow_life(&mut self, seen: &MeshConfigView) {
         let wanted = match &seen.life {
             Ok(text) => text.as_deref().map(service_cert_validity).transpose(),
             Err(finding) => Err(finding.message.clone()),
@@ -255,10 +255,10 @@ impl Wanted for OurAnnotations {
     const MOST_BYTES: usize = 16 * 1024;
 }
 
-impl Seen {
-    fn read(text: &str) -> serde_json::Result<Kept<Self>> {
+impl MeshConfigView {
+    fn read(text: &str) -> serde_json::Result<MirroredObject<Self>> {
         #[derive(Deserialize)]
-        struct LeanConfig {
+        struct MeshConfigParts {
             metadata: Meta<IgnoredAny, Only<OurAnnotations>>,
             #[serde(default)]
             spec: Value,
@@ -270,7 +270,7 @@ impl Seen {
         struct LeanStatus {
             conditions: Option<First<Value, MOST_CONDITIONS>>,
         }
-        let LeanConfig { metadata, spec, status } = serde_json::from_str(text)?;
+        let MeshConfigParts { metadata, spec, status } = serde_json::from_str(text)?;
         let conditions = status.and_then(|status| status.conditions);
         let mut conditions = conditions.map(|conditions| conditions.0).unwrap_or_default().into_iter();
         let ours = conditions.find(|found| found["type"] == INGRESS_GATEWAY_READY);
@@ -283,7 +283,7 @@ impl Seen {
             condition: ours.and_then(|ours| serde_json::from_value(ours).ok()),
         };
         let [namespace, name] = [metadata.namespace, metadata.name].map(Option::unwrap_or_default);
-        Ok(Kept { name: named(&namespace, &name), value })
+        Ok(MirroredObject { name: named(&namespace, &name), value })
     }
 }
 

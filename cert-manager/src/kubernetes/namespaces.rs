@@ -8,12 +8,12 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
 use serde::Deserialize;
 use tidegate_crds::injection::is_in_mesh;
-use tidegate_kubernetes::lean::{Entries, MembershipLabels, Meta, Only};
+use tidegate_kubernetes::lean::{BoundedEntries, MembershipLabels, Meta, Only};
 use tidegate_kubernetes::watch::{Name, ObjectWatch, WatchMetrics};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::follow::{Kept, Mirror, named};
+use super::follow::{MirroredObject, ObjectMirror, named};
 
 /// Maximum labels of a namespace that are kept, and maximum bytes of them. A namespace with more does not match any
 /// selector, but is in the mesh if its labels say so.
@@ -25,13 +25,13 @@ pub(crate) const MOST_LABEL_BYTES: usize = 8 * 1024;
 #[derive(Clone)]
 pub struct Namespaces {
     control_plane: Arc<str>,
-    mirror: Arc<Mirror<Membership>>,
-    _watch: Arc<Ending>,
+    mirror: Arc<ObjectMirror<NamespaceMembership>>,
+    _watch: Arc<AbortOnDrop>,
 }
 
 /// The relevant fields of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Membership {
+pub(crate) struct NamespaceMembership {
     /// Whether it is in the mesh, or the control plane's own.
     pub(crate) is_ours: bool,
     /// Whether it is being deleted: its Pods run for a while longer, and nothing can be created in it.
@@ -40,7 +40,7 @@ pub(crate) struct Membership {
     pub(crate) labels: Option<Arc<BTreeMap<String, String>>>,
 }
 
-struct Ending(AbortHandle);
+struct AbortOnDrop(AbortHandle);
 
 impl Namespaces {
     /// Starts to follow those of `mesh_name`, whose control plane runs in the namespace `control_plane`; notifies `wake`
@@ -52,21 +52,25 @@ impl Namespaces {
         wake: &Arc<Notify>,
         meters: &WatchMetrics,
     ) -> Self {
-        let mirror = Mirror::new();
+        let mirror = ObjectMirror::new();
         let (own, mesh) = (control_plane.to_owned(), mesh_name.to_owned());
         let read = move |text: &str| read(text, &mesh, &own);
         let watch = ObjectWatch::lean(Api::<Namespace>::all(client), read, meters.kind("Namespace"));
         let task = tokio::spawn(mirror.clone().follow(watch, wake.clone()));
-        Self { control_plane: control_plane.into(), mirror, _watch: Arc::new(Ending(task.abort_handle())) }
+        Self {
+            control_plane: control_plane.into(),
+            mirror,
+            _watch: Arc::new(AbortOnDrop(task.abort_handle())),
+        }
     }
 
     /// All of them, once they are listed; `None` if they are not within `patience`.
-    pub(crate) async fn all(&self, patience: Duration) -> Option<BTreeMap<Name, Membership>> {
+    pub(crate) async fn all(&self, patience: Duration) -> Option<BTreeMap<Name, NamespaceMembership>> {
         self.mirror.all(patience).await
     }
 
     /// All of them, if they were listed already.
-    pub(crate) fn now(&self) -> Option<BTreeMap<Name, Membership>> {
+    pub(crate) fn now(&self) -> Option<BTreeMap<Name, NamespaceMembership>> {
         self.mirror.now()
     }
 
@@ -81,36 +85,40 @@ impl Namespaces {
     }
 
     /// One of them; `None` if it was not listed yet. The control plane's own always exists.
-    pub(crate) fn find(&self, name: &str) -> Option<Membership> {
+    pub(crate) fn find(&self, name: &str) -> Option<NamespaceMembership> {
         if self.is_control_plane(name) {
-            return Some(Membership { is_ours: true, is_going: false, labels: None });
+            return Some(NamespaceMembership { is_ours: true, is_going: false, labels: None });
         }
         self.mirror.find(&named("", name))
     }
 }
 
 /// Parses a Namespace's JSON twice: whether it is in the mesh must not depend on the number of other labels.
-fn read(text: &str, mesh_name: &str, control_plane: &str) -> serde_json::Result<Kept<Membership>> {
+fn read(
+    text: &str,
+    mesh_name: &str,
+    control_plane: &str,
+) -> serde_json::Result<MirroredObject<NamespaceMembership>> {
     #[derive(Deserialize)]
-    struct LeanNamespace<L> {
+    struct LabelledNamespace<L> {
         #[serde(bound = "L: Deserialize<'de>")]
         metadata: Meta<L>,
     }
-    let LeanNamespace::<Only<MembershipLabels>> { metadata } = serde_json::from_str(text)?;
+    let LabelledNamespace::<Only<MembershipLabels>> { metadata } = serde_json::from_str(text)?;
     let name = metadata.name.unwrap_or_default();
     let is_in_mesh = is_in_mesh(metadata.labels.map(|labels| labels.entries).as_ref(), mesh_name);
-    let LeanNamespace::<Entries<MOST_LABELS, MOST_LABEL_BYTES>> { metadata: all } =
+    let LabelledNamespace::<BoundedEntries<MOST_LABELS, MOST_LABEL_BYTES>> { metadata: all } =
         serde_json::from_str(text)?;
     let labels = all.labels.unwrap_or_default();
-    let value = Membership {
+    let value = NamespaceMembership {
         is_ours: is_in_mesh || name == control_plane,
         is_going: metadata.deletion_timestamp.is_some(),
         labels: (!labels.has_more).then(|| Arc::new(labels.entries)),
     };
-    Ok(Kept { name: named("", &name), value })
+    Ok(MirroredObject { name: named("", &name), value })
 }
 
-impl Drop for Ending {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -122,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    fn of(metadata: &Value) -> Membership {
+    fn of(metadata: &Value) -> NamespaceMembership {
         read(&json!({ "metadata": metadata }).to_string(), "osm", "tidegate-system").unwrap().value
     }
 
@@ -139,9 +147,9 @@ mod tests {
         let text =
             json!({"metadata": metadata, "spec": {"finalizers": vec!["kubernetes"; 1000]}}).to_string();
         let held = allocation_counter::measure(|| {
-            let Kept { name, value } = read(&text, "osm", "tidegate-system").unwrap();
+            let MirroredObject { name, value } = read(&text, "osm", "tidegate-system").unwrap();
             assert_eq!(name, named("", "shop"));
-            assert_eq!(value, Membership { is_ours: true, is_going: false, labels: None });
+            assert_eq!(value, NamespaceMembership { is_ours: true, is_going: false, labels: None });
         });
         assert!(held.bytes_max < 32 << 10, "{} bytes for {} of text", held.bytes_max, text.len());
     }
@@ -154,6 +162,9 @@ mod tests {
             |labels: Value| of(&json!({"name": "a", "labels": labels})).labels.map(|labels| labels.len());
         assert_eq!((kept(Value::Null), kept(labels(128)), kept(labels(129))), (Some(0), Some(128), None));
         let is_going = json!({"name": "tidegate-system", "deletionTimestamp": "2026-01-01T00:00:00Z"});
-        assert_eq!(of(&is_going), Membership { is_ours: true, is_going: true, labels: Some(Arc::default()) });
+        assert_eq!(
+            of(&is_going),
+            NamespaceMembership { is_ours: true, is_going: true, labels: Some(Arc::default()) }
+        );
     }
 }

@@ -9,7 +9,7 @@ use tidegate_core::TrustDomain;
 use tidegate_core::contract::names::{CERT_MANAGER, ROOT_SECRET};
 use tidegate_kubernetes::lease::{Elector, LeaseConfig, LeaseTiming};
 use tidegate_kubernetes::watch::{ObjectWatch, WatchMetrics};
-use tidegate_runtime::backoff::Backoff;
+use tidegate_runtime::backoff::ExponentialBackoff;
 use tidegate_runtime::metrics::Metrics;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -28,7 +28,7 @@ use crate::ingress_gateway::{GatewayDependencies, GatewayStatus};
 
 /// Where a certificate authority runs, and for which mesh.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct ReplicaConfig {
     /// The control plane's namespace.
     pub namespace: String,
     /// The mesh, as in the label of its namespaces.
@@ -43,9 +43,9 @@ pub struct Place {
     pub lease: LeaseTiming,
 }
 
-/// What [`crate::Dependencies`] needs, and the [`Background`] to run beside it.
+/// What [`crate::CertManagerDependencies`] needs, and the [`KubernetesTasks`] to run beside it.
 #[derive(Debug)]
-pub struct Parts {
+pub struct KubernetesParts {
     /// Authenticates callers.
     pub authenticator: TokenReviewer,
     /// Keeps the root.
@@ -59,30 +59,30 @@ pub struct Parts {
     /// When to check the root and the published bundles. Woken when one of them changes.
     pub checks: CheckSchedule,
     /// Has to run beside the certificate authority.
-    pub background: Background,
+    pub background: KubernetesTasks,
 }
 
 /// Leader election and the tasks that follow the API server's objects.
 #[derive(Debug)]
-pub struct Background {
+pub struct KubernetesTasks {
     elector: Elector,
     mesh_config: MeshConfigFollower,
     tasks: JoinSet<()>,
 }
 
-/// A running [`Background`], until it is dropped or stopped.
+/// A running [`KubernetesTasks`], until it is dropped or stopped.
 #[derive(Debug)]
-pub struct RunningBackground {
+pub struct RunningKubernetesTasks {
     stop: oneshot::Sender<()>,
     elector: tokio::task::JoinHandle<()>,
     _tasks: JoinSet<()>,
 }
 
-impl Parts {
+impl KubernetesParts {
     /// Builds them and starts the watches.
-    pub fn start(client: &Client, place: &Place, metrics: &Metrics) -> Self {
+    pub fn start(client: &Client, place: &ReplicaConfig, metrics: &Metrics) -> Self {
         let meters = WatchMetrics::new(metrics);
-        let Place { namespace, mesh_name, .. } = place;
+        let ReplicaConfig { namespace, mesh_name, .. } = place;
         let checks = CheckSchedule::default();
         let wake = &checks.wake;
         let mut tasks = JoinSet::new();
@@ -133,14 +133,14 @@ impl Parts {
             gateway,
             workload_life: mesh_config.workload_life(),
             checks,
-            background: Background { elector, mesh_config, tasks },
+            background: KubernetesTasks { elector, mesh_config, tasks },
         }
     }
 }
 
-impl Background {
+impl KubernetesTasks {
     /// Runs; `gateway` is the state of the ingress controller's certificate.
-    pub fn run(self, gateway: watch::Receiver<GatewayStatus>) -> RunningBackground {
+    pub fn run(self, gateway: watch::Receiver<GatewayStatus>) -> RunningKubernetesTasks {
         let Self { elector, mesh_config, mut tasks } = self;
         tasks.spawn(mesh_config.run(gateway));
         let (stop, stopped) = oneshot::channel::<()>();
@@ -148,11 +148,11 @@ impl Background {
             // Either sent or dropped means to stop.
             let _ = stopped.await;
         }));
-        RunningBackground { stop, elector, _tasks: tasks }
+        RunningKubernetesTasks { stop, elector, _tasks: tasks }
     }
 }
 
-impl RunningBackground {
+impl RunningKubernetesTasks {
     /// Stops, and lets another replica lead at once.
     pub async fn stop(self) {
         let _ = self.stop.send(());
@@ -162,7 +162,7 @@ impl RunningBackground {
 
 /// Waits until the API server answers: while a cluster starts, it may be later than this process.
 pub async fn wait_for_api_server(client: &Client) {
-    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
+    let mut backoff = ExponentialBackoff::new(Duration::from_millis(500), Duration::from_secs(5));
     loop {
         match super::bounded(client.apiserver_version()).await {
             Ok(version) => {

@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use tidegate_core::contract::names::ROOT_SECRET;
 
 use super::{bounded, labels};
-use crate::store::{Entries, RootStore, StoreError, Stored};
+use crate::store::{NamedValues, RootStore, StoreError, StoredValues};
 
 #[cfg(test)]
 mod tests;
@@ -67,7 +67,7 @@ impl RootSecret {
         Err(StoreError::Conflict)
     }
 
-    async fn replace(&self, mut secret: Secret, entries: &Entries) -> Result<Stored, StoreError> {
+    async fn replace(&self, mut secret: Secret, entries: &NamedValues) -> Result<StoredValues, StoreError> {
         secret.data = Some(data(entries));
         secret.metadata.labels.get_or_insert_default().extend(labels(&self.mesh_name));
         stored(bounded(self.secrets.replace(ROOT_SECRET, &PostParams::default(), &secret)).await?)
@@ -80,13 +80,13 @@ impl RootStore for RootSecret {
         format!("Secret {}/{ROOT_SECRET}", self.namespace)
     }
 
-    async fn load(&self) -> Result<Option<Stored>, StoreError> {
+    async fn load(&self) -> Result<Option<StoredValues>, StoreError> {
         let secret = bounded(self.secrets.get_opt(ROOT_SECRET)).await?;
         // An operator has prepared a Secret without values.
         secret.filter(holds_something).map(stored).transpose()
     }
 
-    async fn create_if_absent(&self, entries: Entries) -> Result<Stored, StoreError> {
+    async fn create_if_absent(&self, entries: NamedValues) -> Result<StoredValues, StoreError> {
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(ROOT_SECRET.to_owned()),
@@ -110,7 +110,7 @@ impl RootStore for RootSecret {
         }
     }
 
-    async fn update(&self, revision: &str, entries: Entries) -> Result<Stored, StoreError> {
+    async fn update(&self, revision: &str, entries: NamedValues) -> Result<StoredValues, StoreError> {
         match bounded(self.secrets.get_opt(ROOT_SECRET)).await? {
             Some(secret) if secret.metadata.resource_version.as_deref() == Some(revision) => {
                 self.replace(secret, &entries).await
@@ -130,15 +130,15 @@ fn holds_something(secret: &Secret) -> bool {
     secret.data.as_ref().is_some_and(|data| !data.is_empty())
 }
 
-fn data(entries: &Entries) -> BTreeMap<String, ByteString> {
+fn data(entries: &NamedValues) -> BTreeMap<String, ByteString> {
     entries.0.iter().map(|(name, value)| (name.clone(), ByteString(value.clone()))).collect()
 }
 
-fn stored(secret: Secret) -> Result<Stored, StoreError> {
+fn stored(secret: Secret) -> Result<StoredValues, StoreError> {
     let revision = secret.metadata.resource_version;
     let revision =
         revision.ok_or_else(|| StoreError::Other(format!("Secret {ROOT_SECRET} has no resourceVersion")))?;
     let data = secret.data.unwrap_or_default();
-    let entries = Entries(data.into_iter().map(|(name, value)| (name, value.0)).collect());
-    Ok(Stored { entries, revision })
+    let entries = NamedValues(data.into_iter().map(|(name, value)| (name, value.0)).collect());
+    Ok(StoredValues { entries, revision })
 }

@@ -28,7 +28,7 @@ use crate::rate_limit::RateLimit;
 use crate::rules::IssuingRules;
 use crate::service_names::ServiceNames;
 use crate::testing::plain_request;
-use crate::{CertManager, CertManagerHandle, Config, Dependencies};
+use crate::{CertManager, CertManagerConfig, CertManagerDependencies, CertManagerHandle};
 
 /// The mesh's name is the default one.
 const TRUST_BUNDLE_CONFIG_MAP: &str = "tidegate-trust-bundle";
@@ -37,7 +37,7 @@ const MESH_CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
 
 struct Replica {
     manager: CertManagerHandle,
-    background: RunningBackground,
+    background: RunningKubernetesTasks,
 }
 
 async fn api_server() -> FakeApi {
@@ -75,7 +75,7 @@ async fn replica_only_woken(api: &FakeApi, name: &str) -> Replica {
 }
 
 async fn replica_checking_every(interval: Duration, api: &FakeApi, name: &str) -> Replica {
-    let place = Place {
+    let place = ReplicaConfig {
         namespace: NAMESPACE.to_owned(),
         mesh_name: "osm".to_owned(),
         pod_name: name.to_owned(),
@@ -88,8 +88,8 @@ async fn replica_checking_every(interval: Duration, api: &FakeApi, name: &str) -
         },
     };
     let metrics = Metrics::new();
-    let parts = Parts::start(&api.client(), &place, &metrics);
-    let config = Config {
+    let parts = KubernetesParts::start(&api.client(), &place, &metrics);
+    let config = CertManagerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: None,
         serving_names: vec![San::Dns(DnsName::parse("ca.example").unwrap())],
@@ -102,7 +102,7 @@ async fn replica_checking_every(interval: Duration, api: &FakeApi, name: &str) -
         max_connections: 100,
         connection_age: CONNECTION_AGE,
     };
-    let dependencies = Dependencies {
+    let dependencies = CertManagerDependencies {
         authenticator: Arc::new(parts.authenticator),
         root_store: Arc::new(parts.root_store),
         given: None,

@@ -134,7 +134,7 @@ impl std::fmt::Debug for TokenReviewer {
 }
 
 #[derive(Deserialize)]
-struct Claims {
+struct UnverifiedClaims {
     aud: Option<Audiences>,
     exp: Option<u64>,
 }
@@ -158,7 +158,7 @@ fn look(token: &str, audience: &str) -> Result<(), AuthError> {
         return Err(AuthError::Malformed);
     };
     let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims);
-    let claims: Claims =
+    let claims: UnverifiedClaims =
         claims.ok().and_then(|claims| serde_json::from_slice(&claims).ok()).ok_or(AuthError::Malformed)?;
     let is_for_us = match &claims.aud {
         Some(Audiences::One(one)) => one == audience,

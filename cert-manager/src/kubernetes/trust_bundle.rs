@@ -1,12 +1,10 @@
 //! The trust bundle in a ConfigMap of every namespace of the mesh and of the control plane's own.
 //!
-//! both run there while it goes from one to the other.
 //! Every replica publishes the same text, by server-side apply, in any order. A ConfigMap that was deleted or edited is
 //! restored as soon as its watch reports it. A namespace that leaves the mesh keeps its ConfigMap, which is still updated,
 //! because sidecars run there until their Pods are restarted; if deleted by hand, it stays deleted. It contains no
 //! secrets. Its name depends on the mesh, so that a namespace can have those of two meshes: Pods of both run there while
 //! it moves from one to the other.
-//! both run there while it goes from one to the other.
 //!
 //! A tenant with write access to ConfigMaps can make ours immutable. It is then deleted and recreated. A namespace where
 //! that or anything else fails is reported and does not delay the others.
@@ -28,10 +26,10 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::follow::{Kept, Mirror, named};
-use super::namespaces::{Membership, Namespaces};
+use super::follow::{MirroredObject, ObjectMirror, named};
+use super::namespaces::{NamespaceMembership, Namespaces};
 use super::{OwnerLabels, bounded, is_ours, labels};
-use crate::store::{BundlePublisher, PublishedBundle, StoreError, Unreached};
+use crate::store::{BundlePublisher, PublishedBundle, StoreError, UnreachedNamespace};
 
 #[cfg(test)]
 mod tests;
@@ -48,7 +46,7 @@ pub struct TrustBundleConfigMaps {
     /// The ConfigMap's name.
     name: String,
     namespaces: Namespaces,
-    published: Arc<Mirror<Published>>,
+    published: Arc<ObjectMirror<PublishedConfigMap>>,
     /// Aborted when this is dropped.
     _watches: JoinSet<()>,
 }
@@ -73,7 +71,7 @@ impl Wanted for BundleKey {
 
 /// The relevant fields of a ConfigMap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Published {
+struct PublishedConfigMap {
     /// SHA-256 of the bundle, because there is one in each namespace, and tenants may write large ones.
     digest: Option<[u8; 32]>,
     /// The bundle, only in the control plane's own namespace.
@@ -106,7 +104,7 @@ impl TrustBundleConfigMaps {
         wake: &Arc<Notify>,
         meters: &WatchMetrics,
     ) -> Self {
-        let published = Mirror::new();
+        let published = ObjectMirror::new();
         let mut watches = JoinSet::new();
         let (mesh, own) = (mesh_name.to_owned(), namespaces.control_plane().to_owned());
         let read = move |text: &str| read(text, &mesh, &own);
@@ -125,9 +123,9 @@ impl TrustBundleConfigMaps {
             (self.namespaces.all(PATIENCE).await?, self.published.all(PATIENCE).await?);
         let digest = Some(sha256(pem));
         // One that is being deleted cannot be written to.
-        let staying = namespaces.into_iter().filter(|(_, Membership { is_going, .. })| !is_going);
-        let missing =
-            staying.filter_map(|(Name { name: namespace, .. }, Membership { is_ours: is_wanted, .. })| {
+        let staying = namespaces.into_iter().filter(|(_, NamespaceMembership { is_going, .. })| !is_going);
+        let missing = staying.filter_map(
+            |(Name { name: namespace, .. }, NamespaceMembership { is_ours: is_wanted, .. })| {
                 let found = published.get(&named(&namespace, &self.name));
                 let is_missing = match found {
                     Some(found) if found.is_ours => found.digest != digest || found.is_immutable,
@@ -140,13 +138,14 @@ impl TrustBundleConfigMaps {
                     immutable: immutable.and_then(|found| found.uid.clone()),
                     is_stuck: immutable.is_some_and(|found| found.is_going),
                 })
-            });
+            },
+        );
         Some(missing.collect())
     }
 
-    async fn write(&self, missing: Missing, pem: &str) -> Result<(), Unreached> {
+    async fn write(&self, missing: Missing, pem: &str) -> Result<(), UnreachedNamespace> {
         let namespace = missing.namespace.clone();
-        self.try_write(missing, pem).await.map_err(|reason| Unreached { namespace, reason })
+        self.try_write(missing, pem).await.map_err(|reason| UnreachedNamespace { namespace, reason })
     }
 
     async fn try_write(&self, missing: Missing, pem: &str) -> Result<(), String> {
@@ -159,28 +158,41 @@ impl TrustBundleConfigMaps {
             ));
         }
         if let Some(uid) = immutable {
-            let parameters = DeleteParams {
-                preconditions: Some(Preconditions { uid: Some(uid), resource_version: None }),
-                ..DeleteParams::default()
-            };
             warn!(
                 namespace,
                 name = self.name,
                 "the ConfigMap of the trust bundle was made immutable: recreated"
             );
-            let failed =
-                |error| format!("ConfigMap {} is immutable and cannot be deleted: {error}", self.name);
-            let deleted = async {
-                match maps.delete(&self.name, &parameters).await {
-                    Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
-                    deleted => deleted.map(drop),
-                }
-            };
-            bounded(deleted).await.map_err(failed)?;
+            self.delete(&maps, uid).await?;
             if !may_create {
                 return Ok(());
             }
         }
+        if self.apply(&maps, may_create, pem).await.map_err(|error| error.to_string())? {
+            info!(namespace, "trust bundle published");
+        }
+        Ok(())
+    }
+
+    /// Deletes the ConfigMap with this UID, and not one that has replaced it. It may be gone already.
+    async fn delete(&self, maps: &Api<ConfigMap>, uid: String) -> Result<(), String> {
+        let parameters = DeleteParams {
+            preconditions: Some(Preconditions { uid: Some(uid), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let deleted = async {
+            match maps.delete(&self.name, &parameters).await {
+                Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+                deleted => deleted.map(drop),
+            }
+        };
+        let failed = |error| format!("ConfigMap {} is immutable and cannot be deleted: {error}", self.name);
+        bounded(deleted).await.map_err(failed)
+    }
+
+    /// Writes the bundle by server-side apply, or by a merge patch, which never creates a ConfigMap. Returns false if there
+    /// was nothing to write to: the ConfigMap or its namespace is being deleted.
+    async fn apply(&self, maps: &Api<ConfigMap>, may_create: bool, pem: &str) -> Result<bool, StoreError> {
         let wanted = ConfigMap {
             metadata: ObjectMeta {
                 name: Some(self.name.clone()),
@@ -206,12 +218,7 @@ impl TrustBundleConfigMaps {
                 applied => applied.map(|_| true),
             }
         };
-        match bounded(applied).await {
-            Ok(true) => info!(namespace, "trust bundle published"),
-            Ok(false) => {}
-            Err(error) => return Err(error.to_string()),
-        }
-        Ok(())
+        bounded(applied).await
     }
 }
 
@@ -258,12 +265,16 @@ impl std::fmt::Debug for TrustBundleConfigMaps {
 }
 
 /// Parses a ConfigMap's JSON, which may have any other content.
-fn read(text: &str, mesh_name: &str, control_plane: &str) -> serde_json::Result<Kept<Published>> {
+fn read(
+    text: &str,
+    mesh_name: &str,
+    control_plane: &str,
+) -> serde_json::Result<MirroredObject<PublishedConfigMap>> {
     let LeanMap { metadata, data, immutable } = serde_json::from_str(text)?;
     let namespace = metadata.namespace.unwrap_or_default();
     let data = data.unwrap_or_default();
     let pem = data.get(TRUST_BUNDLE_KEY);
-    let value = Published {
+    let value = PublishedConfigMap {
         digest: pem.map(sha256),
         pem: pem.filter(|_| namespace == control_plane).map(Arc::from),
         is_ours: is_ours(metadata.labels.map(|labels| labels.entries).as_ref(), mesh_name),
@@ -271,7 +282,7 @@ fn read(text: &str, mesh_name: &str, control_plane: &str) -> serde_json::Result<
         is_going: metadata.deletion_timestamp.is_some(),
         uid: metadata.uid,
     };
-    Ok(Kept { name: named(&namespace, &metadata.name.unwrap_or_default()), value })
+    Ok(MirroredObject { name: named(&namespace, &metadata.name.unwrap_or_default()), value })
 }
 
 fn sha256(text: &str) -> [u8; 32] {

@@ -21,11 +21,11 @@ use crate::authenticate::signed_jwt::{SignedJwt, SignedJwtOptions};
 use crate::authority::Vouched;
 use crate::store::bundle_file::BundleFile;
 use crate::store::root_folder::RootFolder;
-use crate::testing::{Signer, openssl, params, plain_request, request, uri};
+use crate::testing::{TokenSigner, openssl, params, plain_request, request, uri};
 
 struct World {
     dir: tempfile::TempDir,
-    signer: Signer,
+    signer: TokenSigner,
     metrics: Metrics,
     manager: CertManagerHandle,
 }
@@ -34,8 +34,8 @@ fn dns(name: &str) -> San {
     San::Dns(DnsName::parse(name).unwrap())
 }
 
-fn config() -> Config {
-    Config {
+fn config() -> CertManagerConfig {
+    CertManagerConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         admin: Some("127.0.0.1:0".parse().unwrap()),
         serving_names: vec![dns("ca.example"), San::Ip("127.0.0.1".parse().unwrap())],
@@ -50,14 +50,14 @@ fn config() -> Config {
     }
 }
 
-fn dependencies(dir: &std::path::Path, metrics: Metrics) -> Dependencies {
+fn dependencies(dir: &std::path::Path, metrics: Metrics) -> CertManagerDependencies {
     let authenticator = SignedJwt::open(SignedJwtOptions {
         key_files: vec![dir.join("keys.pem")],
         audience: TOKEN_AUDIENCE.to_owned(),
         issuer: None,
         trust_domain: tidegate_core::TrustDomain::default(),
     });
-    Dependencies {
+    CertManagerDependencies {
         authenticator: Arc::new(authenticator.unwrap()),
         root_store: Arc::new(RootFolder::new(dir.join("ca"))),
         given: None,
@@ -71,9 +71,9 @@ fn dependencies(dir: &std::path::Path, metrics: Metrics) -> Dependencies {
     }
 }
 
-async fn world_with(config: Config) -> World {
+async fn world_with(config: CertManagerConfig) -> World {
     let dir = tempfile::tempdir().unwrap();
-    let signer = Signer::new(Algorithm::ES256);
+    let signer = TokenSigner::new(Algorithm::ES256);
     std::fs::write(dir.path().join("keys.pem"), signer.key.public_key_pem()).unwrap();
     let metrics = Metrics::new();
     let manager = CertManager::start(config, dependencies(dir.path(), metrics.clone())).await.unwrap();
@@ -191,7 +191,7 @@ async fn refusals_carry_the_right_code_and_a_plain_reason() {
     let plain = plain_request();
     let good = world.token(TOKEN_AUDIENCE);
     let other =
-        Signer::new(Algorithm::ES256).sign(&json!({"aud": TOKEN_AUDIENCE, "exp": u32::MAX, "sub": "a"}));
+        TokenSigner::new(Algorithm::ES256).sign(&json!({"aud": TOKEN_AUDIENCE, "exp": u32::MAX, "sub": "a"}));
     let expired =
         world.signer.sign(&json!({"aud": TOKEN_AUDIENCE, "exp": 1000, "sub": "system:serviceaccount:a:b"}));
     let api_server = world.token("https://kubernetes.default.svc");
@@ -348,7 +348,7 @@ async fn a_restart_keeps_the_root_and_clients_that_trust_it() {
     let world = world().await;
     let bundle = world.manager.bundle().borrow().clone();
     let World { dir, signer, metrics, manager } = world;
-    assert_eq!(manager.drain(Duration::from_secs(10)).await, drain::Outcome::Complete);
+    assert_eq!(manager.drain(Duration::from_secs(10)).await, drain::DrainOutcome::Complete);
     let manager = CertManager::start(config(), dependencies(dir.path(), Metrics::new())).await.unwrap();
     let world = World { dir, signer, metrics, manager };
     let mut client = client_of(world.manager.grpc_address(), bundle);
@@ -468,7 +468,8 @@ async fn until(condition: impl AsyncFn() -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_stays_for_nothing_does_not_keep_its_place() {
-    let short = Config { max_connections: 1, connection_age: Duration::from_millis(100), ..config() };
+    let short =
+        CertManagerConfig { max_connections: 1, connection_age: Duration::from_millis(100), ..config() };
     let world = world_with(short).await;
     // Its connection answers every PING for as long as it is held.
     let mut idle = world.client();

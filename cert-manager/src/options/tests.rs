@@ -1,14 +1,14 @@
 use super::*;
 
-fn parse(arguments: &str) -> Result<Options, String> {
+fn parse(arguments: &str) -> Result<CertManagerOptions, String> {
     let arguments = std::iter::once("tidegate-cert-manager").chain(arguments.split_whitespace());
-    Options::try_parse_from(arguments).map_err(|error| error.to_string())
+    CertManagerOptions::try_parse_from(arguments).map_err(|error| error.to_string())
 }
 
 #[test]
 fn every_option_has_help_and_a_stated_default() {
     use clap::CommandFactory;
-    let command = Options::command();
+    let command = CertManagerOptions::command();
     command.clone().debug_assert();
     for argument in command.get_arguments() {
         assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());

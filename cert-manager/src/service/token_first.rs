@@ -14,14 +14,14 @@ use tonic::codegen::{BoxFuture, Service};
 use tonic::server::NamedService;
 
 use crate::authenticate::{AuthError, Authenticator, Caller};
-use crate::telemetry::Telemetry;
+use crate::telemetry::CaTelemetry;
 
 /// A service whose calls carry the authenticated [`Caller`] in their extensions. Other calls are refused.
 #[derive(Clone)]
 pub(crate) struct TokenFirst<S> {
     pub(crate) inner: S,
     pub(crate) authenticator: Arc<dyn Authenticator>,
-    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) telemetry: Arc<CaTelemetry>,
 }
 
 impl<S: NamedService> NamedService for TokenFirst<S> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::versioned_folder::VersionedFolder;
-use super::{Entries, RootStore, StoreError, Stored, blocking};
+use super::{NamedValues, RootStore, StoreError, StoredValues, blocking};
 
 /// A [`RootStore`] on files of mode 0600. Processes that share the folder agree on one root.
 #[derive(Debug, Clone)]
@@ -22,12 +22,12 @@ impl RootStore for RootFolder {
         format!("folder {}", self.0.path().display())
     }
 
-    async fn load(&self) -> Result<Option<Stored>, StoreError> {
+    async fn load(&self) -> Result<Option<StoredValues>, StoreError> {
         let folder = self.0.clone();
         blocking(move || folder.read()).await
     }
 
-    async fn create_if_absent(&self, entries: Entries) -> Result<Stored, StoreError> {
+    async fn create_if_absent(&self, entries: NamedValues) -> Result<StoredValues, StoreError> {
         let folder = self.0.clone();
         blocking(move || {
             let locked = folder.lock()?;
@@ -39,7 +39,7 @@ impl RootStore for RootFolder {
         .await
     }
 
-    async fn update(&self, revision: &str, entries: Entries) -> Result<Stored, StoreError> {
+    async fn update(&self, revision: &str, entries: NamedValues) -> Result<StoredValues, StoreError> {
         let (folder, revision) = (self.0.clone(), revision.to_owned());
         blocking(move || {
             let locked = folder.lock()?;
@@ -61,8 +61,8 @@ mod tests {
 
     use super::*;
 
-    fn entries(value: &str) -> Entries {
-        Entries([("issuer.key".to_owned(), value.as_bytes().to_vec())].into())
+    fn entries(value: &str) -> NamedValues {
+        NamedValues([("issuer.key".to_owned(), value.as_bytes().to_vec())].into())
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -111,7 +111,7 @@ mod tests {
         assert!(run.status.success(), "{how}: {}", String::from_utf8_lossy(&run.stderr));
     }
 
-    async fn filled(path: &Path, versions: usize) -> Stored {
+    async fn filled(path: &Path, versions: usize) -> StoredValues {
         let store = RootFolder::new(path);
         let mut stored = store.create_if_absent(entries("0")).await.unwrap();
         for value in 1..versions {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::versioned_folder::VersionedFolder;
-use super::{Entries, SecretName, SecretStore, StoreError, TlsSecret, blocking};
+use super::{NamedValues, SecretName, SecretStore, StoreError, TlsSecret, blocking};
 
 /// A [`SecretStore`] below one folder.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ impl SecretFolder {
     async fn write(&self, name: &SecretName, values: &[(&str, &String)]) -> Result<(), StoreError> {
         let folder = self.folder(name)?;
         let values = values.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()));
-        let entries = Entries(values.collect());
+        let entries = NamedValues(values.collect());
         blocking(move || folder.lock()?.write(&entries).map(|_| ())).await
     }
 

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{Context, SHA256};
 use tidegate_core::hex;
 
-use super::{Entries, StoreError, Stored};
+use super::{NamedValues, StoreError, StoredValues};
 
 #[cfg(test)]
 mod tests;
@@ -87,7 +87,7 @@ impl VersionedFolder {
     }
 
     /// The current entries, or `None` if there never were any. [`StoreError::Lost`] if earlier ones cannot be read.
-    pub fn read(&self) -> Result<Option<Stored>, StoreError> {
+    pub fn read(&self) -> Result<Option<StoredValues>, StoreError> {
         // A version is deleted only after two more writes; a reader that loses one starts over.
         for _ in 0..10 {
             let (entries, name) = match self.layout()? {
@@ -99,7 +99,7 @@ impl VersionedFolder {
             match entries {
                 Ok(entries) => {
                     let revision = name.unwrap_or_else(|| version_of(&entries));
-                    return Ok(Some(Stored { entries, revision }));
+                    return Ok(Some(StoredValues { entries, revision }));
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(StoreError::io(self.path.display())(error)),
@@ -214,9 +214,9 @@ impl VersionedFolder {
         }
     }
 
-    fn read_plain(&self, names: &[String]) -> io::Result<Entries> {
+    fn read_plain(&self, names: &[String]) -> io::Result<NamedValues> {
         let read = |name: &String| Ok((name.clone(), read_file(&self.path.join(name))?));
-        names.iter().map(read).collect::<io::Result<BTreeMap<_, _>>>().map(Entries)
+        names.iter().map(read).collect::<io::Result<BTreeMap<_, _>>>().map(NamedValues)
     }
 
     fn lost(&self, found: String) -> StoreError {
@@ -226,11 +226,11 @@ impl VersionedFolder {
 
 impl Locked<'_> {
     /// Replaces all entries at once; they are on the disk when this returns.
-    pub fn write(&self, entries: &Entries) -> Result<Stored, StoreError> {
+    pub fn write(&self, entries: &NamedValues) -> Result<StoredValues, StoreError> {
         self.protect_keys(entries)?;
         let revision = format!("{VERSION_PREFIX}{:032x}", rand::random::<u128>());
         self.try_write(entries, &revision).map_err(StoreError::io(self.folder.path.display()))?;
-        Ok(Stored { entries: entries.clone(), revision })
+        Ok(StoredValues { entries: entries.clone(), revision })
     }
 
     /// Turns a copy's content into a version, with the revision that [`VersionedFolder::read`] returns.
@@ -268,10 +268,10 @@ impl Locked<'_> {
     }
 
     /// Checks that a key to be replaced by a link is in one of the versions.
-    fn protect_keys(&self, entries: &Entries) -> Result<(), StoreError> {
+    fn protect_keys(&self, entries: &NamedValues) -> Result<(), StoreError> {
         let in_force = match self.folder.read() {
             Ok(stored) => stored.map(|stored| stored.entries).unwrap_or_default(),
-            Err(StoreError::Lost { .. }) => Entries::default(),
+            Err(StoreError::Lost { .. }) => NamedValues::default(),
             Err(error) => return Err(error),
         };
         for (name, value) in entries.0.iter().filter(|(name, _)| name.ends_with(".key")) {
@@ -287,7 +287,7 @@ impl Locked<'_> {
         Ok(())
     }
 
-    fn try_write(&self, entries: &Entries, revision: &str) -> io::Result<()> {
+    fn try_write(&self, entries: &NamedValues, revision: &str) -> io::Result<()> {
         let root = &self.folder.path;
         let before = fs::read_link(root.join(DATA)).ok();
         let version = root.join(revision);
@@ -323,7 +323,7 @@ impl Locked<'_> {
     }
 
     /// Removes dangling links and versions that can no longer be in use.
-    fn clean(&self, entries: &Entries, keep: &[&Path]) -> io::Result<()> {
+    fn clean(&self, entries: &NamedValues, keep: &[&Path]) -> io::Result<()> {
         for entry in fs::read_dir(&self.folder.path)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -355,7 +355,7 @@ impl Locked<'_> {
             }
         }
         remove_any(&root.join(DATA))?;
-        self.clean(&Entries::default(), &[])?;
+        self.clean(&NamedValues::default(), &[])?;
         remove_any(&root.join(LOCK))?;
         match fs::remove_dir(root) {
             Err(error) if error.kind() != ErrorKind::DirectoryNotEmpty => Err(error),
@@ -364,8 +364,8 @@ impl Locked<'_> {
     }
 }
 
-fn read_version(path: &Path) -> io::Result<Entries> {
-    let mut entries = Entries::default();
+fn read_version(path: &Path) -> io::Result<NamedValues> {
+    let mut entries = NamedValues::default();
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         entries.0.insert(entry.file_name().to_string_lossy().into_owned(), read_file(&entry.path())?);
@@ -383,7 +383,7 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// The name of a version with these entries, derived only from them.
-fn version_of(entries: &Entries) -> String {
+fn version_of(entries: &NamedValues) -> String {
     let mut digest = Context::new(&SHA256);
     for (name, value) in &entries.0 {
         for part in [name.as_bytes(), value.as_slice()] {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tidegate_core::contract::names::DEFAULT_MESH_NAME;
 use tidegate_kubernetes::fake_api::FakeApi;
 use tidegate_kubernetes::watch::WatchMetrics;
-use tidegate_kubernetes::webhook::testing::{AdmissionClient, TestCa, review};
+use tidegate_kubernetes::webhook::testing::{AdmissionClient, WebhookCa, review};
 use tidegate_runtime::tls;
 
 use super::*;
@@ -37,7 +37,7 @@ async fn create(webhook: &AdmissionClient, object: &Value) -> Value {
 #[tokio::test]
 async fn a_webhook_configuration_that_is_missing_keeps_no_sidecar_from_the_controller_and_is_counted() {
     tls::install_provider();
-    let (ca, api) = (TestCa::new(), FakeApi::start().await);
+    let (ca, api) = (WebhookCa::new(), FakeApi::start().await);
     let (metrics, readiness) = (Metrics::new(), Readiness::new());
     let dependencies = WebhookDependencies {
         client: api.client(),

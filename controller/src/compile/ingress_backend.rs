@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ServicePort;
 use tidegate_core::policy::{IngressRule, RuleState};
-use tidegate_crds::ingress_backend::Backend;
+use tidegate_crds::ingress_backend::BackendSpec;
 use tidegate_crds::{Finding, IngressBackend, validate};
 
 use self::rules::{BackendRule, NamespaceSources};
@@ -144,7 +144,7 @@ impl<'i> NamespaceStatuses<'i> {
     }
 
     /// Why a backend opens nothing although its rule is sound: OSM left its user alone with that.
-    fn wrong_port(&self, service_name: &ObjectName, backend: &Backend) -> Option<StatusError> {
+    fn wrong_port(&self, service_name: &ObjectName, backend: &BackendSpec) -> Option<StatusError> {
         let number = backend.port.number;
         let error = format!("no port of service {service_name} has targetPort {number}");
         let Some(service) = self.index.service(service_name) else {

@@ -772,7 +772,7 @@ async fn a_drain_sends_sidecars_elsewhere() {
     let shutdown = tokio::spawn(mesh.controller.shutdown(PATIENCE));
     assert_eq!(sidecar.end().await.code(), Code::Unavailable);
     drop(sidecar);
-    assert_eq!(shutdown.await.unwrap(), drain::Outcome::Complete);
+    assert_eq!(shutdown.await.unwrap(), drain::DrainOutcome::Complete);
 }
 
 #[tokio::test]

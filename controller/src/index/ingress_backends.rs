@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
-use tidegate_crds::ingress_backend::{Backend, Match, Source};
+use tidegate_crds::ingress_backend::{BackendSpec, IngressSourceSpec, Match};
 use tidegate_crds::{IngressBackend, IngressBackendSpec, validate};
 
 use super::part::{Effect, Indexed, References, in_namespace};
@@ -111,14 +111,14 @@ fn spec_size(spec: &IngressBackendSpec) -> usize {
         .map(|backend| {
             let hosts = backend.tls.iter().flat_map(|tls| tls.sni_hosts.iter().flatten());
             let hosts: usize = hosts.map(|host| item::<String>() + text(host)).sum();
-            item::<Backend>() + text(&backend.name) + text(&backend.port.protocol) + hosts
+            item::<BackendSpec>() + text(&backend.name) + text(&backend.port.protocol) + hosts
         })
         .sum();
     let sources: usize = spec
         .sources
         .iter()
         .map(|source| {
-            item::<Source>()
+            item::<IngressSourceSpec>()
                 + REFERENCE
                 + text(&source.kind)
                 + text(&source.name)

@@ -14,7 +14,7 @@ use kube::{Api, Client};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use serde_json::{Value, json};
-use tidegate_runtime::backoff::Backoff;
+use tidegate_runtime::backoff::ExponentialBackoff;
 use tidegate_runtime::metrics::Metrics;
 use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
@@ -112,7 +112,7 @@ impl KubernetesStatuses {
 impl StatusQueue {
     /// Writes what is unwritten; never returns.
     async fn write_all(&self, client: &Client) {
-        let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+        let mut backoff = ExponentialBackoff::new(PAUSES.0, PAUSES.1);
         loop {
             let due: Vec<_> = {
                 let state = self.lock();

@@ -8,11 +8,11 @@ use tidegate_core::{CidrSet, Principal};
 
 use super::Finding;
 use super::findings::{Findings, listed};
-use crate::ingress_backend::{Backend, IngressBackendSpec, Source};
+use crate::ingress_backend::{BackendSpec, IngressBackendSpec, IngressSourceSpec};
 
 /// The protocol of a backend's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub enum IngressProtocol {
     /// Plaintext HTTP.
     Http,
     /// TLS terminated by the sidecar, with HTTP inside.
@@ -37,7 +37,7 @@ pub fn ingress_backend(spec: &IngressBackendSpec) -> Vec<Finding> {
         let path = format!("spec.backends[{i}]");
         if !seen.insert((backend.name.as_str(), backend.port.number)) {
             findings.add("duplicate", || {
-                let Backend { name, port, .. } = backend;
+                let BackendSpec { name, port, .. } = backend;
                 let message = format!(
                     "Duplicate backends detected with service name: {name} and port: {}",
                     port.number
@@ -45,15 +45,15 @@ pub fn ingress_backend(spec: &IngressBackendSpec) -> Vec<Finding> {
                 Finding::error(&path, message)
             });
         }
-        match Protocol::parse(&backend.port.protocol) {
-            Some(Protocol::Http) => {
+        match IngressProtocol::parse(&backend.port.protocol) {
+            Some(IngressProtocol::Http) => {
                 http.push(backend.name.as_str());
                 check_http(backend, &path, &mut findings);
             }
-            Some(Protocol::Https) => {
+            Some(IngressProtocol::Https) => {
                 check_https(first_principal.is_some(), backend, &path, &mut findings);
             }
-            Some(Protocol::Tcp) => {
+            Some(IngressProtocol::Tcp) => {
                 tcp.push(backend.name.as_str());
                 check_tcp(backend, &path, &mut findings);
             }
@@ -84,7 +84,7 @@ pub fn ingress_backend(spec: &IngressBackendSpec) -> Vec<Finding> {
     findings.finish()
 }
 
-impl Protocol {
+impl IngressProtocol {
     /// Parses `port.protocol`, ignoring case.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::Http, Self::Https, Self::Tcp]
@@ -101,13 +101,13 @@ impl Protocol {
     }
 }
 
-impl fmt::Display for Protocol {
+impl fmt::Display for IngressProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-fn check_http(backend: &Backend, path: &str, findings: &mut Findings) {
+fn check_http(backend: &BackendSpec, path: &str, findings: &mut Findings) {
     if backend.tls.is_some() {
         findings.add("http tls", || {
             let message =
@@ -117,7 +117,7 @@ fn check_http(backend: &Backend, path: &str, findings: &mut Findings) {
     }
 }
 
-fn check_https(has_principal: bool, backend: &Backend, path: &str, findings: &mut Findings) {
+fn check_https(has_principal: bool, backend: &BackendSpec, path: &str, findings: &mut Findings) {
     if backend.tls.as_ref().is_some_and(|tls| tls.skip_client_cert_validation) {
         findings.add("skip", || {
             let message = if has_principal {
@@ -148,7 +148,7 @@ fn check_https(has_principal: bool, backend: &Backend, path: &str, findings: &mu
 }
 
 /// The sidecar cannot see certificates in opaque bytes, so a policy that demands one would admit more than it says.
-fn check_tcp(backend: &Backend, path: &str, findings: &mut Findings) {
+fn check_tcp(backend: &BackendSpec, path: &str, findings: &mut Findings) {
     if backend.tls.is_some() {
         findings.add("tcp tls", || {
             let message = "protocol tcp passes bytes through unchanged and does not terminate TLS";
@@ -185,7 +185,7 @@ fn speaking(names: &[&str]) -> String {
     if names.len() == 1 { format!("backend {quoted} speaks") } else { format!("backends {quoted} speak") }
 }
 
-fn check_source(source: &Source, path: &str, findings: &mut Findings) {
+fn check_source(source: &IngressSourceSpec, path: &str, findings: &mut Findings) {
     let error = |field: &str, message: String| Finding::error(format!("{path}.{field}"), message);
     let unnamed = || format!("'source.name' not specified for source kind {}", source.kind);
     match source.kind.as_str() {

@@ -12,13 +12,13 @@ const MAX_BYTES: usize = 16 * 1024;
 /// The request target: a path with its leading slash, and a query. Idempotent. The error says why there is none.
 pub(super) fn request_target(path: &str) -> Result<String, String> {
     let target = match parse(path) {
-        Some(Reference::Opaque) => {
+        Some(UrlReference::Opaque) => {
             return Err(format!("{path:?} is a URL without a path, which cannot be asked for"));
         }
-        Some(Reference::UserInfo) => {
+        Some(UrlReference::UserInfo) => {
             return Err(format!("{path:?} has a user in it; say it by httpHeaders, Authorization"));
         }
-        Some(Reference::Path { path, query }) => {
+        Some(UrlReference::Path { path, query }) => {
             let query = query.map(|query| format!("?{}", escape_query(query))).unwrap_or_default();
             format!("{}{query}", with_slash(path))
         }
@@ -39,7 +39,7 @@ pub(super) fn is_request_target(text: &str) -> bool {
         && text.len() <= MAX_BYTES
 }
 
-enum Reference<'a> {
+enum UrlReference<'a> {
     /// For example `mailto:a`: a scheme and no slash.
     Opaque,
     /// For example `//user@host/`.
@@ -49,7 +49,7 @@ enum Reference<'a> {
 }
 
 /// Parses a URL as Go does; `None` where Go fails.
-fn parse(text: &str) -> Option<Reference<'_>> {
+fn parse(text: &str) -> Option<UrlReference<'_>> {
     if text.bytes().any(|byte| byte.is_ascii_control()) {
         return None;
     }
@@ -58,7 +58,7 @@ fn parse(text: &str) -> Option<Reference<'_>> {
     let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
     if !rest.starts_with('/') {
         if scheme.is_some() {
-            return Some(Reference::Opaque);
+            return Some(UrlReference::Opaque);
         }
         if rest.split('/').next().is_some_and(|segment| segment.contains(':')) {
             return None;
@@ -70,7 +70,7 @@ fn parse(text: &str) -> Option<Reference<'_>> {
         Some(rest) => {
             let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
             if authority.contains('@') {
-                return Some(Reference::UserInfo);
+                return Some(UrlReference::UserInfo);
             }
             if !is_authority(authority) {
                 return None;
@@ -78,7 +78,7 @@ fn parse(text: &str) -> Option<Reference<'_>> {
             path
         }
     };
-    Some(Reference::Path { path: escaped(path)?, query })
+    Some(UrlReference::Path { path: escaped(path)?, query })
 }
 
 /// The scheme, if any, and the rest; `None` for a leading colon.

@@ -10,7 +10,7 @@ type Key = (String, String, String);
 #[derive(Debug)]
 pub(super) struct ObjectStore {
     objects: BTreeMap<Key, Value>,
-    log: Vec<Logged>,
+    log: Vec<LoggedChange>,
     /// The version of the latest change.
     version: u64,
     /// Watches from before this version get 410 Gone.
@@ -18,7 +18,7 @@ pub(super) struct ObjectStore {
 }
 
 #[derive(Debug)]
-struct Logged {
+struct LoggedChange {
     version: u64,
     /// `None` for a bookmark, which all watches get.
     resource: Option<String>,
@@ -130,7 +130,7 @@ impl ObjectStore {
 
     fn log(&mut self, resource: Option<&str>, kind: &'static str, object: Value) {
         let resource = resource.map(str::to_owned);
-        self.log.push(Logged { version: self.version, resource, kind, object });
+        self.log.push(LoggedChange { version: self.version, resource, kind, object });
     }
 }
 

@@ -19,7 +19,7 @@ const PIECE: usize = 8 * 1024;
 /// A body that is sent in pieces. Once the connection has all of them, its deadline becomes that of the next request:
 /// the rest must be sent by then.
 #[derive(Debug)]
-pub(super) struct AnswerBody {
+pub(super) struct VerdictBody {
     rest: Bytes,
     _memory: Option<BodyGrant>,
     after: NextDeadline,
@@ -32,13 +32,13 @@ pub(super) struct NextDeadline {
     pub(super) idle_timeout: Duration,
 }
 
-impl AnswerBody {
+impl VerdictBody {
     pub(super) fn new(bytes: Vec<u8>, memory: Option<BodyGrant>, after: NextDeadline) -> Self {
         Self { rest: bytes.into(), _memory: memory, after }
     }
 }
 
-impl Body for AnswerBody {
+impl Body for VerdictBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -62,7 +62,7 @@ impl Body for AnswerBody {
     }
 }
 
-impl Drop for AnswerBody {
+impl Drop for VerdictBody {
     fn drop(&mut self) {
         self.after.deadline.send_replace(Instant::now() + self.after.idle_timeout);
     }

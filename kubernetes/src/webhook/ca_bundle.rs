@@ -18,7 +18,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tidegate_runtime::backoff::Backoff;
+use tidegate_runtime::backoff::ExponentialBackoff;
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::trust_bundle::TrustBundle;
@@ -61,12 +61,12 @@ pub struct CaBundleKeeper<K> {
     blocker: Option<Blocker>,
     repairs: Counter,
     is_wrong: Gauge,
-    pace: Pace,
+    pace: RepairPace,
 }
 
 /// When the next repair may happen.
-struct Pace {
-    backoff: Backoff,
+struct RepairPace {
+    backoff: ExponentialBackoff,
     last: Option<Instant>,
     not_before: Option<Instant>,
 }
@@ -105,7 +105,7 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
             meter,
             repairs,
             is_wrong,
-            pace: Pace::new(),
+            pace: RepairPace::new(),
         }
     }
 
@@ -213,10 +213,10 @@ impl WebhookConfiguration for ValidatingWebhookConfiguration {
     }
 }
 
-impl Pace {
+impl RepairPace {
     fn new() -> Self {
         Self {
-            backoff: Backoff::new(Duration::from_millis(250), SLOWEST_REPAIR),
+            backoff: ExponentialBackoff::new(Duration::from_millis(250), SLOWEST_REPAIR),
             last: None,
             not_before: None,
         }
@@ -246,7 +246,7 @@ fn holds(client_config: &WebhookClientConfig, bundle: &TrustBundle) -> bool {
 }
 
 /// Returns the repair when the pace allows; never, if there is nothing to repair.
-async fn due(repair: Option<json_patch::Patch>, pace: &Pace) -> json_patch::Patch {
+async fn due(repair: Option<json_patch::Patch>, pace: &RepairPace) -> json_patch::Patch {
     let Some(repair) = repair else { return std::future::pending().await };
     tokio::time::sleep(pace.delay(Instant::now())).await;
     repair

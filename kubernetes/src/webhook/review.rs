@@ -21,7 +21,7 @@ pub(super) const MAX_MESSAGE: usize = 8 * 1024;
 const MAX_WARNINGS: usize = 64;
 
 /// Decides admission requests.
-pub trait Reviewer: Send + Sync + 'static {
+pub trait AdmissionReviewer: Send + Sync + 'static {
     /// Whether the object may be stored, and with which changes. The client is waiting, so this makes no network calls.
     fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict>;
 }
@@ -30,17 +30,17 @@ pub trait Reviewer: Send + Sync + 'static {
 /// bounded by that text: a tree of everything could be many times larger than the request.
 #[derive(Clone, Debug)]
 pub struct AdmissionRequest<'a> {
-    head: Head<'a>,
+    head: RequestHead<'a>,
     generate_name: String,
 }
 
 /// A request. Long texts are cut.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
-struct Head<'a> {
+struct RequestHead<'a> {
     #[serde(deserialize_with = "uid")]
     uid: String,
-    kind: Kind,
+    kind: ObjectKind,
     #[serde(default, deserialize_with = "beginning")]
     sub_resource: String,
     #[serde(default, deserialize_with = "beginning")]
@@ -69,7 +69,7 @@ struct NamedMeta {
 
 /// A type of objects.
 #[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kind {
+pub struct ObjectKind {
     /// Empty for the core group.
     #[serde(default, deserialize_with = "beginning")]
     pub group: String,
@@ -127,13 +127,13 @@ pub(super) enum InvalidReview {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Review<'a> {
+struct AdmissionReview<'a> {
     #[serde(deserialize_with = "beginning")]
     api_version: String,
     #[serde(deserialize_with = "beginning")]
     kind: String,
     #[serde(borrow)]
-    request: Head<'a>,
+    request: RequestHead<'a>,
 }
 
 /// What it gets.
@@ -142,16 +142,16 @@ struct Review<'a> {
 pub(super) struct ReviewResponse<'a> {
     api_version: &'static str,
     kind: &'static str,
-    response: Response<'a>,
+    response: AdmissionResponse<'a>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Response<'a> {
+struct AdmissionResponse<'a> {
     uid: &'a str,
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<Status<'a>>,
+    status: Option<ResponseStatus<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     patch_type: Option<&'static str>,
     /// The JSON patch, in base64 like every byte string.
@@ -162,7 +162,7 @@ struct Response<'a> {
 }
 
 #[derive(Serialize)]
-struct Status<'a> {
+struct ResponseStatus<'a> {
     code: u16,
     message: &'a str,
 }
@@ -170,7 +170,7 @@ struct Status<'a> {
 impl<'a> AdmissionRequest<'a> {
     /// Parses everything but the objects. serde_json refuses more than 128 levels of nesting.
     pub(super) fn parse(body: &'a [u8]) -> Result<Self, InvalidReview> {
-        let Review { api_version, kind, request: head } = serde_json::from_slice(body)?;
+        let AdmissionReview { api_version, kind, request: head } = serde_json::from_slice(body)?;
         if api_version != API_VERSION || kind != KIND {
             return Err(InvalidReview::Kind { kind, api_version });
         }
@@ -187,7 +187,7 @@ impl<'a> AdmissionRequest<'a> {
     }
 
     /// The type of the object.
-    pub fn kind(&self) -> &Kind {
+    pub fn kind(&self) -> &ObjectKind {
         &self.head.kind
     }
 
@@ -250,7 +250,7 @@ impl Verdict {
 
 impl<'a> ReviewResponse<'a> {
     pub(super) fn new(uid: &'a str, verdict: &'a Verdict) -> Result<Self, serde_json::Error> {
-        let mut response = Response {
+        let mut response = AdmissionResponse {
             uid,
             allowed: true,
             status: None,
@@ -266,7 +266,7 @@ impl<'a> ReviewResponse<'a> {
             }
             ReviewOutcome::Denied(message) => {
                 response.allowed = false;
-                response.status = Some(Status { code: 403, message: cut(message) });
+                response.status = Some(ResponseStatus { code: 403, message: cut(message) });
             }
         }
         Ok(Self { api_version: API_VERSION, kind: KIND, response })

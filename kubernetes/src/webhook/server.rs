@@ -13,7 +13,7 @@ use hyper::body::{Body, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tidegate_runtime::credentials::Credentials;
-use tidegate_runtime::grpc::{self, Connection, ConnectionLimits, IncomingConnections};
+use tidegate_runtime::grpc::{self, AcceptedConnection, ConnectionLimits, IncomingConnections};
 use tidegate_runtime::logging::{LogRate, LogThrottle};
 use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::readiness::{Blocker, Readiness};
@@ -25,10 +25,10 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tracing::{debug, info};
 
-use super::answer::{AnswerBody, NextDeadline};
+use super::answer::{NextDeadline, VerdictBody};
 use super::bodies::{BodyGrant, BodyMemory};
 use super::metrics::WebhookMetrics;
-use super::review::{AdmissionRequest, ReviewOutcome, ReviewResponse, Reviewer, cut};
+use super::review::{AdmissionRequest, AdmissionReviewer, ReviewOutcome, ReviewResponse, cut};
 use super::tls;
 
 /// What a connection buffers of a request before it is read. A head of the API server's has some hundred bytes.
@@ -51,7 +51,7 @@ const LINES: LogRate = LogRate { window: Duration::from_secs(10), per_source: 20
 
 /// What a webhook's clients may take of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct WebhookLimits {
     /// Bytes of one request's body. The API server itself takes 3 MiB.
     pub body_bytes: usize,
     /// Bytes of all requests' bodies and answers at a time. One address may hold as much as it leaves free; what does not
@@ -80,7 +80,7 @@ pub struct WebhookServer {
 /// Why a webhook does not start.
 #[derive(Debug, thiserror::Error)]
 #[error("webhook address {address}: {source}")]
-pub struct StartError {
+pub struct WebhookStartError {
     /// The address asked for.
     pub address: SocketAddr,
     /// What the kernel said.
@@ -89,9 +89,9 @@ pub struct StartError {
 
 struct SharedServer {
     path: &'static str,
-    reviewer: Arc<dyn Reviewer>,
+    reviewer: Arc<dyn AdmissionReviewer>,
     metrics: WebhookMetrics,
-    limits: Limits,
+    limits: WebhookLimits,
     memory: BodyMemory,
     /// For bodies larger than [`SMALL_BODY`].
     large: Arc<Semaphore>,
@@ -117,11 +117,11 @@ impl WebhookServer {
     pub async fn bind(
         address: SocketAddr,
         path: &'static str,
-        reviewer: Arc<dyn Reviewer>,
+        reviewer: Arc<dyn AdmissionReviewer>,
         metrics: &Metrics,
-        limits: Limits,
-    ) -> Result<Self, StartError> {
-        let error = |source| StartError { address, source };
+        limits: WebhookLimits,
+    ) -> Result<Self, WebhookStartError> {
+        let error = |source| WebhookStartError { address, source };
         let listener = listen::bind(address).await.map_err(error)?;
         // Connections have what their listener has.
         let socket = SockRef::from(&listener);
@@ -188,7 +188,7 @@ impl WebhookServer {
     }
 }
 
-impl Default for Limits {
+impl Default for WebhookLimits {
     fn default() -> Self {
         Self {
             body_bytes: 4 << 20,
@@ -228,7 +228,11 @@ async fn accept(mut incoming: IncomingConnections, shared: &Arc<SharedServer>, m
     ending.drain(shared.limits.request_timeout).await;
 }
 
-async fn serve_connection(connection: Connection, shared: Arc<SharedServer>, mut ending: drain::Watch) {
+async fn serve_connection(
+    connection: AcceptedConnection,
+    shared: Arc<SharedServer>,
+    mut ending: drain::Watch,
+) {
     let address = connection.peer().address;
     let timeout = shared.limits.request_timeout;
     let deadline = Arc::new(watch::Sender::new(Instant::now() + timeout));
@@ -278,10 +282,10 @@ async fn answer(
     address: IpAddr,
     request: Request<Incoming>,
     after: NextDeadline,
-) -> Response<AnswerBody> {
+) -> Response<VerdictBody> {
     match review(shared, address, request).await {
         Ok((body, memory)) => {
-            let mut response = Response::new(AnswerBody::new(body, Some(memory), after));
+            let mut response = Response::new(VerdictBody::new(body, Some(memory), after));
             response
                 .headers_mut()
                 .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
@@ -302,7 +306,7 @@ async fn answer(
             };
             debug!(%status, reason, "no admission verdict");
             let mut response =
-                Response::new(AnswerBody::new(format!("{reason}\n").into_bytes(), None, after));
+                Response::new(VerdictBody::new(format!("{reason}\n").into_bytes(), None, after));
             *response.status_mut() = status;
             // What is left of the body is not read.
             response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));

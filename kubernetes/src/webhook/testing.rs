@@ -25,14 +25,14 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{Limits, Reviewer, WebhookServer};
+use super::{AdmissionReviewer, WebhookLimits, WebhookServer};
 
 /// The name in the webhook's certificate.
 pub const SERVER_NAME: &str = "tidegate-webhook.tidegate-system.svc";
 
 /// A CA and the certificates that it issues.
 #[derive(Debug)]
-pub struct TestCa {
+pub struct WebhookCa {
     issuer: Issuer<'static, KeyPair>,
     /// Its root.
     pub bundle: Arc<TrustBundle>,
@@ -46,7 +46,7 @@ pub struct AdmissionClient {
     /// Its credentials; send new ones to renew them.
     pub credentials: watch::Sender<Option<Arc<Credentials>>>,
     /// The CA that issued them.
-    pub ca: TestCa,
+    pub ca: WebhookCa,
     /// Its metrics.
     pub metrics: Metrics,
     /// Whether it is ready.
@@ -58,7 +58,7 @@ pub struct AdmissionClient {
     path: &'static str,
 }
 
-impl TestCa {
+impl WebhookCa {
     /// A new CA.
     pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
@@ -84,7 +84,7 @@ impl TestCa {
     }
 }
 
-impl Default for TestCa {
+impl Default for WebhookCa {
     fn default() -> Self {
         Self::new()
     }
@@ -92,15 +92,19 @@ impl Default for TestCa {
 
 impl AdmissionClient {
     /// A webhook with a certificate.
-    pub async fn start(path: &'static str, reviewer: Arc<dyn Reviewer>) -> Self {
-        let limits = Limits { linger: std::time::Duration::ZERO, ..Limits::default() };
+    pub async fn start(path: &'static str, reviewer: Arc<dyn AdmissionReviewer>) -> Self {
+        let limits = WebhookLimits { linger: std::time::Duration::ZERO, ..WebhookLimits::default() };
         let client = Self::with_limits(path, reviewer, limits).await;
         client.credentials.send_replace(Some(client.ca.issue(1)));
         client
     }
 
     /// A webhook without a certificate yet.
-    pub async fn with_limits(path: &'static str, reviewer: Arc<dyn Reviewer>, limits: Limits) -> Self {
+    pub async fn with_limits(
+        path: &'static str,
+        reviewer: Arc<dyn AdmissionReviewer>,
+        limits: WebhookLimits,
+    ) -> Self {
         tls::install_provider();
         let (metrics, readiness) = (Metrics::new(), Readiness::new());
         let server = WebhookServer::bind("127.0.0.1:0".parse().unwrap(), path, reviewer, &metrics, limits);
@@ -109,7 +113,7 @@ impl AdmissionClient {
         let credentials = watch::Sender::new(None);
         let (trigger, watch) = drain::channel();
         let task = tokio::spawn(server.serve(credentials.subscribe(), readiness.clone(), watch));
-        Self { address, credentials, ca: TestCa::new(), metrics, readiness, trigger, task, path }
+        Self { address, credentials, ca: WebhookCa::new(), metrics, readiness, trigger, task, path }
     }
 
     /// A TLS connection that trusts the CA; HTTP/1.1 on it.

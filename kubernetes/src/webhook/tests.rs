@@ -14,7 +14,7 @@ use super::*;
 /// Patches objects called `patch`, refuses those called `no`, and warns about all.
 struct ByName;
 
-impl Reviewer for ByName {
+impl AdmissionReviewer for ByName {
     fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict> {
         let verdict = match request.name() {
             "patch" => {
@@ -35,7 +35,7 @@ impl Reviewer for ByName {
 /// Answers with a patch of 100 KB.
 struct LongAnswers;
 
-impl Reviewer for LongAnswers {
+impl AdmissionReviewer for LongAnswers {
     fn review<'a>(&'a self, _: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict> {
         let value = "x".repeat(100_000);
         let patch = serde_json::from_value(json!([{"op": "add", "path": "/a", "value": value}])).unwrap();
@@ -50,7 +50,7 @@ struct LargeAfterSmall {
     begun: Condvar,
 }
 
-impl Reviewer for LargeAfterSmall {
+impl AdmissionReviewer for LargeAfterSmall {
     fn review<'a>(&'a self, request: &'a AdmissionRequest<'a>) -> BoxFuture<'a, Verdict> {
         let mut small = self.small.lock().unwrap();
         if request.name() == "large" {
@@ -72,8 +72,12 @@ async fn webhook() -> AdmissionClient {
     AdmissionClient::start("/mutate", Arc::new(ByName)).await
 }
 
-fn short() -> Limits {
-    Limits { linger: Duration::ZERO, request_timeout: Duration::from_secs(2), ..Limits::default() }
+fn short() -> WebhookLimits {
+    WebhookLimits {
+        linger: Duration::ZERO,
+        request_timeout: Duration::from_secs(2),
+        ..WebhookLimits::default()
+    }
 }
 
 #[tokio::test]
@@ -163,7 +167,7 @@ async fn a_hundred_mebibytes_are_cut_off_and_cost_no_more_than_the_limit() {
 
 #[tokio::test]
 async fn all_bodies_together_take_no_more_memory_than_they_may() {
-    let limits = Limits { all_body_bytes: 1000, ..short() };
+    let limits = WebhookLimits { all_body_bytes: 1000, ..short() };
     let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), limits).await;
     webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
     let request = webhook.request("application/json", vec![b' '; 1001]);
@@ -178,11 +182,11 @@ async fn all_bodies_together_take_no_more_memory_than_they_may() {
 
 #[tokio::test]
 async fn unfinished_bodies_hold_up_those_of_their_own_address_alone_and_until_they_end() {
-    let limits = Limits {
+    let limits = WebhookLimits {
         all_body_bytes: 100_000,
         request_timeout: Duration::from_secs(600),
         linger: Duration::ZERO,
-        ..Limits::default()
+        ..WebhookLimits::default()
     };
     let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), limits).await;
     webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
@@ -214,7 +218,7 @@ async fn unfinished_bodies_hold_up_those_of_their_own_address_alone_and_until_th
 
 #[tokio::test]
 async fn an_answer_that_is_not_read_holds_its_memory_and_its_place_no_longer_than_it_may() {
-    let limits = Limits { all_body_bytes: 400_000, idle_timeout: Duration::from_secs(2), ..short() };
+    let limits = WebhookLimits { all_body_bytes: 400_000, idle_timeout: Duration::from_secs(2), ..short() };
     let webhook = AdmissionClient::with_limits("/mutate", Arc::new(LongAnswers), limits).await;
     webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
     let create = review("pods", "CREATE", "shop", &object("yes")).to_string();
@@ -286,7 +290,10 @@ async fn who_says_nothing_is_not_waited_for() {
 
 #[tokio::test]
 async fn one_address_cannot_take_every_connection() {
-    let limits = Limits { connections: ConnectionLimits { all: 100, per_address: 2 }, ..Limits::default() };
+    let limits = WebhookLimits {
+        connections: ConnectionLimits { all: 100, per_address: 2 },
+        ..WebhookLimits::default()
+    };
     let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), limits).await;
     webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
     let ask =
@@ -315,7 +322,7 @@ async fn a_renewed_certificate_is_shown_to_the_next_connection() {
     let request = review("pods", "CREATE", "shop", &object("yes"));
     webhook.ask(&request).await;
     // Of another root: only who sees the new one can connect.
-    let other = testing::TestCa::new();
+    let other = testing::WebhookCa::new();
     webhook.credentials.send_replace(Some(other.issue(2)));
     webhook.ca = other;
     let config = rustls::ClientConfig::builder()
@@ -389,7 +396,7 @@ fn allowed(webhook: &AdmissionClient) -> u64 {
 
 #[tokio::test]
 async fn it_is_ready_once_it_has_a_certificate() {
-    let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), Limits::default()).await;
+    let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), WebhookLimits::default()).await;
     assert_eq!(webhook.readiness.blocked_by(), ["certificate"]);
     webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
     tokio::time::timeout(Duration::from_secs(30), webhook.readiness.ready()).await.unwrap();
@@ -397,7 +404,7 @@ async fn it_is_ready_once_it_has_a_certificate() {
 
 #[tokio::test]
 async fn a_drain_lingers_then_ends_idle_connections_and_the_listener() {
-    let limits = Limits { linger: Duration::from_secs(3), ..Limits::default() };
+    let limits = WebhookLimits { linger: Duration::from_secs(3), ..WebhookLimits::default() };
     let webhook = AdmissionClient::with_limits("/mutate", Arc::new(ByName), limits).await;
     webhook.credentials.send_replace(Some(webhook.ca.issue(1)));
     let request = review("pods", "CREATE", "shop", &object("yes"));

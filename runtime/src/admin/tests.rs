@@ -172,13 +172,13 @@ async fn only_health_is_served_at_an_address_that_others_can_reach() {
     let server =
         || AdminServer::new(ProcessName("x"), Metrics::new(), Readiness::new(), LogHandle::detached());
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    assert!(matches!(server().bind(any).await, Err(AdminError::NotLoopback(_))));
+    assert!(matches!(server().bind(any).await, Err(AdminServerError::NotLoopback(_))));
     let (metrics, readiness) = (Metrics::new(), Readiness::new());
     let health = AdminServer::health(ProcessName("x"), metrics, readiness, LogHandle::detached());
     assert!(health.bind(any).await.is_ok());
     let bound = server().bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
     let error = server().bind(bound.local_addr()).await.unwrap_err();
-    assert!(matches!(error, AdminError::Bind { .. }), "{error}");
+    assert!(matches!(error, AdminServerError::Bind { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -190,7 +190,7 @@ async fn a_drain_ends_idle_connections_and_the_server() {
     idle.read_exact(&mut answer).await.unwrap();
     assert_eq!(answer, b"HTTP/1.1 200");
     let outcome = fixture.trigger.drain(Duration::from_secs(60)).await;
-    assert_eq!(outcome, drain::Outcome::Complete);
+    assert_eq!(outcome, drain::DrainOutcome::Complete);
     idle.read_to_end(&mut answer).await.unwrap();
     fixture.task.await.unwrap();
     assert!(TcpStream::connect(fixture.address).await.is_err());

@@ -49,8 +49,11 @@ pub fn channel(
     server_name: ServerName<'static>,
     tls: impl Fn() -> Option<Arc<ClientConfig>> + Send + Sync + 'static,
 ) -> Channel {
-    let connector =
-        Connector(Arc::new(ConnectorTarget { address: address.clone(), server_name, tls: Box::new(tls) }));
+    let connector = GrpcConnector(Arc::new(ConnectorTarget {
+        address: address.clone(),
+        server_name,
+        tls: Box::new(tls),
+    }));
     // The connector does TLS itself, so tonic sees plaintext; calls still use the scheme `https`.
     Endpoint::from(address.uri("http"))
         .origin(address.uri("https"))
@@ -61,7 +64,7 @@ pub fn channel(
 }
 
 #[derive(Clone)]
-struct Connector(Arc<ConnectorTarget>);
+struct GrpcConnector(Arc<ConnectorTarget>);
 
 struct ConnectorTarget {
     address: Address,
@@ -131,7 +134,7 @@ impl fmt::Display for Address {
     }
 }
 
-impl Service<Uri> for Connector {
+impl Service<Uri> for GrpcConnector {
     type Response = TokioIo<TlsStream<TcpStream>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;

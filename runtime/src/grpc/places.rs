@@ -18,28 +18,28 @@ pub struct ConnectionLimits {
 
 /// The slots of a server; clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct Places {
+pub(super) struct ConnectionSlots {
     limits: ConnectionLimits,
-    taken: Arc<Mutex<Taken>>,
+    taken: Arc<Mutex<TakenSlots>>,
 }
 
 /// A slot, released on drop.
 #[derive(Debug)]
-pub(super) struct Place {
-    taken: Arc<Mutex<Taken>>,
+pub(super) struct ConnectionSlot {
+    taken: Arc<Mutex<TakenSlots>>,
     address: IpAddr,
 }
 
 /// Why no slot is available.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Full {
+pub(super) enum NoSlot {
     #[error("too many connections")]
     All,
     #[error("too many connections from its address")]
     Address,
 }
 
-impl Full {
+impl NoSlot {
     /// The limit's label in metrics.
     pub(super) fn limit(&self) -> &'static str {
         match self {
@@ -50,7 +50,7 @@ impl Full {
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct TakenSlots {
     all: usize,
     per_address: HashMap<IpAddr, usize>,
 }
@@ -64,33 +64,33 @@ impl ConnectionLimits {
     }
 }
 
-impl Places {
+impl ConnectionSlots {
     pub(super) fn new(limits: ConnectionLimits) -> Self {
         Self { limits, taken: Arc::default() }
     }
 
-    pub(super) fn take(&self, address: IpAddr) -> Result<Place, Full> {
+    pub(super) fn take(&self, address: IpAddr) -> Result<ConnectionSlot, NoSlot> {
         let address = address.to_canonical();
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.all >= self.limits.all {
-            return Err(Full::All);
+            return Err(NoSlot::All);
         }
         let from_there = taken.per_address.get(&address).copied().unwrap_or_default();
         // An address that holds more than what is left gets none of the last slots, so that a few addresses never lock
         // out all others.
         if from_there > self.limits.all - taken.all {
-            return Err(Full::All);
+            return Err(NoSlot::All);
         }
         if from_there >= self.limits.per_address {
-            return Err(Full::Address);
+            return Err(NoSlot::Address);
         }
         taken.per_address.insert(address, from_there + 1);
         taken.all += 1;
-        Ok(Place { taken: self.taken.clone(), address })
+        Ok(ConnectionSlot { taken: self.taken.clone(), address })
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all -= 1;
@@ -113,20 +113,20 @@ mod tests {
 
     #[test]
     fn one_address_leaves_room_for_the_others_however_it_is_written() {
-        let places = Places::new(ConnectionLimits { all: 4, per_address: 2 });
+        let places = ConnectionSlots::new(ConnectionLimits { all: 4, per_address: 2 });
         let (one, mapped, other) = (address("10.0.0.1"), address("::ffff:10.0.0.1"), address("fd00::1"));
         let first = places.take(one).unwrap();
         let _second = places.take(mapped).unwrap();
-        assert_eq!(places.take(one).unwrap_err(), Full::Address);
+        assert_eq!(places.take(one).unwrap_err(), NoSlot::Address);
         let _others = [places.take(other).unwrap(), places.take(other).unwrap()];
-        assert_eq!(places.take(address("10.0.0.2")).unwrap_err(), Full::All);
+        assert_eq!(places.take(address("10.0.0.2")).unwrap_err(), NoSlot::All);
         drop(first);
         let _third = places.take(one).unwrap();
     }
 
     #[test]
     fn a_few_addresses_that_take_what_they_get_leave_places_to_newcomers() {
-        let places = Places::new(ConnectionLimits::of(1000));
+        let places = ConnectionSlots::new(ConnectionLimits::of(1000));
         let mut taken = Vec::new();
         for number in 1..=6 {
             let greedy = address(&format!("10.0.0.{number}"));
@@ -139,9 +139,9 @@ mod tests {
 
     #[test]
     fn nothing_is_remembered_of_who_is_gone() {
-        let places = Places::new(ConnectionLimits { all: 2, per_address: 0 });
+        let places = ConnectionSlots::new(ConnectionLimits { all: 2, per_address: 0 });
         places.take(address("10.0.0.1")).unwrap_err();
-        let places = Places { limits: ConnectionLimits { all: 2, per_address: 1 }, ..places };
+        let places = ConnectionSlots { limits: ConnectionLimits { all: 2, per_address: 1 }, ..places };
         drop(places.take(address("10.0.0.2")).unwrap());
         let taken = places.taken.lock().unwrap();
         assert_eq!(taken.all, 0);

@@ -23,8 +23,8 @@ use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use super::intake::{Intake, IntakeLimits, Meter, Metered, TooMuch};
-use super::places::{ConnectionLimits, Place, Places};
-use crate::backoff::Backoff;
+use super::places::{ConnectionLimits, ConnectionSlot, ConnectionSlots};
+use crate::backoff::ExponentialBackoff;
 use crate::logging::{LogRate, LogThrottle};
 use crate::metrics::Metrics;
 
@@ -34,16 +34,16 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The stream returned by [`server_stream`]. It never ends and never yields an error; dropping it closes the listener
 /// and the handshakes in progress, but not the connections that it has yielded.
 #[derive(Debug)]
-pub struct IncomingConnections(mpsc::Receiver<Connection>);
+pub struct IncomingConnections(mpsc::Receiver<AcceptedConnection>);
 
 /// One TLS connection from a client, after its handshake.
 #[derive(Debug)]
-pub struct Connection {
+pub struct AcceptedConnection {
     stream: TlsStream<Metered>,
     peer: Peer,
     refusals: Arc<Refusals>,
     /// Held for the lifetime of the connection.
-    _place: Place,
+    _place: ConnectionSlot,
 }
 
 /// The peer of a connection, in the extensions of each request.
@@ -142,7 +142,7 @@ impl ServerStream {
         let acceptor = Acceptor {
             listener,
             tls,
-            places: Places::new(limits),
+            places: ConnectionSlots::new(limits),
             intake: Intake::new(intake),
             handshake_timeout,
             proven_by,
@@ -182,12 +182,12 @@ impl Peer {
 struct Acceptor {
     listener: TcpListener,
     tls: watch::Receiver<Arc<ServerConfig>>,
-    places: Places,
+    places: ConnectionSlots,
     intake: Intake,
     handshake_timeout: Duration,
     proven_by: ProvenBy,
     refusals: Arc<Refusals>,
-    sender: mpsc::Sender<Connection>,
+    sender: mpsc::Sender<AcceptedConnection>,
 }
 
 /// Logs connections that are closed at a limit.
@@ -215,7 +215,7 @@ impl Refusals {
 impl Acceptor {
     async fn run(self) {
         let mut handshakes = JoinSet::new();
-        let mut pause = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        let mut pause = ExponentialBackoff::new(Duration::from_millis(50), Duration::from_secs(1));
         let mut summary = tokio::time::interval(self.refusals.lines.window());
         loop {
             let accepted = tokio::select! {
@@ -259,7 +259,7 @@ impl Acceptor {
         &self,
         tcp: TcpStream,
         address: SocketAddr,
-        place: Place,
+        place: ConnectionSlot,
     ) -> impl Future<Output = ()> + Send + 'static {
         let acceptor = TlsAcceptor::from(self.tls.borrow().clone());
         let sender = self.sender.clone();
@@ -297,19 +297,19 @@ impl Acceptor {
                     .collect(),
             };
             // Fails when the server has stopped, which closes this connection, too.
-            let _ = sender.send(Connection { stream, peer, refusals, _place: place }).await;
+            let _ = sender.send(AcceptedConnection { stream, peer, refusals, _place: place }).await;
         }
     }
 }
 
-impl Connection {
+impl AcceptedConnection {
     /// The peer of the connection.
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 }
 
-impl Connected for Connection {
+impl Connected for AcceptedConnection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
@@ -318,14 +318,14 @@ impl Connected for Connection {
 }
 
 impl Stream for IncomingConnections {
-    type Item = io::Result<Connection>;
+    type Item = io::Result<AcceptedConnection>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.poll_recv(cx).map(|connection| connection.map(Ok))
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for AcceptedConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -341,7 +341,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for AcceptedConnection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

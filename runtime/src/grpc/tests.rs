@@ -16,13 +16,13 @@ use tonic::Code;
 use super::*;
 use crate::metrics::Metrics;
 use crate::test_ca::{Flaw, TestCa};
-use crate::test_pki::{Authority, DAY, bundle, identity};
+use crate::test_pki::{DAY, TestAuthority, bundle, identity};
 use crate::tls;
 
 const LONG: Duration = Duration::from_secs(60);
 
 struct Server {
-    root: Authority,
+    root: TestAuthority,
     address: SocketAddr,
     tls: watch::Sender<Arc<ServerConfig>>,
     incoming: IncomingConnections,
@@ -43,7 +43,7 @@ impl Server {
         configure: impl FnOnce(ServerStream) -> ServerStream,
     ) -> Self {
         tls::install_provider();
-        let root = Authority::root("root");
+        let root = TestAuthority::root("root");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (tls, configs) = watch::channel(server_tls(&root));
@@ -72,12 +72,12 @@ impl Server {
         client_config(&self.root.bundle(), Some(&credentials)).unwrap()
     }
 
-    async fn next(&mut self) -> Connection {
+    async fn next(&mut self) -> AcceptedConnection {
         self.incoming.next().await.unwrap().unwrap()
     }
 }
 
-fn server_tls(root: &Authority) -> Arc<ServerConfig> {
+fn server_tls(root: &TestAuthority) -> Arc<ServerConfig> {
     server_config(&root.credentials(&identity("server")), &root.bundle(), ClientCertificates::Required)
         .unwrap()
 }
@@ -207,7 +207,7 @@ async fn who_is_to_prove_itself_by_calls_is_counted_until_it_has() {
 #[tokio::test]
 async fn clients_without_a_certificate_of_the_mesh_get_no_connection() {
     let mut server = Server::start(10, LONG).await;
-    let stranger = Authority::root("other").credentials(&identity("cart"));
+    let stranger = TestAuthority::root("other").credentials(&identity("cart"));
     for credentials in [None, Some(&stranger)] {
         let config = client_config(&server.root.bundle(), credentials).unwrap();
         // A TLS 1.3 client learns of it with its first read.
@@ -222,7 +222,7 @@ async fn clients_without_a_certificate_of_the_mesh_get_no_connection() {
 #[tokio::test]
 async fn a_new_certificate_and_trust_bundle_hold_for_the_next_connection() {
     let mut server = Server::start(10, LONG).await;
-    let new = Authority::root("new");
+    let new = TestAuthority::root("new");
     let mut old_client = server.connect(server.client("cart")).await.unwrap();
     let mut old_connection = server.next().await;
     server.tls.send_replace(server_tls(&new));
@@ -249,7 +249,7 @@ async fn dropping_the_stream_closes_the_listener() {
 }
 
 /// The test CA serves as the gRPC service: it refuses each call, after having noted who made it.
-async fn refusing_service(root: Arc<Authority>) -> TestCa {
+async fn refusing_service(root: Arc<TestAuthority>) -> TestCa {
     let ca = TestCa::start(root, identity("cart"), DAY, Arc::new(SystemTime::now)).await;
     ca.behaviour().flaw = Some(Flaw::Refuses);
     ca
@@ -267,7 +267,7 @@ async fn call(channel: tonic::transport::Channel) -> Code {
 
 #[tokio::test]
 async fn a_channel_takes_the_newest_credentials_at_each_connect_and_survives_the_servers_restart() {
-    let root = Arc::new(Authority::root("root"));
+    let root = Arc::new(TestAuthority::root("root"));
     let mut service = refusing_service(root.clone()).await;
     let (tls, configs) = watch::channel(None);
     let address: Address = format!("https://{}", service.address).parse().unwrap();

@@ -16,17 +16,17 @@ use crate::trust_bundle::TrustBundle;
 
 /// The page. Answers 503 until it has a certificate.
 #[derive(Clone, Debug, Default)]
-pub struct CertificatePage(Arc<OnceLock<Sources>>);
+pub struct CertificatePage(Arc<OnceLock<CertificateSources>>);
 
 #[derive(Clone, Debug)]
-struct Sources {
+struct CertificateSources {
     credentials: watch::Receiver<Option<Arc<Credentials>>>,
     bundle: watch::Receiver<Arc<TrustBundle>>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Certificate {
+struct CertificateRoots {
     names: String,
     /// RFC 3339.
     not_after: String,
@@ -48,7 +48,7 @@ impl CertificatePage {
         credentials: watch::Receiver<Option<Arc<Credentials>>>,
         bundle: watch::Receiver<Arc<TrustBundle>>,
     ) {
-        let _ = self.0.set(Sources { credentials, bundle });
+        let _ = self.0.set(CertificateSources { credentials, bundle });
     }
 }
 
@@ -59,7 +59,7 @@ async fn show(State(page): State<CertificatePage>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "there is no certificate yet\n").into_response();
     };
     let bundle = sources.bundle.borrow().clone();
-    Json(Certificate {
+    Json(CertificateRoots {
         names: credentials.leaf.display_names(),
         not_after: humantime::format_rfc3339_seconds(credentials.leaf.not_after).to_string(),
         trusted_roots: bundle.fingerprints(),
@@ -74,7 +74,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::test_pki::{Authority, bundle, identity};
+    use crate::test_pki::{TestAuthority, bundle, identity};
 
     async fn shown(page: &CertificatePage) -> (StatusCode, Vec<u8>) {
         let answer = show(State(page.clone())).await;
@@ -86,7 +86,7 @@ mod tests {
     async fn the_roots_under_which_the_certificate_is_good_differ_from_those_that_are_trusted() {
         let page = CertificatePage::default();
         assert_eq!(shown(&page).await.0, StatusCode::SERVICE_UNAVAILABLE);
-        let (old, new) = (Authority::root("old"), Authority::root("new"));
+        let (old, new) = (TestAuthority::root("old"), TestAuthority::root("new"));
         let (sender, credentials) = watch::channel(None);
         page.follow(credentials, watch::channel(Arc::new(bundle(&[&old, &new]))).1);
         assert_eq!(shown(&page).await.0, StatusCode::SERVICE_UNAVAILABLE);

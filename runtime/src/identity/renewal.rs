@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::CaOptions;
-use super::request::{Answer, RequestError, request};
-use crate::backoff::Backoff;
+use super::request::{IssuedCertificate, RequestError, request};
+use crate::backoff::ExponentialBackoff;
 use crate::chain::{chains_to, leads_to};
 use crate::credentials::Credentials;
 use crate::metrics::Metrics;
@@ -25,20 +25,20 @@ pub(super) struct Renewal {
     options: CaOptions,
     expected: Option<Identity>,
     trust_bundle: watch::Receiver<Arc<TrustBundle>>,
-    counters: Counters,
+    counters: RenewalMetrics,
     sender: Arc<watch::Sender<Option<Arc<Credentials>>>>,
     /// The issuing root because of which a certificate was last renewed early.
     hastened_for: Option<CertificateDer<'static>>,
-    pub(super) clock: Clock,
-    pub(super) timing: Timing,
+    pub(super) clock: WallClock,
+    pub(super) timing: RenewalTiming,
 }
 
 /// The wall clock. Certificates expire by it, so it determines renewal, not the monotonic clock.
-pub(super) type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+pub(super) type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// All configurable durations.
 #[derive(Clone, Copy)]
-pub(super) struct Timing {
+pub(super) struct RenewalTiming {
     /// Maximum sleep between two checks of the wall clock, which may jump meanwhile.
     pub(super) longest_sleep: Duration,
     /// Timeout of a whole attempt: connecting, requesting, answering.
@@ -52,7 +52,7 @@ pub(super) struct Timing {
 }
 
 #[derive(Clone, Default)]
-struct Counters {
+struct RenewalMetrics {
     renewals: Family<[(&'static str, &'static str); 1], Counter>,
     expiry: Gauge,
 }
@@ -76,11 +76,11 @@ impl Renewal {
             options,
             expected,
             trust_bundle,
-            counters: Counters::register(metrics),
+            counters: RenewalMetrics::register(metrics),
             sender: Arc::new(sender),
             hastened_for: None,
             clock: Arc::new(SystemTime::now),
-            timing: Timing::default(),
+            timing: RenewalTiming::default(),
         }
     }
 
@@ -117,14 +117,14 @@ impl Renewal {
 
     /// Retries until it succeeds.
     async fn obtain(&mut self) -> Credentials {
-        let Timing { first_retry, slowest_retry, request_timeout, .. } = self.timing;
-        let mut backoff = Backoff::new(first_retry, slowest_retry);
+        let RenewalTiming { first_retry, slowest_retry, request_timeout, .. } = self.timing;
+        let mut backoff = ExponentialBackoff::new(first_retry, slowest_retry);
         loop {
             let bundle = self.trust_bundle.borrow_and_update().clone();
             let answer =
                 request(&self.options, self.expected.as_ref(), &bundle, request_timeout, &*self.clock).await;
             match answer {
-                Ok(Answer { chain, key, leaf }) => {
+                Ok(IssuedCertificate { chain, key, leaf }) => {
                     self.counters.count("success");
                     let generation = self.sender.borrow().as_ref().map_or(0, |last| last.generation) + 1;
                     return Credentials { chain, key, leaf, generation };
@@ -211,7 +211,7 @@ impl Schedule {
     }
 }
 
-impl Counters {
+impl RenewalMetrics {
     fn register(metrics: &Metrics) -> Self {
         let counters = Self::default();
         metrics.registry(|registry| {
@@ -234,7 +234,7 @@ impl Counters {
     }
 }
 
-impl Default for Timing {
+impl Default for RenewalTiming {
     fn default() -> Self {
         Self {
             longest_sleep: Duration::from_secs(5),
@@ -249,7 +249,7 @@ impl Default for Timing {
 /// Wakes the watchers once when the current credentials expire.
 async fn announce_expiry(
     sender: &watch::Sender<Option<Arc<Credentials>>>,
-    clock: &Clock,
+    clock: &WallClock,
     longest_sleep: Duration,
 ) {
     let mut announced = 0;

@@ -81,7 +81,7 @@ pub enum RequestError {
 }
 
 /// A verified answer.
-pub(super) struct Answer {
+pub(super) struct IssuedCertificate {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: Arc<PrivateKeyDer<'static>>,
     pub(super) leaf: PeerCertificate,
@@ -107,7 +107,7 @@ pub(super) async fn request(
     bundle: &TrustBundle,
     timeout: Duration,
     now: &(dyn Fn() -> SystemTime + Send + Sync),
-) -> Result<Answer, RequestError> {
+) -> Result<IssuedCertificate, RequestError> {
     let token = read_token(&options.token_file).await?;
     let key = KeyPair::generate()?;
     let csr = signing_request(&key, expected)?;
@@ -120,7 +120,7 @@ pub(super) async fn request(
     }
     let (chain, leaf) = verify(chain, &key.subject_public_key_info(), expected, bundle, now())?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    Ok(Answer { chain, key: Arc::new(key), leaf })
+    Ok(IssuedCertificate { chain, key: Arc::new(key), leaf })
 }
 
 /// Calls the CA over a new connection: the next call is hours away, and so uses the newest trust bundle.

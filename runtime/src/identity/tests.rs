@@ -8,12 +8,12 @@ use clap::Parser;
 use rcgen::{CertificateSigningRequestParams, SanType};
 use tempfile::TempDir;
 
-use super::renewal::{Renewal, Timing};
+use super::renewal::{Renewal, RenewalTiming};
 use super::*;
 use crate::chain::chains_to;
 use crate::grpc::{ClientCertificates, server_config};
 use crate::test_ca::{Flaw, TestCa};
-use crate::test_pki::{Authority, bundle, identity};
+use crate::test_pki::{TestAuthority, bundle, identity};
 
 const LIFE: Duration = Duration::from_secs(1000);
 
@@ -25,7 +25,7 @@ struct FakeClock {
 }
 
 struct Fixture {
-    root: Arc<Authority>,
+    root: Arc<TestAuthority>,
     ca: TestCa,
     clock: FakeClock,
     bundle: watch::Sender<Arc<TrustBundle>>,
@@ -64,7 +64,7 @@ impl FakeClock {
 impl Fixture {
     /// A process that has asked for its certificate; `prepare` may change the CA before.
     async fn start(prepare: impl FnOnce(&TestCa)) -> Self {
-        let root = Arc::new(Authority::root("root"));
+        let root = Arc::new(TestAuthority::root("root"));
         let clock = FakeClock::new();
         let ca_clock = clock.now.clone();
         let ca_clock = Arc::new(move || *ca_clock.lock().unwrap());
@@ -86,11 +86,11 @@ impl Fixture {
         let mut renewal = Renewal::new(options, Some(identity("cart")), roots, &metrics, sender);
         let renewal_clock = clock.clone();
         renewal.clock = Arc::new(move || renewal_clock.now());
-        renewal.timing = Timing {
+        renewal.timing = RenewalTiming {
             longest_sleep: Duration::from_millis(2),
             first_retry: Duration::from_millis(2),
             slowest_retry: Duration::from_millis(20),
-            ..Timing::default()
+            ..RenewalTiming::default()
         };
         let task = tokio::spawn(renewal.run());
         Self { root, ca, clock, bundle, metrics, token, credentials, task, _folder: folder }
@@ -277,7 +277,7 @@ async fn the_token_is_read_afresh_at_each_try() {
 async fn a_trust_bundle_that_grows_renews_nothing_and_one_that_drops_our_root_renews_at_once() {
     let mut fixture = Fixture::start(|_| ()).await;
     fixture.generation(1).await;
-    let new = Arc::new(Authority::root("new"));
+    let new = Arc::new(TestAuthority::root("new"));
     fixture.bundle.send_replace(Arc::new(bundle(&[&fixture.root, &new])));
     fixture.clock.looked_at().await;
     assert_eq!(fixture.ca.calls().len(), 1);
@@ -299,7 +299,7 @@ async fn a_trust_bundle_that_grows_renews_nothing_and_one_that_drops_our_root_re
 async fn once_another_root_issues_the_certificate_is_renewed_early_and_just_once() {
     let mut fixture = Fixture::start(|_| ()).await;
     fixture.generation(1).await;
-    let new = Arc::new(Authority::root("new"));
+    let new = Arc::new(TestAuthority::root("new"));
     fixture.bundle.send_replace(Arc::new(bundle(&[&fixture.root, &new])));
     fixture.clock.looked_at().await;
     assert_eq!(fixture.ca.calls().len(), 1, "both are trusted, the old one issues");
@@ -346,7 +346,7 @@ async fn intermediates_stay_in_the_chain_and_the_root_does_not() {
 
 #[tokio::test]
 async fn no_token_is_sent_to_a_ca_that_the_trust_bundle_does_not_know() {
-    let other = Authority::root("other");
+    let other = TestAuthority::root("other");
     let mut fixture = Fixture::start(|ca| ca.serve_under(&other)).await;
     fixture.tries("unreachable", 3).await;
     assert!(fixture.ca.calls().is_empty());
@@ -366,7 +366,7 @@ async fn the_renewal_ends_when_all_receivers_are_dropped() {
 
 #[tokio::test]
 async fn started_as_daemons_start_it_a_short_lived_certificate_is_renewed_in_real_time() {
-    let root = Arc::new(Authority::root("root"));
+    let root = Arc::new(TestAuthority::root("root"));
     let life = Duration::from_secs(3);
     let ca = TestCa::start(root.clone(), identity("cart"), life, Arc::new(SystemTime::now)).await;
     let token = tempfile::NamedTempFile::new().unwrap();

@@ -20,7 +20,7 @@ pub(super) fn write_text(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt
     if field.name() != "message" {
         write!(writer, "{}=", field.name())?;
     }
-    let mut text = Text::new(true);
+    let mut text = LineText::new(true);
     text.format(format_args!("{value:?}"));
     writer.write_str(&text.text)
 }
@@ -30,7 +30,7 @@ pub(super) fn write_text(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt
 pub(super) struct JsonLine;
 
 /// A value's text, up to the limit.
-struct Text {
+struct LineText {
     text: String,
     /// Whether to escape control characters.
     escapes: bool,
@@ -77,7 +77,7 @@ impl JsonFields<'_, '_> {
     }
 
     fn write_text(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        let mut text = Text::new(false);
+        let mut text = LineText::new(false);
         text.format(value);
         self.write(field, |writer| write_quoted(writer, &text.text));
     }
@@ -116,7 +116,7 @@ impl Visit for JsonFields<'_, '_> {
     }
 }
 
-impl Text {
+impl LineText {
     fn new(escapes: bool) -> Self {
         Self { text: String::new(), escapes }
     }
@@ -129,7 +129,7 @@ impl Text {
     }
 }
 
-impl Write for Text {
+impl Write for LineText {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for c in text.chars() {
             if self.text.len() + c.len_utf8() > MAX_VALUE {

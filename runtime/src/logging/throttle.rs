@@ -25,7 +25,7 @@ pub struct LogRate {
 #[derive(Debug)]
 pub struct LogThrottle<K> {
     rate: LogRate,
-    window: Mutex<Window<K>>,
+    window: Mutex<ThrottleWindow<K>>,
 }
 
 /// Lines that were suppressed in a window.
@@ -56,16 +56,16 @@ impl<K: fmt::Display> fmt::Display for Suppressed<K> {
 pub const NAMED: usize = 10;
 
 #[derive(Debug)]
-struct Window<K> {
+struct ThrottleWindow<K> {
     began: Option<Instant>,
     lines: u32,
-    sources: HashMap<K, Source>,
+    sources: HashMap<K, SourceLines>,
     /// Suppressed lines of sources that are not distinguished.
     others: u64,
 }
 
 #[derive(Debug, Default)]
-struct Source {
+struct SourceLines {
     lines: u32,
     suppressed: u64,
 }
@@ -86,7 +86,7 @@ impl<K: Clone + Eq + Hash> Default for LogThrottle<K> {
 impl<K: Clone + Eq + Hash> LogThrottle<K> {
     /// A throttle without any lines yet.
     pub fn new(rate: LogRate) -> Self {
-        let window = Window { began: None, lines: 0, sources: HashMap::new(), others: 0 };
+        let window = ThrottleWindow { began: None, lines: 0, sources: HashMap::new(), others: 0 };
         Self { rate, window: Mutex::new(window) }
     }
 
@@ -144,12 +144,12 @@ impl<K: Clone + Eq + Hash> LogThrottle<K> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Window<K>> {
+    fn lock(&self) -> MutexGuard<'_, ThrottleWindow<K>> {
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl<K: Eq + Hash> Window<K> {
+impl<K: Eq + Hash> ThrottleWindow<K> {
     /// Starts a new window; the suppressed lines of the previous one stay until they are taken.
     fn begin(&mut self, now: Instant) {
         self.began = Some(now);

@@ -1,13 +1,13 @@
 use std::fs;
 
 use super::*;
-use crate::test_pki::{Authority, bundle};
+use crate::test_pki::{TestAuthority, bundle};
 
 const SOON: Duration = Duration::from_millis(5);
 
 #[test]
 fn only_the_set_of_certificates_counts() {
-    let (a, b) = (Authority::root("a"), Authority::root("b"));
+    let (a, b) = (TestAuthority::root("a"), TestAuthority::root("b"));
     let (a_pem, b_pem) = (tls::pem_encode(&[a.der()]), tls::pem_encode(&[b.der()]));
     let expected = bundle(&[&a, &b]);
     for text in [
@@ -30,7 +30,7 @@ fn only_the_set_of_certificates_counts() {
 
 #[test]
 fn an_incomplete_bundle_is_refused() {
-    let pem = tls::pem_encode(&[Authority::root("a").der()]);
+    let pem = tls::pem_encode(&[TestAuthority::root("a").der()]);
     assert!(matches!(TrustBundle::parse(b""), Err(TrustBundleError::Empty)));
     assert!(matches!(TrustBundle::parse(b"# nothing\n"), Err(TrustBundleError::Empty)));
     let cut = format!("{pem}{}", &pem[..pem.len() / 2]);
@@ -61,7 +61,7 @@ async fn an_absent_file_is_waited_for() {
     let watching = tokio::spawn(watch_file(path.clone(), SOON));
     tokio::task::yield_now().await;
     assert!(!watching.is_finished());
-    let root = Authority::root("a");
+    let root = TestAuthority::root("a");
     fs::write(&path, root.bundle().to_pem()).unwrap();
     assert_eq!(**watching.await.unwrap().borrow(), root.bundle());
 }
@@ -70,7 +70,7 @@ async fn an_absent_file_is_waited_for() {
 async fn a_changed_file_is_followed_until_all_receivers_are_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("roots.pem");
-    let (a, b) = (Authority::root("a"), Authority::root("b"));
+    let (a, b) = (TestAuthority::root("a"), TestAuthority::root("b"));
     fs::write(&path, a.bundle().to_pem()).unwrap();
     let mut receiver = watch_file(path.clone(), SOON).await;
     receiver.mark_unchanged();
@@ -84,7 +84,7 @@ async fn a_changed_file_is_followed_until_all_receivers_are_dropped() {
 async fn a_file_rewritten_with_the_same_roots_does_not_count_as_a_change() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("roots.pem");
-    let (a, b, c) = (Authority::root("a"), Authority::root("b"), Authority::root("c"));
+    let (a, b, c) = (TestAuthority::root("a"), TestAuthority::root("b"), TestAuthority::root("c"));
     let (sender, mut receiver) = watch::channel(Arc::new(bundle(&[&a, &b, &c])));
     let mut file = WatchedFile { path: path.clone(), complaint: None };
     for text in [
@@ -108,10 +108,10 @@ async fn a_file_rewritten_with_the_same_roots_does_not_count_as_a_change() {
 async fn a_retired_root_judges_what_is_open_for_as_long_as_the_file_names_it_and_nothing_new() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("roots.pem");
-    let (a, b, c) = (Authority::root("a"), Authority::root("b"), Authority::root("c"));
+    let (a, b, c) = (TestAuthority::root("a"), TestAuthority::root("b"), TestAuthority::root("c"));
     let (sender, receiver) = watch::channel(Arc::new(bundle(&[&a, &b])));
     let mut file = WatchedFile { path: path.clone(), complaint: None };
-    let of = |authority: &Authority| fingerprint(&authority.der());
+    let of = |authority: &TestAuthority| fingerprint(&authority.der());
     let mut judges = async |text: String| {
         replace(&path, &text);
         file.follow(&sender).await;
@@ -134,7 +134,7 @@ async fn a_retired_root_judges_what_is_open_for_as_long_as_the_file_names_it_and
 #[test]
 fn the_roots_that_were_retired_first_are_forgotten_first() {
     let names: Vec<String> = (0..MOST_RETIRED + 2).map(|i| format!("{i:064x}")).collect();
-    let bundle = Authority::root("a").bundle().with_retired(names.clone());
+    let bundle = TestAuthority::root("a").bundle().with_retired(names.clone());
     assert_eq!(bundle.retired(), &names[2..]);
     assert_eq!(TrustBundle::parse(bundle.to_text().as_bytes()).unwrap().retired(), &names[2..]);
 }
@@ -143,7 +143,7 @@ fn the_roots_that_were_retired_first_are_forgotten_first() {
 async fn a_broken_empty_or_missing_file_leaves_the_last_good_bundle() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("roots.pem");
-    let (a, b) = (Authority::root("a"), Authority::root("b"));
+    let (a, b) = (TestAuthority::root("a"), TestAuthority::root("b"));
     let (sender, receiver) = watch::channel(Arc::new(a.bundle()));
     let mut file = WatchedFile { path: path.clone(), complaint: None };
     file.follow(&sender).await;
@@ -170,7 +170,7 @@ async fn each_reason_is_said_once_while_it_holds() {
     fs::write(&path, "").unwrap();
     assert!(file.read().await.is_none());
     assert_eq!(file.complaint.as_deref(), Some("holds no certificate"));
-    fs::write(&path, Authority::root("a").bundle().to_pem()).unwrap();
+    fs::write(&path, TestAuthority::root("a").bundle().to_pem()).unwrap();
     assert!(file.read().await.is_some());
     assert_eq!(file.complaint, None);
 }

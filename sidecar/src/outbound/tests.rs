@@ -376,7 +376,7 @@ async fn a_drain_lets_the_app_s_connections_live_until_the_deadline() {
         assert_eq!(io.read_u8().await.unwrap(), b'b');
     }
     drop((io, another));
-    assert_eq!(drain.await.unwrap(), tidegate_runtime::drain::Outcome::Complete);
+    assert_eq!(drain.await.unwrap(), tidegate_runtime::drain::DrainOutcome::Complete);
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tidegate_runtime::connections::{Connection, Connections};
+use tidegate_runtime::connections::{AdmittedConnection, Connections};
 use tidegate_runtime::{drain, listen};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -163,7 +163,7 @@ async fn ask(probe: Arc<Probe>, key: ProbeRequest) -> Result<AppResponse, Arc<Pr
 }
 
 /// Serves one request of kubelet.
-async fn serve_connection(stream: TcpStream, connection: Connection, port_probes: Arc<PortProbes>) {
+async fn serve_connection(stream: TcpStream, connection: AdmittedConnection, port_probes: Arc<PortProbes>) {
     // kubelet dials the pod's address in the family in which the app is reached.
     let Ok(pod) = stream.local_addr().map(|address| address.ip().to_canonical()) else { return };
     let service = hyper::service::service_fn(|request: Request<Incoming>| {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tidegate_core::contract::names::TOKEN_AUDIENCE;
 
 use super::*;
-use crate::testing::Signer;
+use crate::testing::TokenSigner;
 
 fn claims() -> Value {
     json!({
@@ -45,9 +45,9 @@ fn write(dir: &Path, name: &str, text: &str) -> PathBuf {
 }
 
 /// An authenticator that knows one ES256 key.
-fn one_key() -> (tempfile::TempDir, Signer, SignedJwt) {
+fn one_key() -> (tempfile::TempDir, TokenSigner, SignedJwt) {
     let dir = tempfile::tempdir().unwrap();
-    let signer = Signer::new(Algorithm::ES256);
+    let signer = TokenSigner::new(Algorithm::ES256);
     let file = write(dir.path(), "keys.pem", &signer.key.public_key_pem());
     let authenticator = SignedJwt::open(options(vec![file])).unwrap();
     (dir, signer, authenticator)
@@ -56,7 +56,7 @@ fn one_key() -> (tempfile::TempDir, Signer, SignedJwt) {
 #[test]
 fn a_token_of_each_allowed_algorithm_proves_its_service_account() {
     let dir = tempfile::tempdir().unwrap();
-    let signers = [Algorithm::ES256, Algorithm::RS256, Algorithm::EdDSA].map(Signer::new);
+    let signers = [Algorithm::ES256, Algorithm::RS256, Algorithm::EdDSA].map(TokenSigner::new);
     let pem: String = signers.iter().map(|signer| signer.key.public_key_pem()).collect();
     let authenticator = SignedJwt::open(options(vec![write(dir.path(), "keys.pem", &pem)])).unwrap();
     for signer in &signers {
@@ -142,7 +142,7 @@ fn unsigned_tokens_and_those_signed_with_the_public_key_are_refused() {
 fn a_token_of_another_key_or_altered_is_refused() {
     let (_dir, signer, authenticator) = one_key();
     for other in [Algorithm::ES256, Algorithm::RS256, Algorithm::EdDSA] {
-        let token = Signer::new(other).sign(&claims());
+        let token = TokenSigner::new(other).sign(&claims());
         assert_eq!(authenticator.verify(&token), Err(AuthError::Signature), "{other:?}");
     }
     let token = signer.sign(&claims());
@@ -183,7 +183,7 @@ fn a_wanted_issuer_is_demanded() {
     assert_eq!(authenticator.verify(&signer.sign(&none)), Err(AuthError::Claim("iss")));
 }
 
-fn jwks(signer: &Signer, id: &str) -> Value {
+fn jwks(signer: &TokenSigner, id: &str) -> Value {
     let raw = signer.key.public_key_raw();
     json!({"keys": [{
         "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": id,
@@ -194,7 +194,7 @@ fn jwks(signer: &Signer, id: &str) -> Value {
 #[test]
 fn keys_come_from_a_jwks_too_and_are_chosen_by_their_id() {
     let dir = tempfile::tempdir().unwrap();
-    let signer = Signer::new(Algorithm::ES256);
+    let signer = TokenSigner::new(Algorithm::ES256);
     let file = write(dir.path(), "jwks.json", &jwks(&signer, "one").to_string());
     let authenticator = SignedJwt::open(options(vec![file])).unwrap();
     let named = |id: &str| Header { kid: Some(id.to_owned()), ..Header::new(Algorithm::ES256) };
@@ -228,7 +228,7 @@ fn files_without_a_usable_key_are_an_error_that_names_them() {
 #[test]
 fn a_changed_file_counts_at_once_and_a_broken_one_does_not() {
     let (dir, old, authenticator) = one_key();
-    let new = Signer::new(Algorithm::ES256);
+    let new = TokenSigner::new(Algorithm::ES256);
     let path = dir.path().join("keys.pem");
     assert_eq!(authenticator.verify(&new.sign(&claims())), Err(AuthError::Signature));
 
@@ -248,7 +248,7 @@ fn a_changed_file_counts_at_once_and_a_broken_one_does_not() {
 #[test]
 fn a_refusal_never_holds_the_token() {
     let (_dir, _, authenticator) = one_key();
-    let token = Signer::new(Algorithm::ES256).sign(&claims());
+    let token = TokenSigner::new(Algorithm::ES256).sign(&claims());
     let error = authenticator.verify(&token).unwrap_err();
     for part in token.split('.') {
         assert!(!format!("{error:?} {error}").contains(part));

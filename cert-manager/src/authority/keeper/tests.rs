@@ -129,7 +129,7 @@ struct Refusing(watch::Receiver<bool>);
 #[tonic::async_trait]
 impl BundlePublisher for Refusing {
     async fn publish(&self, _: &str) -> Result<(), StoreError> {
-        let shop = Unreached { namespace: "shop".to_owned(), reason: "it is full".to_owned() };
+        let shop = UnreachedNamespace { namespace: "shop".to_owned(), reason: "it is full".to_owned() };
         if *self.0.borrow() { Err(StoreError::Unreached(vec![shop])) } else { Ok(()) }
     }
 
@@ -381,7 +381,7 @@ async fn unusable_files_are_an_error_at_the_start() {
 /// Puts entries of the user's into the store, in place of what is there or beside it.
 async fn put_into_store(dir: &Path, entries: &[(&str, String)], beside: bool) {
     let store = RootFolder::new(dir.join("ca"));
-    let mut wanted = crate::store::Entries::default();
+    let mut wanted = crate::store::NamedValues::default();
     let stored = store.load().await.unwrap();
     if let Some(stored) = stored.as_ref().filter(|_| beside) {
         wanted = stored.entries.clone();

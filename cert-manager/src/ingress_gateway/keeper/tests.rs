@@ -45,7 +45,7 @@ fn world() -> World {
         gateway: GatewayDependencies::alone(settings_rx, Arc::new(SecretFolder::new(dir.path()))),
         states: states_rx,
         rules: IssuingRules::default(),
-        telemetry: Telemetry::register(&Metrics::new()),
+        telemetry: CaTelemetry::register(&Metrics::new()),
         status: watch::channel(GatewayStatus::NotConfigured).0,
         untidy: None,
         failures: BTreeMap::new(),

@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 use tidegate_kubernetes::fake_api::FakeApi;
 
 use super::*;
-use crate::store::{Entries, RootStore};
+use crate::store::{NamedValues, RootStore};
 
 const NAMESPACE: &str = "tidegate-system";
 
@@ -17,7 +17,7 @@ fn values(text: &str) -> TlsSecret {
 async fn world() -> (FakeApi, GatewaySecrets) {
     let api = FakeApi::start().await;
     let root = RootSecret::new(api.client(), NAMESPACE, "osm");
-    root.create_if_absent(Entries([("a".to_owned(), b"b".to_vec())].into())).await.unwrap();
+    root.create_if_absent(NamedValues([("a".to_owned(), b"b".to_vec())].into())).await.unwrap();
     let secrets = GatewaySecrets::new(api.client(), root, "osm");
     (api, secrets)
 }
@@ -163,7 +163,7 @@ async fn the_secret_of_another_mesh_is_left_alone_and_named() {
     let (api, secrets) = world().await;
     secrets.put(&name("a"), &values("1")).await.unwrap();
     let root = RootSecret::new(api.client(), "blue-system", "blue");
-    root.create_if_absent(Entries([("a".to_owned(), b"b".to_vec())].into())).await.unwrap();
+    root.create_if_absent(NamedValues([("a".to_owned(), b"b".to_vec())].into())).await.unwrap();
     let blue = GatewaySecrets::new(api.client(), root, "blue");
     let error = blue.put(&name("a"), &values("2")).await.unwrap_err().to_string();
     assert_eq!(

@@ -5,8 +5,8 @@ use super::*;
 
 const NAMESPACE: &str = "tidegate-system";
 
-fn entries(value: &str) -> Entries {
-    Entries([("issuer.key".to_owned(), value.as_bytes().to_vec())].into())
+fn entries(value: &str) -> NamedValues {
+    NamedValues([("issuer.key".to_owned(), value.as_bytes().to_vec())].into())
 }
 
 fn store(api: &FakeApi) -> RootSecret {

@@ -3,8 +3,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
-fn entries(pairs: &[(&str, &str)]) -> Entries {
-    Entries(pairs.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect())
+fn entries(pairs: &[(&str, &str)]) -> NamedValues {
+    NamedValues(pairs.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect())
 }
 
 fn mode(path: &Path) -> u32 {

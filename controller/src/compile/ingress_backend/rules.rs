@@ -20,8 +20,8 @@ use tidegate_core::policy::{
 };
 use tidegate_core::{CidrSet, ObjectRef, Principal};
 use tidegate_crds::IngressBackendSpec;
-use tidegate_crds::ingress_backend::{Backend, Source};
-use tidegate_crds::validate::{self, Finding, Protocol};
+use tidegate_crds::ingress_backend::{BackendSpec, IngressSourceSpec};
+use tidegate_crds::validate::{self, Finding, IngressProtocol};
 
 use crate::index::Index;
 use crate::object::ObjectName;
@@ -85,7 +85,7 @@ impl<'i> NamespaceSources<'i> {
     }
 
     /// What [`rules`] says of the first source that is a Service without ready endpoints, if there is one.
-    pub(crate) fn missing(&self, sources: &[Source]) -> Option<String> {
+    pub(crate) fn missing(&self, sources: &[IngressSourceSpec]) -> Option<String> {
         let mut names = sources.iter().filter(|source| source.kind == "Service").map(service_name);
         names.find(|name| self.addresses(name).is_empty()).map(|name| without_endpoints(&name))
     }
@@ -102,8 +102,8 @@ impl<'i> NamespaceSources<'i> {
     }
 
     /// Bytes that these sources take once resolved; an estimate that errs towards more.
-    fn bytes(&self, sources: &[Source]) -> usize {
-        let bytes = |source: &Source| match source.kind.as_str() {
+    fn bytes(&self, sources: &[IngressSourceSpec]) -> usize {
+        let bytes = |source: &IngressSourceSpec| match source.kind.as_str() {
             "Service" => size_of::<IpNet>() * self.addresses(&service_name(source)).len(),
             "AuthenticatedPrincipal" => size_of::<Principal>() + source.name.len(),
             _ => size_of::<IpNet>(),
@@ -113,7 +113,7 @@ impl<'i> NamespaceSources<'i> {
 }
 
 /// The name of a Service source. One without a namespace is an error of the whole object, found before.
-fn service_name(source: &Source) -> ObjectName {
+fn service_name(source: &IngressSourceSpec) -> ObjectName {
     ObjectName::new(source.namespace.as_deref().unwrap_or_default(), source.name.as_str())
 }
 
@@ -191,7 +191,7 @@ pub(crate) fn rules(
         None => resolve(sources, &spec.sources).and_then(|clients| clients.for_backends(spec.backends.len())),
     };
     let clients = clients.map_err(Arc::<str>::from);
-    let rule = |backend: &Backend| {
+    let rule = |backend: &BackendSpec| {
         let active = match &clients {
             Ok(clients) => active(backend, clients).map_err(Arc::from),
             Err(reason) => Err(reason.clone()),
@@ -213,7 +213,7 @@ pub(crate) fn error(spec: &IngressBackendSpec) -> Option<String> {
 
 /// Addresses and names of the clients. A Service without ready endpoints makes the whole object invalid: without
 /// it, the rule would be wider or narrower than its author knows.
-fn resolve(known: &NamespaceSources<'_>, sources: &[Source]) -> Result<AdmittedClients, String> {
+fn resolve(known: &NamespaceSources<'_>, sources: &[IngressSourceSpec]) -> Result<AdmittedClients, String> {
     let (mut ranges, mut principals) = (Vec::new(), Vec::new());
     let mut is_restricted = false;
     for source in sources {
@@ -254,11 +254,11 @@ fn beyond_namespace() -> String {
 }
 
 /// One backend's rule, as far as it can be in force.
-fn active(backend: &Backend, clients: &AdmittedClients) -> Result<ActiveIngressRule, String> {
-    let transport = match Protocol::parse(&backend.port.protocol) {
-        Some(Protocol::Http) => IngressTransport::Http,
-        Some(Protocol::Tcp) => IngressTransport::Tcp,
-        Some(Protocol::Https) => IngressTransport::Https {
+fn active(backend: &BackendSpec, clients: &AdmittedClients) -> Result<ActiveIngressRule, String> {
+    let transport = match IngressProtocol::parse(&backend.port.protocol) {
+        Some(IngressProtocol::Http) => IngressTransport::Http,
+        Some(IngressProtocol::Tcp) => IngressTransport::Tcp,
+        Some(IngressProtocol::Https) => IngressTransport::Https {
             sni_hosts: sni_hosts(backend)?,
             client: client_check(backend, &clients.principals),
         },
@@ -269,7 +269,7 @@ fn active(backend: &Backend, clients: &AdmittedClients) -> Result<ActiveIngressR
 
 /// What is required of the client's certificate, for an `https` backend. Without principals any certificate of the
 /// mesh's CA is admitted, as in OSM; `skipClientCertValidation` requests none and therefore ignores principals.
-fn client_check(backend: &Backend, principals: &Arc<[Principal]>) -> ClientCheck {
+fn client_check(backend: &BackendSpec, principals: &Arc<[Principal]>) -> ClientCheck {
     let skips = backend.tls.as_ref().is_some_and(|tls| tls.skip_client_cert_validation);
     match (skips, principals.is_empty()) {
         (true, _) => ClientCheck::Skip,
@@ -280,7 +280,7 @@ fn client_check(backend: &Backend, principals: &Arc<[Principal]>) -> ClientCheck
 
 /// Server names that can match. If none of the given names can, the rule admits nothing: an empty list would mean
 /// every name.
-fn sni_hosts(backend: &Backend) -> Result<Vec<DnsPattern>, String> {
+fn sni_hosts(backend: &BackendSpec) -> Result<Vec<DnsPattern>, String> {
     let given = backend.tls.as_ref().and_then(|tls| tls.sni_hosts.as_deref()).unwrap_or_default();
     let usable: Vec<_> = given.iter().filter_map(|host| DnsPattern::parse(host).ok()).collect();
     if usable.is_empty() && !given.is_empty() {

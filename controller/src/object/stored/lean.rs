@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use tidegate_core::contract::names;
 use tidegate_crds::injection::has_sidecar_of;
-use tidegate_kubernetes::lean::{Entries, First, MembershipLabels, Meta, Only, Wanted};
+use tidegate_kubernetes::lean::{BoundedEntries, First, MembershipLabels, Meta, Only, Wanted};
 
 use crate::service::SERVICE_NAME_LABEL;
 
@@ -127,7 +127,7 @@ struct LeanServiceSpec {
     external_name: Option<String>,
     ports: Option<First<ServicePort, MOST_PORTS>>,
     publish_not_ready_addresses: Option<bool>,
-    selector: Option<Entries<MOST_LABELS>>,
+    selector: Option<BoundedEntries<MOST_LABELS>>,
     #[serde(rename = "type")]
     type_: Option<String>,
 }
@@ -173,7 +173,7 @@ struct LeanReference {
 
 #[derive(Deserialize)]
 struct LeanPod {
-    metadata: Meta<Entries<MOST_LABELS>>,
+    metadata: Meta<BoundedEntries<MOST_LABELS>>,
     #[serde(default)]
     spec: Option<LeanPodSpec>,
     #[serde(default)]

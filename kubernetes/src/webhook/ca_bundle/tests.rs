@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::fake_api::FakeApi;
 use crate::watch::WatchMetrics;
-use crate::webhook::testing::TestCa;
+use crate::webhook::testing::WebhookCa;
 
 const RESOURCE: &str = "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 const NAME: &str = "tidegate-injector";
@@ -69,7 +69,7 @@ fn all_hold(api: &FakeApi, bundle: &TrustBundle) -> bool {
 
 #[tokio::test]
 async fn missing_and_foreign_roots_are_put_right_and_nothing_else_is_touched() {
-    let (ours, foreign) = (TestCa::new().bundle, TestCa::new().bundle);
+    let (ours, foreign) = (WebhookCa::new().bundle, WebhookCa::new().bundle);
     let api = FakeApi::start().await;
     api.apply(RESOURCE, configuration(&[Value::Null, encoded(&foreign), encoded(&ours)]));
     let keeper = Keeper::start(api, &ours);
@@ -85,12 +85,12 @@ async fn missing_and_foreign_roots_are_put_right_and_nothing_else_is_touched() {
 
 #[tokio::test]
 async fn drift_is_healed_within_a_second_each_time() {
-    let ours = TestCa::new().bundle;
+    let ours = WebhookCa::new().bundle;
     let api = FakeApi::start().await;
     api.apply(RESOURCE, configuration(&[encoded(&ours)]));
     let keeper = Keeper::start(api, &ours);
     keeper.is_ready().await;
-    for garbage in [Value::Null, encoded(&TestCa::new().bundle), json!(ByteString(b"no PEM".to_vec()))] {
+    for garbage in [Value::Null, encoded(&WebhookCa::new().bundle), json!(ByteString(b"no PEM".to_vec()))] {
         keeper.api.apply(RESOURCE, configuration(&[garbage]));
         let start = Instant::now();
         keeper.holds(&ours).await;
@@ -100,7 +100,7 @@ async fn drift_is_healed_within_a_second_each_time() {
 
 #[tokio::test]
 async fn the_configuration_follows_the_trust_bundle() {
-    let (old, new) = (TestCa::new().bundle, TestCa::new().bundle);
+    let (old, new) = (WebhookCa::new().bundle, WebhookCa::new().bundle);
     let api = FakeApi::start().await;
     api.apply(RESOURCE, configuration(&[Value::Null]));
     let keeper = Keeper::start(api, &old);
@@ -115,7 +115,7 @@ async fn the_configuration_follows_the_trust_bundle() {
 
 #[tokio::test]
 async fn the_same_roots_in_another_order_or_spelling_are_left_alone() {
-    let (a, b) = (TestCa::new().bundle, TestCa::new().bundle);
+    let (a, b) = (WebhookCa::new().bundle, WebhookCa::new().bundle);
     let ours = Arc::new(TrustBundle::from_certificates(a.roots().iter().chain(b.roots()).cloned()).unwrap());
     let text = format!("# ours\r\n{}\n\n{}", b.to_pem(), a.to_pem().replace('\n', "\r\n"));
     let api = FakeApi::start().await;
@@ -127,7 +127,7 @@ async fn the_same_roots_in_another_order_or_spelling_are_left_alone() {
 
 #[tokio::test]
 async fn several_replicas_agree() {
-    let ours = TestCa::new().bundle;
+    let ours = WebhookCa::new().bundle;
     let first = FakeApi::start().await;
     first.apply(RESOURCE, configuration(&[Value::Null]));
     let client = first.client();
@@ -151,7 +151,7 @@ async fn several_replicas_agree() {
 
 #[tokio::test]
 async fn a_missing_configuration_blocks_readiness_until_it_is_there_and_right() {
-    let ours = TestCa::new().bundle;
+    let ours = WebhookCa::new().bundle;
     let keeper = Keeper::start(FakeApi::start().await, &ours);
     keeper.api.wait_for(|api| api.requests().iter().any(|request| request.verb == "watch")).await;
     assert_eq!(keeper.readiness.blocked_by(), [BLOCKER]);
@@ -164,7 +164,7 @@ async fn a_missing_configuration_blocks_readiness_until_it_is_there_and_right() 
 
 #[tokio::test]
 async fn a_repeated_list_that_shows_nothing_new_leaves_readiness_alone() {
-    let ours = TestCa::new().bundle;
+    let ours = WebhookCa::new().bundle;
     let api = FakeApi::start().await;
     api.apply(RESOURCE, configuration(&[encoded(&ours)]));
     let keeper = Keeper::start(api, &ours);
@@ -178,7 +178,7 @@ async fn a_repeated_list_that_shows_nothing_new_leaves_readiness_alone() {
     // One that gets 410, and one after the new list.
     keeper.api.wait_for(|api| watches(api) >= before + 2).await;
     // Who thinks that the configuration is gone does not put it right.
-    let next = TestCa::new().bundle;
+    let next = WebhookCa::new().bundle;
     keeper.bundle.send_replace(next.clone());
     keeper.holds(&next).await;
     keeper.is_ready().await;
@@ -186,7 +186,7 @@ async fn a_repeated_list_that_shows_nothing_new_leaves_readiness_alone() {
 
 #[tokio::test]
 async fn a_patch_that_fails_is_tried_again_and_each_request_needs_no_more_than_the_chart_grants() {
-    let ours = TestCa::new().bundle;
+    let ours = WebhookCa::new().bundle;
     let api = FakeApi::start().await;
     api.apply(RESOURCE, configuration(&[Value::Null]));
     api.refuse_writes(409, 2);
@@ -201,7 +201,7 @@ async fn a_patch_that_fails_is_tried_again_and_each_request_needs_no_more_than_t
 #[test]
 fn who_fights_is_slowed_down_and_peace_is_forgiving() {
     let start = Instant::now();
-    let mut pace = Pace::new();
+    let mut pace = RepairPace::new();
     assert_eq!(pace.delay(start), Duration::ZERO);
     for _ in 0..20 {
         pace.repaired(start);

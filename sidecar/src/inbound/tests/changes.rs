@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use tidegate_core::policy::{AppProtocol, ClientCheck, IngressTransport, Sources};
-use tidegate_runtime::drain::Outcome;
+use tidegate_runtime::drain::DrainOutcome;
 
 use super::*;
 use crate::limits::Limits;
@@ -265,7 +265,7 @@ async fn a_drain_waits_for_open_connections_and_cuts_them_at_the_deadline() {
         assert_eq!(end(&mut opaque).await.0, End::Reset);
     };
     let (outcome, ()) = tokio::join!(drain, client);
-    assert_eq!(outcome, Outcome::DeadlinePassed { remaining: 2 });
+    assert_eq!(outcome, DrainOutcome::DeadlinePassed { remaining: 2 });
 }
 
 #[tokio::test]
@@ -276,7 +276,7 @@ async fn a_drain_waits_for_requests_of_idle_connections_only_for_the_configured_
     get(&mut client).await.unwrap();
     let start = Instant::now();
     let (outcome, ended) = tokio::join!(mesh.workers.drain(Duration::from_secs(60)), end(&mut client));
-    assert_eq!((outcome, ended.0), (Outcome::Complete, End::Fin));
+    assert_eq!((outcome, ended.0), (DrainOutcome::Complete, End::Fin));
     let took = start.elapsed();
     assert!((Duration::from_millis(450)..Duration::from_secs(5)).contains(&took), "{took:?}");
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-use tidegate_runtime::drain::Outcome;
+use tidegate_runtime::drain::DrainOutcome;
 use tokio::task::JoinSet;
 
 use super::*;
@@ -67,7 +67,7 @@ async fn no_request_is_lost_to_a_drain() {
             clients.spawn(until_told(mesh.connect(Port::Http).await, pause, all.clone()));
         }
         until(|| all.load(Ordering::Relaxed) > 100 + 7 * round).await;
-        assert_eq!(mesh.workers.drain(Duration::from_secs(30)).await, Outcome::Complete);
+        assert_eq!(mesh.workers.drain(Duration::from_secs(30)).await, DrainOutcome::Complete);
         let counts: Vec<_> = clients.join_all().await.into_iter().map(|story| story.requests).collect();
         assert!(counts.len() == 24 && counts.iter().sum::<usize>() > 100, "{counts:?}");
     }
