@@ -30,10 +30,13 @@ struct NextOptions {
     without: String,
 }
 
+/// `GET /rotation`: a [`RotationStatus`](crate::authority::RotationStatus) as JSON.
 async fn status(State(authority): State<Authority>) -> Response {
     Json(authority.status()).into_response()
 }
 
+/// `POST /rotation/next`: takes a step and answers with the new status. 409 with the reason if the step is not allowed,
+/// 500 if the store or the new root fails.
 async fn next(State(authority): State<Authority>, Query(options): Query<NextOptions>) -> Response {
     let vouched = match &options {
         NextOptions { force: true, .. } => Vouched::Everything,

@@ -143,6 +143,7 @@ impl CheckedCsr {
     }
 }
 
+/// An entry of the CSR's subjectAltName. It is compared with the caller's names, and never copied into a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum RequestedName {
     Dns(String),
@@ -161,6 +162,7 @@ impl std::fmt::Display for RequestedName {
     }
 }
 
+/// Checks a CSR in DER (RFC 2986), its signature included, which proves that the sender has the private key.
 fn check_der(der: &[u8]) -> Result<CheckedCsr, CsrError> {
     let (rest, csr) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::Der)?;
     let info = &csr.certification_request_info;
@@ -184,6 +186,7 @@ fn check_der(der: &[u8]) -> Result<CheckedCsr, CsrError> {
     Ok(CheckedCsr { public_key: info.subject_pki.raw.to_vec(), key, common_names, names })
 }
 
+/// Accepts SHA-256 and stronger hashes; others are refused before anything is computed.
 fn check_signature_algorithm(csr: &X509CertificationRequest<'_>) -> Result<(), CsrError> {
     let oid = csr.signature_algorithm.algorithm.to_id_string();
     let allowed = [
@@ -256,6 +259,8 @@ fn check_extensions(csr: &X509CertificationRequest<'_>) -> Result<Vec<RequestedN
     Ok(names)
 }
 
+/// Checks one extension of the request; the entries of subjectAltName go to `names`, at most
+/// [`tidegate_core::certificate::MAX_SANS`].
 fn check_extension(extension: &X509Extension<'_>, names: &mut Vec<RequestedName>) -> Result<(), CsrError> {
     match extension.parsed_extension() {
         ParsedExtension::BasicConstraints(constraints) if constraints.ca => {

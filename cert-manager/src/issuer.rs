@@ -34,6 +34,7 @@ const MAX_CHAIN: usize = 6;
 #[derive(Clone)]
 pub struct Issuer(Arc<Inner>);
 
+/// Everything that signing needs, read from the certificates once.
 struct Inner {
     key: KeyPair,
     /// The issuer's own certificate first, its root last; one entry when the issuer is the root.
@@ -241,10 +242,13 @@ impl Issuer {
         x509::sign(&template, &self.signer()).ok()
     }
 
+    /// What certificates of this issuer carry of it.
     fn signer(&self) -> Signer<'_> {
         Signer { name: &self.0.subject, key_id: &self.0.key_id, key: &self.0.key }
     }
 
+    /// Completes and checks the chain. Adds every problem that it finds to `problems`; `None` if one of them keeps it
+    /// from going on.
     fn build(
         key: KeyPair,
         given: Vec<CertificateDer<'static>>,
@@ -272,6 +276,7 @@ impl Issuer {
         Some(issuer)
     }
 
+    /// Puts an issuer together. `facts` are those of `chain`, in the same order.
     fn assemble(key: KeyPair, chain: Vec<CertificateDer<'static>>, facts: Vec<Facts>) -> Self {
         let epoch = SystemTime::UNIX_EPOCH;
         let not_before = facts.iter().map(|facts| facts.not_before).max().unwrap_or(epoch);

@@ -19,6 +19,8 @@ fn main() -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(options, log))
 }
 
+/// Runs until a signal. On Kubernetes it first waits for the API server, during which a signal ends it at once; the
+/// Lease is given back before the drain, so that another replica writes Secrets meanwhile.
 async fn run(options: CertManagerOptions, log: logging::LogHandle) -> anyhow::Result<()> {
     let mut shutdown = std::pin::pin!(signals::shutdown()?);
     tokio::spawn(memory::give_back());

@@ -341,6 +341,7 @@ impl CertManagerOptions {
         names.chain(addresses.map(San::Ip)).collect()
     }
 
+    /// The settings that the flags describe, once they are checked.
     fn config(&self) -> CertManagerConfig {
         CertManagerConfig {
             listen: self.listen,
@@ -365,6 +366,7 @@ impl CertManagerOptions {
         }
     }
 
+    /// Adds a problem for each number or duration that is out of its bounds.
     fn check_numbers(&self, problems: &mut Vec<String>) {
         let second = Duration::from_secs(1);
         if self.lives.default_lifetime < second {
@@ -386,6 +388,7 @@ impl CertManagerOptions {
 }
 
 impl GivenOptions {
+    /// The files of a given authority, if there is one.
     fn files(&self) -> Option<GivenFiles> {
         let (certificate, key) = (self.ca_certificate.clone()?, self.ca_key.clone()?);
         Some(GivenFiles { certificate, key, root: self.ca_root.clone() })

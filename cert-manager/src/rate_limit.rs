@@ -30,6 +30,7 @@ pub struct RateLimiter<K> {
     buckets: Mutex<HashMap<K, Bucket>>,
 }
 
+/// A token bucket: what was left at a moment. It fills with time, up to the burst.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     tokens: f64,
@@ -60,6 +61,7 @@ impl<K: Clone + Eq + Hash> RateLimiter<K> {
         Err(Duration::from_secs_f64(seconds.min(1e9)))
     }
 
+    /// The tokens of a bucket now, at most the burst.
     fn tokens(&self, bucket: &Bucket, now: Instant) -> f64 {
         let refilled = now.saturating_duration_since(bucket.at).as_secs_f64() * self.limit.per_second;
         (bucket.tokens + refilled).min(f64::from(self.limit.burst.max(1)))

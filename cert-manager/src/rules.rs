@@ -158,6 +158,7 @@ impl Issued {
         self.sans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
 
+    /// Parses a certificate that was just signed, so that what is logged and answered is what it says.
     pub(crate) fn read_back(leaf: CertificateDer<'static>, sans: Vec<San>) -> Result<Self, IssuingRefusal> {
         let read = tidegate_core::PeerCertificate::from_der(&leaf)?;
         Ok(Self { leaf, sans, serial: read.serial, not_after: read.not_after })

@@ -82,6 +82,7 @@ impl IstioCertificateService for CertificateService {
 }
 
 impl CertificateService {
+    /// Applies the rules to a request, in the order of their cost: reserved names, the CSR, the certificate.
     fn issue(
         &self,
         caller: &Caller,
@@ -97,6 +98,8 @@ impl CertificateService {
     }
 }
 
+/// The gRPC code of a refusal: INVALID_ARGUMENT and PERMISSION_DENIED for the request, FAILED_PRECONDITION for an
+/// authority that cannot issue this certificate, INTERNAL for a fault of the CA.
 fn status_of_refusal(refusal: &IssuingRefusal) -> Status {
     let text = refusal.to_string();
     match refusal {

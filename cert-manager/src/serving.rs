@@ -88,6 +88,7 @@ impl ServingCertificate {
     }
 }
 
+/// A new key, its certificate and the TLS configuration with it, and when to renew: at half of the remaining lifetime.
 fn issue(
     names: &[San],
     rules: &IssuingRules,

@@ -44,17 +44,20 @@ enum RefusedSource {
     Unknown,
 }
 
+/// A certificate's purpose: `workload`, `serving` or `ingress-gateway`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PurposeLabel {
     purpose: &'static str,
 }
 
+/// The class of a refusal, such as `rate`: a fixed set of words, so that clients cannot make series.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RefusalLabel {
     reason: &'static str,
 }
 
 impl CaTelemetry {
+    /// Registers the metrics. Called once per process.
     pub(crate) fn register(metrics: &Metrics) -> Arc<Self> {
         let this = Self {
             issued: Family::default(),
@@ -106,6 +109,7 @@ impl CaTelemetry {
         Arc::new(this)
     }
 
+    /// Updates the gauges of the authority.
     pub(crate) fn authority(&self, state: &AuthorityState, has_problem: bool) {
         self.root_expiry.set(seconds(state.issuer.root_not_after()));
         self.issuer_expiry.set(seconds(state.issuer.not_after()));
@@ -148,6 +152,8 @@ impl CaTelemetry {
         );
     }
 
+    /// A refused request, with what is known of the caller. Counted always; its audit line may be left out, see
+    /// [`CaTelemetry::summarize`].
     pub(crate) fn refused(
         &self,
         identity: Option<&Identity>,
@@ -188,6 +194,7 @@ impl std::fmt::Display for RefusedSource {
     }
 }
 
+/// An address in an audit line.
 struct LoggedPeer(Option<SocketAddr>);
 
 impl std::fmt::Display for LoggedPeer {
@@ -199,6 +206,7 @@ impl std::fmt::Display for LoggedPeer {
     }
 }
 
+/// Seconds since 1970, as Prometheus has times.
 fn seconds(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -176,10 +176,12 @@ impl Time {
     }
 }
 
+/// 128 random bits, so that serial numbers are unique without a counter; RFC 5280 §4.1.2.2 allows 20 octets.
 fn serial() -> [u8; 16] {
     rand::random()
 }
 
+/// An AlgorithmIdentifier. ECDSA has no parameters (RFC 5758 §3.2), RSA has NULL (RFC 4055 §5).
 fn write_algorithm(writer: DERWriter<'_>, oid: &[u64]) {
     writer.write_sequence(|writer| {
         writer.next().write_oid(&ObjectIdentifier::from_slice(oid));
@@ -189,6 +191,7 @@ fn write_algorithm(writer: DERWriter<'_>, oid: &[u64]) {
     });
 }
 
+/// One RDN with a UTF8String.
 fn write_attribute(writer: DERWriter<'_>, oid: &[u64], value: &str) {
     writer.write_set(|writer| {
         writer.next().write_sequence(|writer| {
@@ -198,6 +201,7 @@ fn write_attribute(writer: DERWriter<'_>, oid: &[u64], value: &str) {
     });
 }
 
+/// The extensions of RFC 5280 §4.2.1 that the usage requires.
 fn write_extensions(writer: &mut DERWriterSeq<'_>, template: &Template<'_>, authority_key_id: &[u8]) {
     extension(writer, &[2, 5, 29, 35], false, |writer| {
         writer.write_sequence(|writer| {
@@ -243,6 +247,7 @@ fn write_extensions(writer: &mut DERWriterSeq<'_>, template: &Template<'_>, auth
     }
 }
 
+/// One Extension; `value` writes the DER inside of its OCTET STRING.
 fn extension(writer: &mut DERWriterSeq<'_>, oid: &[u64], critical: bool, value: impl FnOnce(DERWriter<'_>)) {
     writer.next().write_sequence(|writer| {
         writer.next().write_oid(&ObjectIdentifier::from_slice(oid));

@@ -45,6 +45,7 @@ pub struct AnnotationError {
 }
 
 impl<'a> Annotations<'a> {
+    /// `values` may be missing, as `metadata.annotations` may.
     pub(crate) fn new(owner: &'a str, values: Option<&'a BTreeMap<String, String>>) -> Self {
         Self { owner, values }
     }
@@ -108,10 +109,12 @@ impl<'a> Annotations<'a> {
         limits::parse(value).map_err(|problem| self.error(SIDECAR_LIMITS, problem))
     }
 
+    /// The text of an annotation.
     fn value(&self, name: &str) -> Option<&'a str> {
         self.values.and_then(|values| values.get(name)).map(String::as_str)
     }
 
+    /// A comma-separated list. An empty text is an empty list; one item that `parse` refuses refuses the whole list.
     fn list<T: Ord>(
         &self,
         name: &str,
@@ -125,6 +128,7 @@ impl<'a> Annotations<'a> {
         items.ok_or_else(|| self.error(name, problem))
     }
 
+    /// An error that quotes at most 200 characters of the value.
     fn error(&self, name: &str, problem: impl Into<Cow<'static, str>>) -> AnnotationError {
         let value = self.value(name).unwrap_or_default().chars().take(200).collect();
         AnnotationError {
@@ -142,6 +146,7 @@ fn port(text: &str) -> Option<u16> {
     is_plain.then(|| text.parse().ok()).flatten().filter(|port| *port != 0)
 }
 
+/// A range in CIDR notation. Bits behind the prefix are cleared, as iptables does.
 fn range(text: &str) -> Option<IpNet> {
     IpNet::from_str(text).ok().map(|range| range.trunc())
 }

@@ -151,6 +151,7 @@ impl ContainerBuilder<'_> {
 }
 
 impl Resources {
+    /// Sets `resources` of a container, with a default request where users set neither a request nor a limit.
     fn write(&self, container: &mut Value, defaults: [(&str, &str); 2]) {
         let mut requests = self.requests.clone();
         for (resource, quantity) in defaults {
@@ -263,14 +264,17 @@ fn covers(there: &Value, made: &Value) -> bool {
     }
 }
 
+/// The items of a list; none if it is missing or not a list.
 fn items(list: Option<&Value>) -> &[Value] {
     list.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
+/// An environment variable with a field of the Pod, which kubelet fills in (downward API).
 fn env(name: &str, field: &str) -> Value {
     json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}})
 }
 
+/// A flag with a comma-separated list; left out if the list is empty.
 fn push_list<T: Display>(args: &mut Vec<String>, flag: &str, items: impl IntoIterator<Item = T>) {
     let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
     if !items.is_empty() {

@@ -171,10 +171,13 @@ pub(crate) fn decide_alone(
     })
 }
 
+/// Whether no Pod of the namespace ever gets a sidecar.
 fn is_system(namespace: &str, control_plane: &str) -> bool {
     namespace == control_plane || SYSTEM_NAMESPACES.contains(&namespace)
 }
 
+/// Whether a Pod is to get a sidecar, by its own annotation, else by its namespace's annotation, else by its
+/// namespace's label. The inner error is why not.
 fn is_asked_for(
     pod: &PodView<'_>,
     namespace: &NamespaceView,
@@ -188,10 +191,12 @@ fn is_asked_for(
     Ok(if by_annotation.unwrap_or(by_label) { Ok(()) } else { Err(NoSidecarReason::NotAskedFor) })
 }
 
+/// The Pod's own annotation; it has precedence over everything on its namespace.
 fn own_word(pod: &PodView<'_>) -> Result<Option<bool>, AnnotationError> {
     Annotations::new("pod", pod.metadata.annotations.as_ref()).switch(SIDECAR_INJECTION)
 }
 
+/// Why this Pod cannot have a sidecar, whatever annotations say.
 fn impossible(pod: &PodView<'_>) -> Option<NoSidecarReason> {
     let spec = pod.spec.as_ref()?;
     if spec.host_network == Some(true) {

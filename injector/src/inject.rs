@@ -54,6 +54,7 @@ pub(crate) fn inject_alone(
     patch_if(decision, pod, &namespace, settings, mesh)
 }
 
+/// The patch of a Pod for which the decision is to inject.
 fn patch_if(
     decision: Result<InjectionDecision, DecisionError>,
     pod: &PodView<'_>,
@@ -71,6 +72,10 @@ fn patch_if(
     }
 }
 
+/// The whole patch. First checks everything that would let the app evade the sidecar, then adds metadata, rewritten
+/// probes and hooks, containers and volumes, in this order, because containers that are inserted move the indexes in
+/// later paths. Resources, limits and the rule for UDP of the Pod have precedence over those of its namespace, and
+/// these over the MeshConfig's; exclusions of both add up.
 fn patch(
     pod: &PodView<'_>,
     spec: &PodSpec<'_>,
@@ -112,11 +117,14 @@ fn patch(
     Ok(patch.finish())
 }
 
+/// Whether it has the label that injection sets. A client can set it too, so it never proves anything alone.
 fn is_labelled(pod: &PodView<'_>) -> bool {
     let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(SIDECAR_LABEL));
     label.is_some_and(|label| label == INJECTED)
 }
 
+/// The label by which sidecars are found, and Prometheus' annotations where `openservicemesh.io/metrics` is enabled on
+/// the Pod or, without a word there, on its namespace.
 fn set_metadata(
     pod: &PodView<'_>,
     namespace: &NamespaceView,
@@ -187,6 +195,8 @@ fn set_containers(spec: &PodSpec<'_>, parts: &ContainerBuilder<'_>, patch: &mut 
     }
 }
 
+/// Adds our volumes. Those of an earlier injection are replaced if they differ; a volume of the user with one of our
+/// names was refused before.
 fn set_volumes(spec: &PodSpec<'_>, is_injected: bool, settings: &Settings, patch: &mut PatchBuilder) {
     const PATH: [&str; 2] = ["spec", "volumes"];
     let mut missing = Vec::new();

@@ -58,6 +58,7 @@ pub(crate) fn parse(text: &str) -> Result<BTreeMap<&'static str, String>, String
     Ok(limits)
 }
 
+/// The limits that an annotation may set, from the table that `tidegate-sidecar --help` was compared with.
 fn flags() -> impl Iterator<Item = LimitFlag> {
     FLAGS.lines().filter_map(|line| {
         let mut words = line.split(' ');
@@ -71,6 +72,7 @@ fn flags() -> impl Iterator<Item = LimitFlag> {
 }
 
 impl FlagValues {
+    /// Whether the sidecar would accept the value: the injector refuses what would keep a sidecar from starting.
     fn take(self, value: &str) -> bool {
         match self {
             Duration { zero } => humantime::parse_duration(value).is_ok_and(|time| zero || !time.is_zero()),
@@ -93,6 +95,7 @@ impl fmt::Display for FlagValues {
     }
 }
 
+/// At most 100 bytes of a text, for errors.
 fn beginning(text: &str) -> &str {
     &text[..text.floor_char_boundary(100)]
 }

@@ -25,6 +25,8 @@ use tokio::task::JoinHandle;
 
 const NAME: ProcessName = ProcessName(names::INJECTOR);
 
+/// Waits for the trust bundle before it opens the webhook's port: without it the injector gets no certificate, and the
+/// API server refuses every connection. A signal during that wait ends the process at once; later ones drain it.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let options = InjectorOptions::parse();

@@ -70,6 +70,8 @@ impl ManifestNamespaces {
         Ok(())
     }
 
+    /// Adds the Namespaces in an object, which may be one, or a list. Labels and annotations are added to those that
+    /// are known.
     fn add(&mut self, object: &Value, of_list: (&str, &str)) {
         let text = |field: &str, default: &str| object[field].as_str().unwrap_or(default).to_owned();
         let (version, kind) = (text("apiVersion", of_list.0), text("kind", of_list.1));
@@ -128,6 +130,7 @@ pub fn inject_manifests(
     Ok(output)
 }
 
+/// Injects into the objects of one document.
 struct DocumentInjector<'a> {
     /// The document's number, starting at 1.
     document: usize,
@@ -181,6 +184,8 @@ impl DocumentInjector<'_> {
         self.inject_template(object, path, &kind, &name)
     }
 
+    /// Injects into the Pod template at `path`, a JSON pointer, of the object `kind` `name`. Returns whether it has
+    /// changed.
     fn inject_template(
         &mut self,
         object: &mut Value,
@@ -234,6 +239,7 @@ impl DocumentInjector<'_> {
         Ok(true)
     }
 
+    /// An error about this document.
     fn wrong(&self, problem: String) -> ManifestError {
         ManifestError::Document { document: self.document, problem }
     }

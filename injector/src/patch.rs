@@ -11,14 +11,17 @@ use serde_json::{Value, json};
 pub(crate) struct PatchBuilder(Vec<PatchOperation>);
 
 impl PatchBuilder {
+    /// Adds a member or inserts an item at an index; `-` as the last element of the path appends to a list.
     pub(crate) fn add(&mut self, path: &[&str], value: Value) {
         self.0.push(PatchOperation::Add(AddOperation { path: pointer(path), value }));
     }
 
+    /// Replaces a value, which must exist.
     pub(crate) fn replace(&mut self, path: &[&str], value: Value) {
         self.0.push(PatchOperation::Replace(ReplaceOperation { path: pointer(path), value }));
     }
 
+    /// Removes a value, which must exist. The indexes behind it in a list become smaller by one.
     pub(crate) fn remove(&mut self, path: &[&str]) {
         self.0.push(PatchOperation::Remove(RemoveOperation { path: pointer(path) }));
     }
@@ -59,11 +62,13 @@ impl PatchBuilder {
         }
     }
 
+    /// The operations so far.
     pub(crate) fn finish(self) -> Patch {
         Patch(self.0)
     }
 }
 
+/// A JSON pointer (RFC 6901) from unescaped member names and indexes.
 fn pointer(path: &[&str]) -> PointerBuf {
     PointerBuf::from_tokens(path.iter().copied())
 }

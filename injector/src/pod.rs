@@ -35,11 +35,14 @@ pub struct PodView<'a> {
     pub(crate) spec: Option<PodSpec<'a>>,
 }
 
+/// `metadata`. Of labels and annotations only those with one of [`PREFIXES`], at most [`MAX_ENTRIES`] each; more are an
+/// error, because a Pod whose annotations are read in part could lose a setting.
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Metadata {
     #[serde(default)]
     pub(crate) name: Option<String>,
+    /// The prefix from which the API server makes a name after admission: a Pod of a controller has no other name yet.
     #[serde(default)]
     pub(crate) generate_name: Option<String>,
     #[serde(default, deserialize_with = "entries")]
@@ -48,6 +51,7 @@ pub(crate) struct Metadata {
     pub(crate) annotations: Option<BTreeMap<String, String>>,
 }
 
+/// `spec`. Missing lists and empty ones are told apart, because a patch has to create a missing one.
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PodSpec<'a> {
@@ -57,6 +61,7 @@ pub(crate) struct PodSpec<'a> {
     pub(crate) host_network: Option<bool>,
     #[serde(default)]
     pub(crate) node_selector: Option<NodeSelector>,
+    /// `spec.os`, which kubelet compares with its node.
     #[serde(default)]
     pub(crate) os: Option<Os>,
     #[serde(borrow, default, deserialize_with = "init_containers")]
@@ -69,12 +74,14 @@ pub(crate) struct PodSpec<'a> {
     pub(crate) volumes: Option<Volumes<'a>>,
 }
 
+/// The one selector that says which system the Pod needs; others do not matter here.
 #[derive(Deserialize, Clone, Debug)]
 pub(crate) struct NodeSelector {
     #[serde(default, rename = "kubernetes.io/os")]
     pub(crate) os: Option<String>,
 }
 
+/// `linux` or `windows`.
 #[derive(Deserialize, Clone, Debug)]
 pub(crate) struct Os {
     #[serde(default)]
@@ -88,15 +95,18 @@ pub(crate) struct Container<'a> {
     pub(crate) own: Option<&'a RawValue>,
 }
 
+/// The fields of a container that injection reads. Init, app and ephemeral containers have the same ones.
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ContainerFields {
     #[serde(default)]
     pub(crate) name: String,
+    /// `Always` on an init container makes it a sidecar that runs beside the app (Kubernetes 1.29).
     #[serde(default)]
     pub(crate) restart_policy: Option<String>,
     #[serde(default)]
     pub(crate) security_context: Option<SecurityContext>,
+    /// For probes that name a port.
     #[serde(default, deserialize_with = "ports")]
     pub(crate) ports: Option<Vec<ContainerPort>>,
     /// Names of our volumes that it mounts, each with its index in `volumeMounts`.
@@ -112,6 +122,8 @@ pub(crate) struct ContainerFields {
     pub(crate) lifecycle: Option<Lifecycle>,
 }
 
+/// The fields that let a container evade interception: the sidecar's user, and capabilities over the network. Pods and
+/// containers share the type; `privileged` and `capabilities` exist on containers only.
 #[derive(Deserialize, Clone, Debug, Default)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SecurityContext {
@@ -123,12 +135,14 @@ pub(crate) struct SecurityContext {
     pub(crate) capabilities: Option<Capabilities>,
 }
 
+/// `capabilities.add`, in any of Kubernetes' spellings: with or without `CAP_`.
 #[derive(Deserialize, Clone, Debug, Default)]
 pub(crate) struct Capabilities {
     #[serde(default, deserialize_with = "capabilities")]
     pub(crate) add: Option<Vec<String>>,
 }
 
+/// A declared port. The declaration opens nothing; it gives a number its name.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ContainerPort {
@@ -139,6 +153,7 @@ pub(crate) struct ContainerPort {
     pub(crate) protocol: Option<String>,
 }
 
+/// A probe. At most one of the handlers is set; `exec` is not read, because kubelet runs it in the container.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ContainerProbe {
@@ -148,10 +163,12 @@ pub(crate) struct ContainerProbe {
     pub(crate) tcp_socket: Option<TcpSocket>,
     #[serde(default)]
     pub(crate) grpc: Option<Grpc>,
+    /// Kubernetes' default is 1.
     #[serde(default)]
     pub(crate) timeout_seconds: Option<i32>,
 }
 
+/// An `httpGet` of a probe or a hook.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct HttpGet {
@@ -160,14 +177,17 @@ pub(crate) struct HttpGet {
     pub(crate) port: PortReference,
     #[serde(default)]
     pub(crate) host: Option<String>,
+    /// `HTTP`, the default, or `HTTPS`, whose certificate kubelet does not verify.
     #[serde(default)]
     pub(crate) scheme: Option<String>,
     #[serde(default)]
     pub(crate) protocol: Option<String>,
+    /// Kubelet sends them unchanged; `Host` sets the request's host.
     #[serde(default, deserialize_with = "headers")]
     pub(crate) http_headers: Option<Vec<HttpHeader>>,
 }
 
+/// A header that kubelet sends with a probe.
 #[derive(Deserialize, Clone, Debug)]
 pub(crate) struct HttpHeader {
     pub(crate) name: String,
@@ -175,6 +195,7 @@ pub(crate) struct HttpHeader {
     pub(crate) value: String,
 }
 
+/// Succeeds once a connection is open.
 #[derive(Deserialize, Clone, Debug)]
 pub(crate) struct TcpSocket {
     pub(crate) port: PortReference,
@@ -182,6 +203,7 @@ pub(crate) struct TcpSocket {
     pub(crate) host: Option<String>,
 }
 
+/// The health check of gRPC (`grpc.health.v1.Health/Check`) at a port that only a number can name.
 #[derive(Deserialize, Clone, Debug)]
 pub(crate) struct Grpc {
     pub(crate) port: i32,
@@ -198,6 +220,7 @@ pub(crate) enum PortReference {
     Name(String),
 }
 
+/// The two hooks of a container: after its start, and before its end.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Lifecycle {
@@ -207,6 +230,7 @@ pub(crate) struct Lifecycle {
     pub(crate) pre_stop: Option<LifecycleHandler>,
 }
 
+/// A hook's handler. Only `httpGet` passes through the Pod's network; `exec` and `sleep` are not read.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LifecycleHandler {
@@ -271,6 +295,7 @@ impl Container<'_> {
         self.read_own().map(|ContainerImage { image }| image)
     }
 
+    /// Decodes the whole container; `None` for containers that have none of our names.
     fn read_own<T: DeserializeOwned>(&self) -> Option<T> {
         read_own(self.own?)
     }
@@ -287,6 +312,7 @@ pub(crate) fn shortened(name: &str) -> &str {
     &name[..name.floor_char_boundary(MAX_NAME)]
 }
 
+/// Our spelling of the name of one of the two volumes that the sidecar mounts; `None` for other volumes.
 fn our_volume(name: &str) -> Option<&'static str> {
     [TRUST_VOLUME, TOKEN_VOLUME].into_iter().find(|ours| *ours == name)
 }
@@ -320,6 +346,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Volumes<'a> {
     }
 }
 
+/// A volume or a mount as far as its name.
 #[derive(Deserialize)]
 struct NamedItem {
     #[serde(default)]
@@ -500,6 +527,7 @@ fn optional<'de, D: Deserializer<'de>, S: DeserializeSeed<'de>>(
     deserializer.deserialize_option(NullOr(seed))
 }
 
+/// A list that may be null, with at most `most` items; `field` names it in errors.
 fn bounded<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     deserializer: D,
     field: &'static str,

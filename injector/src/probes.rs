@@ -38,6 +38,7 @@ pub(crate) enum ProbedEndpoint {
     Grpc { port: u16, service: String },
 }
 
+/// How the sidecar speaks to the app for an `httpGet`.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ProbeScheme {
@@ -133,10 +134,12 @@ pub(crate) fn rewrite(
 }
 
 impl AppProbe {
+    /// A lifecycle hook, for which the sidecar sets no timeout of its own.
     pub(crate) fn hook(port: u16, path: String, target: ProbedEndpoint) -> Self {
         Self { port, path, timeout_seconds: None, hook: true, target }
     }
 
+    /// Whether kubelet's request to this port and path is for this probe.
     pub(crate) fn is_at(&self, port: u16, path: &str) -> bool {
         self.port == port && self.path == path
     }
@@ -164,6 +167,7 @@ impl AppProbe {
 }
 
 impl ProbeRewriteError {
+    /// An error about a field of a container, whose name is cut to the length that Kubernetes allows.
     pub(crate) fn new(container: &ContainerFields, field: String, problem: String) -> Self {
         Self { container: shortened(&container.name).to_owned(), field, problem }
     }
@@ -179,6 +183,7 @@ pub(crate) fn from_flag(text: &str) -> Result<Vec<AppProbe>, serde_json::Error> 
     serde_json::from_str(text)
 }
 
+/// Whether a probe was rewritten before: its `httpGet` has the sidecar's port and path.
 fn points_at(probe: &ContainerProbe, port: u16, path: &str) -> bool {
     probe.http_get.as_ref().is_some_and(|action| {
         action.port == PortReference::Number(port.into()) && action.path.as_deref() == Some(path)
@@ -278,6 +283,7 @@ fn resolve(container: &ContainerFields, port: &PortReference) -> Result<u16, Str
     }
 }
 
+/// A port's number, which must be 1 to 65535 and not one of the sidecar's: the sidecar would call itself.
 fn number(port: i32) -> Result<u16, String> {
     match u16::try_from(port) {
         Ok(port) if ports::RESERVED.contains(&port) => Err(format!("{port} is a port of the sidecar")),

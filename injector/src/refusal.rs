@@ -200,6 +200,7 @@ pub(crate) fn check_change(old: &PodView<'_>, new: &PodView<'_>, own_image: &str
     Ok(())
 }
 
+/// The Pod's debug containers.
 fn ephemeral_containers<'p, 'a>(pod: &'p PodView<'a>) -> &'p [Container<'a>] {
     pod.spec.as_ref().and_then(|spec| spec.ephemeral_containers.as_deref()).unwrap_or_default()
 }
@@ -208,10 +209,12 @@ fn init_containers<'p, 'a>(pod: &'p PodView<'a>) -> &'p [Container<'a>] {
     pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default()
 }
 
+/// Whether a container of this name is ours, or pretends to be.
 pub(crate) fn is_reserved_name(name: &str) -> bool {
     [names::SIDECAR, names::INTERCEPT].contains(&name)
 }
 
+/// Checks an init container or a container of the app: its name, mounts, user and ports.
 fn check_container(container: &ContainerFields, path: &str) -> Result<(), PodRefusal> {
     check_name(&container.name, path)?;
     check_mounts(container, path)?;
@@ -232,10 +235,12 @@ fn check_name(name: &str, path: &str) -> Result<(), PodRefusal> {
     Ok(())
 }
 
+/// Interception leaves the sidecar's user out, so an app that runs as it would bypass the mesh.
 fn check_user(user: Option<i64>, field: impl FnOnce() -> String) -> Result<(), PodRefusal> {
     if user == Some(SIDECAR_USER.into()) { Err(PodRefusal::User { field: field() }) } else { Ok(()) }
 }
 
+/// The token lets its holder get the Pod's certificate.
 fn check_mounts(container: &ContainerFields, path: &str) -> Result<(), PodRefusal> {
     let mut mounts = container.mounts.iter().flat_map(|mounts| &mounts.0);
     match mounts.find(|(_, name)| *name == TOKEN_VOLUME) {
@@ -246,6 +251,7 @@ fn check_mounts(container: &ContainerFields, path: &str) -> Result<(), PodRefusa
     }
 }
 
+/// A volume of the user with one of our names would be what the sidecar mounts.
 fn check_volumes(spec: &PodSpec<'_>) -> Result<(), PodRefusal> {
     match spec.volumes.as_ref().and_then(|volumes| volumes.0.first()) {
         Some((index, name, _)) => {

@@ -22,6 +22,8 @@ impl PodReviewer {
         Self { settings, state }
     }
 
+    /// Admits everything but Pods, and subresources other than debug containers: a webhook configuration that sends
+    /// more must not stop a cluster.
     async fn verdict(&self, request: &AdmissionRequest<'_>) -> Verdict {
         let kind = request.kind();
         if !(kind.group.is_empty() && kind.kind == "Pod") {
@@ -36,6 +38,8 @@ impl PodReviewer {
         verdict.unwrap_or_else(|refusal| Verdict::denied(refusal.to_string()))
     }
 
+    /// A new Pod: its patch, or the reason why it gets none. The only request that may wait, for its namespace
+    /// ([`ClusterState::namespace`]).
     async fn created(&self, request: &AdmissionRequest<'_>) -> Result<Verdict, PodRefusal> {
         let namespace = request.namespace();
         // The API server only sends Pods of the mesh. Admitting one without a sidecar because we do not see its
@@ -55,6 +59,8 @@ impl PodReviewer {
         })
     }
 
+    /// An update of a Pod that has a sidecar. Kubernetes allows a change of images; those of our containers stay, or
+    /// become the injector's own.
     fn changed(&self, request: &AdmissionRequest<'_>) -> Result<Verdict, PodRefusal> {
         if let Some((old, new)) = read_old(request)?.filter(PodView::has_sidecar).zip(read(request)?) {
             refusal::check_change(&old, &new, &self.settings.image)?;
@@ -73,6 +79,7 @@ impl PodReviewer {
     }
 }
 
+/// A new ephemeral container in a Pod that has a sidecar: it must not run with the rights to evade interception.
 fn debugged(request: &AdmissionRequest<'_>) -> Result<Verdict, PodRefusal> {
     if let Some(pod) = read(request)?.filter(PodView::has_sidecar) {
         refusal::check_ephemeral(&pod, read_old(request)?.as_ref())?;
@@ -80,6 +87,7 @@ fn debugged(request: &AdmissionRequest<'_>) -> Result<Verdict, PodRefusal> {
     Ok(Verdict::allowed())
 }
 
+/// The Pod to be stored; an error names the field that cannot be read.
 fn read<'a>(request: &AdmissionRequest<'a>) -> Result<Option<PodView<'a>>, PodRefusal> {
     request.object().map_err(PodRefusal::Unreadable)
 }
@@ -90,6 +98,7 @@ impl AdmissionReviewer for PodReviewer {
     }
 }
 
+/// The Pod that is stored.
 fn read_old<'a>(request: &AdmissionRequest<'a>) -> Result<Option<PodView<'a>>, PodRefusal> {
     request.old_object().map_err(PodRefusal::Unreadable)
 }

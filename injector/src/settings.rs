@@ -157,6 +157,7 @@ fn log_filter(level: &str) -> Result<&'static str, MeshConfigError> {
     })
 }
 
+/// The ranges of a list, with the bits behind each prefix cleared. An error names the item.
 fn ranges(field: &str, list: Option<Vec<String>>) -> Result<BTreeSet<IpNet>, MeshConfigError> {
     let parse = |(index, text): (usize, String)| {
         text.parse::<IpNet>().map(|range| range.trunc()).map_err(|_| MeshConfigError {
@@ -167,6 +168,7 @@ fn ranges(field: &str, list: Option<Vec<String>>) -> Result<BTreeSet<IpNet>, Mes
     list.into_iter().flatten().enumerate().map(parse).collect()
 }
 
+/// Quantities as texts; manifests may give whole numbers without quotes.
 fn texts(quantities: Option<BTreeMap<String, IntOrString>>) -> BTreeMap<String, String> {
     let text = |(name, quantity)| match quantity {
         IntOrString::Int(number) => (name, i32::to_string(&number)),

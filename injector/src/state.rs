@@ -103,6 +103,8 @@ impl ClusterStateWriter {
     }
 }
 
+/// Applies events until the watch ends. `blocker` keeps the process from being ready until the first list, without
+/// which every Pod would be refused.
 async fn keep_namespaces(
     mut events: mpsc::Receiver<Event<NamespaceView>>,
     sender: watch::Sender<HashMap<String, Arc<NamespaceView>>>,
@@ -124,6 +126,8 @@ async fn keep_namespaces(
     drop(blocker);
 }
 
+/// The same for the MeshConfig. A deleted one means OSM's defaults; one that cannot be read is an error for each Pod,
+/// because sidecars with other settings than the operator's would be worse than none.
 async fn keep_mesh(
     mut events: mpsc::Receiver<Event<Result<MeshSettings, MeshConfigError>>>,
     sender: watch::Sender<Result<Arc<MeshSettings>, MeshConfigError>>,

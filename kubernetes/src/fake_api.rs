@@ -55,21 +55,21 @@ pub struct RecordedRequest {
 #[derive(Debug)]
 pub struct FakeApi {
     address: SocketAddr,
-    shared: Arc<SharedCluster>,
+    shared: Arc<SharedApiState>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// The cluster, shared by the test, the server and each connection.
 #[derive(Debug)]
-struct SharedCluster {
-    state: Mutex<FakeCluster>,
+struct SharedApiState {
+    state: Mutex<ApiState>,
     /// Counts changes of anything, so that tests can wait for them.
     changes: watch::Sender<u64>,
 }
 
 /// Everything behind the lock: objects, the requests so far, and how a test has set it to answer.
 #[derive(Debug, Default)]
-struct FakeCluster {
+struct ApiState {
     store: ObjectStore,
     requests: Vec<RecordedRequest>,
     faults: Faults,
@@ -122,7 +122,7 @@ impl FakeApi {
         // Only what cannot fail on a machine that has loopback.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap_or_else(|error| fail(&error));
         let address = listener.local_addr().unwrap_or_else(|error| fail(&error));
-        let shared = Arc::new(SharedCluster { state: Mutex::default(), changes: watch::Sender::new(0) });
+        let shared = Arc::new(SharedApiState { state: Mutex::default(), changes: watch::Sender::new(0) });
         let task = tokio::spawn(server::serve(listener, shared.clone()));
         Self { address, shared, task: Mutex::new(Some(task)) }
     }
@@ -295,7 +295,7 @@ impl FakeApi {
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
-    fn change(&self, change: impl FnOnce(&mut FakeCluster)) {
+    fn change(&self, change: impl FnOnce(&mut ApiState)) {
         change(&mut self.shared.lock());
         self.shared.changed();
     }
@@ -321,8 +321,8 @@ impl Drop for FakeApi {
     }
 }
 
-impl SharedCluster {
-    fn lock(&self) -> MutexGuard<'_, FakeCluster> {
+impl SharedApiState {
+    fn lock(&self) -> MutexGuard<'_, ApiState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -123,6 +123,7 @@ impl<L, A> Meta<L, A> {
     }
 }
 
+/// A default for fields whose type has none.
 fn none<T>() -> Option<T> {
     None
 }
@@ -281,6 +282,7 @@ impl Visitor<'_> for CutText {
     }
 }
 
+/// A text of at most `most` bytes, or its beginning with [`CUT`] after it.
 fn cut(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.to_owned();

@@ -127,6 +127,7 @@ impl Elector {
         self.give_up_at_deadline();
     }
 
+    /// Stops leading once the last renewal is older than the deadline, whether or not the API server answers.
     fn give_up_at_deadline(&mut self) {
         let is_over = |renewed: Instant| renewed.elapsed() >= self.config.timing.deadline;
         if self.renewed.is_some_and(is_over) {
@@ -135,6 +136,7 @@ impl Elector {
         }
     }
 
+    /// Publishes whether this replica leads, and logs a change.
     fn lead(&self, leads: bool) {
         let is_news = self.is_leader.send_if_modified(|current| std::mem::replace(current, leads) != leads);
         match (is_news, leads) {
@@ -185,6 +187,8 @@ impl Elector {
         }
     }
 
+    /// The spec of a Lease that this replica holds from now on. As in client-go, a renewal keeps `acquireTime`, and a
+    /// take-over counts a transition.
     fn held_spec(&self, before: Option<&LeaseSpec>) -> LeaseSpec {
         let now = MicroTime(Timestamp::now());
         let is_ours = before.is_some_and(|spec| spec.holder_identity.as_ref() == Some(&self.config.holder));
@@ -200,6 +204,7 @@ impl Elector {
         }
     }
 
+    /// Clears the holder, as client-go's `ReleaseOnCancel` does, unless another replica has taken the Lease since.
     async fn release(&self) -> kube::Result<()> {
         let Some(mut lease) = self.leases.get_opt(&self.config.name).await? else { return Ok(()) };
         let Some(spec) = lease.spec.as_mut() else { return Ok(()) };
@@ -212,6 +217,7 @@ impl Elector {
     }
 }
 
+/// Another replica was faster: it has created the Lease, or changed it since it was read.
 fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }

@@ -40,7 +40,7 @@ pub use meter::{KindMeter, WatchMetrics};
 pub use objects::Name;
 
 use objects::ObjectHead;
-use reported::{Listed, Reported};
+use reported::{Listed, ReportedVersions};
 use wire::{Lines, ListPage, PageHead, RawEvent, ReadFailure};
 
 /// Objects in a page of a list, unless these are too large together.
@@ -70,7 +70,7 @@ pub struct ObjectWatch<K> {
     timing: WatchTiming,
     meter: KindMeter,
     /// The objects that the receiver has.
-    reported: Reported,
+    reported: ReportedVersions,
     /// Whether `decode` holds the objects ([`ObjectWatch::kept`]).
     is_kept: bool,
     /// Asks for a new list.
@@ -174,7 +174,7 @@ impl<K: Send + 'static> ObjectWatch<K> {
             decode,
             timing: WatchTiming::default(),
             meter,
-            reported: Reported::default(),
+            reported: ReportedVersions::default(),
             is_kept: false,
             relist: Arc::default(),
             failure: None,

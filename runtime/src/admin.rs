@@ -171,7 +171,7 @@ impl BoundAdmin {
             };
             match accepted {
                 Ok((stream, connection)) => {
-                    let server = Server { router: router.clone(), head_timeout };
+                    let server = AdminConnection { router: router.clone(), head_timeout };
                     tasks.spawn(server.serve(stream, connection, drain.clone()));
                 }
                 Err(error) => {
@@ -187,12 +187,12 @@ impl BoundAdmin {
 }
 
 /// State for serving one connection.
-struct Server {
+struct AdminConnection {
     router: Router,
     head_timeout: Duration,
 }
 
-impl Server {
+impl AdminConnection {
     async fn serve(self, stream: TcpStream, connection: AdmittedConnection, mut drain: drain::Watch) {
         let Self { router, head_timeout } = self;
         let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {

@@ -17,6 +17,7 @@ use crate::csr::KeyKind;
 
 /// Minimum time between two checks of the files.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// Maximum bytes of a file of keys.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// A key and the only algorithm that it verifies.
@@ -44,6 +45,7 @@ pub(crate) struct KeyFiles {
     loaded: Mutex<LoadedKeys>,
 }
 
+/// The keys of all files at the last check.
 struct LoadedKeys {
     keys: Arc<[VerificationKey]>,
     stamps: Vec<Option<FileStamp>>,
@@ -59,6 +61,7 @@ struct FileStamp {
 }
 
 impl KeyFiles {
+    /// Reads all files; an error names the one that has no usable keys.
     pub(crate) fn open(paths: Vec<PathBuf>) -> Result<Self, KeyFileError> {
         let stamps = stamps(&paths);
         let keys = read_all(&paths)?;
@@ -75,6 +78,8 @@ impl KeyFiles {
         self.reload(Duration::ZERO)
     }
 
+    /// The keys, after a check of the files unless the last one is less than `interval` ago. Blocks for a few file
+    /// operations.
     fn reload(&self, interval: Duration) -> Arc<[VerificationKey]> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if loaded.checked.elapsed() >= interval {
@@ -95,6 +100,7 @@ impl KeyFiles {
     }
 }
 
+/// The stamps of all files in order; `None` for one that cannot be read.
 fn stamps(paths: &[PathBuf]) -> Vec<Option<FileStamp>> {
     use std::os::unix::fs::MetadataExt;
     let stamp = |path: &PathBuf| {
@@ -104,6 +110,7 @@ fn stamps(paths: &[PathBuf]) -> Vec<Option<FileStamp>> {
     paths.iter().map(stamp).collect()
 }
 
+/// The keys of all files, which must each hold at least one: an empty file is a mistake, not a policy.
 fn read_all(paths: &[PathBuf]) -> Result<Arc<[VerificationKey]>, KeyFileError> {
     let mut keys = Vec::new();
     for path in paths {
@@ -125,10 +132,12 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
+/// JWKS (RFC 7517) if the text begins with `{`, otherwise PEM.
 fn parse(text: &[u8]) -> Result<Vec<VerificationKey>, String> {
     if text.trim_ascii_start().first() == Some(&b'{') { parse_jwks(text) } else { parse_pem(text) }
 }
 
+/// Every `PUBLIC KEY` block. They have no key ID, so a token's `kid` does not select among them.
 fn parse_pem(text: &[u8]) -> Result<Vec<VerificationKey>, String> {
     let mut keys = Vec::new();
     for (index, block) in SubjectPublicKeyInfoDer::pem_slice_iter(text).enumerate() {
@@ -155,6 +164,7 @@ fn public_key(der: &[u8]) -> Result<VerificationKey, String> {
     Ok(VerificationKey { id: None, algorithm, key })
 }
 
+/// Every key of a set but those for encryption. One key that cannot be used makes the whole set an error.
 fn parse_jwks(text: &[u8]) -> Result<Vec<VerificationKey>, String> {
     let set: JwkSet = serde_json::from_slice(text).map_err(|error| format!("is not a JWKS: {error}"))?;
     let mut keys = Vec::new();
@@ -167,6 +177,7 @@ fn parse_jwks(text: &[u8]) -> Result<Vec<VerificationKey>, String> {
     Ok(keys)
 }
 
+/// A key with the only algorithm for which it is accepted; an `alg` that says otherwise is an error (RFC 8725 §3.1).
 fn json_web_key(jwk: &Jwk) -> Result<VerificationKey, String> {
     let algorithm = match &jwk.algorithm {
         AlgorithmParameters::RSA(parameters) => {

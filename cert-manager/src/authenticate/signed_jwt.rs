@@ -41,6 +41,7 @@ pub struct SignedJwt {
     options: SignedJwtOptions,
 }
 
+/// The claims that are read, besides those that `jsonwebtoken` checks: `exp`, `nbf`, `aud`, `iss`.
 #[derive(Deserialize)]
 struct Claims {
     sub: Option<String>,
@@ -48,6 +49,7 @@ struct Claims {
     kubernetes: Option<KubernetesClaim>,
 }
 
+/// The private claim of Kubernetes' projected tokens.
 #[derive(Deserialize)]
 struct KubernetesClaim {
     namespace: Option<String>,
@@ -55,6 +57,7 @@ struct KubernetesClaim {
     pod: Option<ObjectClaim>,
 }
 
+/// A reference to an object at the time when the token was issued.
 #[derive(Deserialize)]
 struct ObjectClaim {
     name: String,
@@ -68,6 +71,7 @@ impl SignedJwt {
         Ok(Self { keys: KeyFiles::open(options.key_files.clone())?, options })
     }
 
+    /// Verifies a token with the current keys, and once more with reread ones if no key fits.
     fn verify(&self, token: &str) -> Result<Caller, AuthError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(AuthError::TooLong(MAX_TOKEN_BYTES));
@@ -81,6 +85,7 @@ impl SignedJwt {
         self.caller(claims)
     }
 
+    /// The claims of a token that one of the keys has signed. A `kid` selects keys with that ID and those without one.
     fn decode(&self, token: &str, header: &Header, keys: &[VerificationKey]) -> Result<Claims, AuthError> {
         for key in keys.iter().filter(|key| may_verify(key, header)) {
             let mut validation = Validation::new(key.algorithm);
@@ -121,6 +126,7 @@ impl SignedJwt {
         }
     }
 
+    /// The identity in the subject, which must be the same as in Kubernetes' claim if there is one.
     fn caller(&self, claims: Claims) -> Result<Caller, AuthError> {
         let from_sub = claims.sub.as_deref().map(service_account).transpose()?;
         let kubernetes = claims.kubernetes;
@@ -155,6 +161,7 @@ impl std::fmt::Debug for SignedJwt {
     }
 }
 
+/// The header of a token. Only its algorithm and key ID count: keys come from files, never from `jku`, `jwk` or `x5c`.
 fn header(token: &str) -> Result<Header, AuthError> {
     if token.split('.').count() != 3 {
         return Err(AuthError::Malformed);

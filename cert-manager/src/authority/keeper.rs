@@ -28,6 +28,7 @@ mod tests;
 #[derive(Clone)]
 pub struct Authority(Arc<SharedAuthority>);
 
+/// What all clones share. Readers take the current state from a watch channel and never wait for a change in progress.
 struct SharedAuthority {
     store: Arc<dyn RootStore>,
     given: Option<GivenFiles>,
@@ -312,6 +313,7 @@ impl Authority {
         if unreached.is_empty() { Ok(()) } else { Err(NotAllowed::NotPublished(enumerate(&unreached))) }
     }
 
+    /// Whether the next step may be taken now; see [`AuthorityState::may_advance`] for its conditions.
     fn may_advance(
         &self,
         state: &AuthorityState,
@@ -341,6 +343,7 @@ impl Authority {
         self.put_in_force(next).map_err(|error| NotAllowed::Successor(error.to_string()))
     }
 
+    /// Issues from a state from now on, and publishes its bundle inside the process.
     fn put_in_force(&self, state: AuthorityState) -> Result<(), TrustBundleError> {
         let bundle = bundle_of(&state)?;
         info!(
@@ -367,6 +370,8 @@ impl Authority {
         self.report(result.err());
     }
 
+    /// Takes over a revision that another replica or an operator has written, and puts a store that has lost its
+    /// content back. The error is a sentence for the log; the state in force stays.
     async fn refresh_from_store(&self, revision: &mut String) -> Result<(), String> {
         let stored: StoredValues = match self.0.store.load().await.map_err(|error| error.to_string())? {
             Some(stored) => stored,
@@ -420,6 +425,8 @@ impl Authority {
         }
     }
 
+    /// Publishes the bundle everywhere. Each publisher and each namespace fails on its own; a problem is logged when it
+    /// appears and when it ends, not every second.
     async fn publish(&self) {
         let pem = self.0.bundle.borrow().to_text();
         let (mut failed, mut unreached) = (None, Vec::new());
@@ -531,6 +538,7 @@ impl fmt::Debug for Authority {
     }
 }
 
+/// The bundle that belongs to a state: trusted roots, and the fingerprints of retired ones.
 fn bundle_of(state: &AuthorityState) -> Result<TrustBundle, TrustBundleError> {
     Ok(TrustBundle::from_certificates(state.trusted())?.with_retired(state.retired.iter().cloned()))
 }

@@ -157,6 +157,7 @@ pub enum StateError {
     Issuer(&'static str, IssuerProblems),
 }
 
+/// The step as `state.json` has it.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum StoredStep {
@@ -165,6 +166,7 @@ enum StoredStep {
     IssueNew,
 }
 
+/// `state.json`, the entry beside certificates and keys. Earlier versions wrote no `retired`.
 #[derive(Serialize, Deserialize)]
 struct StoredState {
     step: StoredStep,
@@ -427,6 +429,7 @@ impl RotationStep {
     }
 }
 
+/// The certificates of an entry in PEM.
 fn certificates(name: &'static str, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, StateError> {
     tidegate_runtime::tls::load_pem_certificates(text)
         .map_err(|error| StateError::Malformed(name, format!("{error:?}")))

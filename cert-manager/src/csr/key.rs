@@ -60,6 +60,8 @@ fn check_ec(info: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, KeyError> {
     if point.len() == bytes && point.first() == Some(&4) { Ok(kind) } else { Err(KeyError::Malformed) }
 }
 
+/// RSA of 2048 to 8192 bits with an odd exponent from 65537 to 2³² − 1: smaller keys are weak, and larger numbers make
+/// each verification slow.
 fn check_rsa(info: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, KeyError> {
     let Ok(PublicKey::RSA(key)) = info.parsed() else { return Err(KeyError::Malformed) };
     let bits = modulus_bits(&key);
@@ -78,6 +80,7 @@ fn check_rsa(info: &SubjectPublicKeyInfo<'_>) -> Result<KeyKind, KeyError> {
     }
 }
 
+/// The length of the modulus without leading zeros.
 fn modulus_bits(key: &RSAPublicKey<'_>) -> usize {
     let zeros = key.modulus.iter().take_while(|byte| **byte == 0).count();
     let significant = key.modulus.get(zeros..).unwrap_or_default();

@@ -81,6 +81,7 @@ pub(super) fn why_replace(
     None
 }
 
+/// Whether a private key (PEM) belongs to the certificate `leaf` (DER).
 fn key_belongs(key: &str, leaf: &[u8]) -> bool {
     let Ok(der) = rustls_pki_types::PrivateKeyDer::from_pem_slice(key.as_bytes()) else { return false };
     let Ok(key) = KeyPair::try_from(&der) else { return false };

@@ -77,6 +77,7 @@ pub struct IngressGateway {
     pub(crate) turn: Option<usize>,
 }
 
+/// Why a Secret is not as it should be; the text goes to the condition of the MeshConfig.
 #[derive(Debug, thiserror::Error)]
 enum KeepError {
     #[error("Secret {0}: {1}")]
@@ -128,6 +129,7 @@ impl IngressGateway {
         }
     }
 
+    /// One check, and the status that results.
     async fn keep(&mut self, look: Look) {
         if !*self.gateway.active.borrow_and_update() {
             self.turn = None;
@@ -154,6 +156,7 @@ impl IngressGateway {
         });
     }
 
+    /// The Secret that the settings name first, then the others, then those that are no longer configured.
     async fn try_keep(
         &mut self,
         settings: Option<&IngressGatewaySettings>,
@@ -241,6 +244,7 @@ impl IngressGateway {
         (!all.is_empty()).then(|| enumerate(&all))
     }
 
+    /// Writes a Secret with the roots alone if its content differs.
     async fn keep_roots(&self, name: &SecretName, state: &AuthorityState) -> Result<(), KeepError> {
         let failed = |error| KeepError::Store(name.clone(), error);
         let roots = state.trusted_pem();
@@ -251,6 +255,8 @@ impl IngressGateway {
         Ok(())
     }
 
+    /// Writes a Secret with a new certificate if the present one is not as it should be; see
+    /// [`certificate::why_replace`].
     async fn keep_secret(
         &self,
         settings: &IngressGatewaySettings,

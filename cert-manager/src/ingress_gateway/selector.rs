@@ -9,6 +9,7 @@ const MOST: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Selector(Vec<Requirement>);
 
+/// One requirement of a label selector; all of them must hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Requirement {
     /// `key=value`, `key==value`.

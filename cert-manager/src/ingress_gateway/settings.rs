@@ -139,6 +139,7 @@ impl IngressGatewaySettings {
     }
 }
 
+/// A DNS name, or a SPIFFE ID of at most 2048 bytes without empty, `.` or `..` segments.
 fn subject_alt_name(text: &str) -> Result<San, String> {
     if text.contains("://") {
         let rest = text.strip_prefix("spiffe://").unwrap_or_default();

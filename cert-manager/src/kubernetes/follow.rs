@@ -21,6 +21,7 @@ pub(crate) struct MirroredObject<V> {
 }
 
 impl<V: Clone + Send + Sync + 'static> ObjectMirror<V> {
+    /// A mirror that has nothing listed yet.
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self(watch::channel(None).0))
     }
@@ -47,6 +48,7 @@ impl<V: Clone + Send + Sync + 'static> ObjectMirror<V> {
         tell_of(objects, &wake, |applied, deleted| self.take(applied, &deleted)).await;
     }
 
+    /// Applies an event. The first one lists everything, so the content is known from then on.
     fn take(&self, applied: Vec<MirroredObject<V>>, deleted: &[Name]) {
         self.0.send_modify(|content| {
             let content = content.get_or_insert_default();

@@ -31,9 +31,11 @@ use crate::store::{SecretName, SecretStore, StoreError, TlsSecret};
 #[cfg(test)]
 mod tests;
 
+/// The type of Secret that ingress controllers read client certificates from. A Secret's type cannot be changed.
 const TLS: &str = "kubernetes.io/tls";
 /// The type of Secret from which NGINX Inc.'s ingress controller reads roots, under the key `ca.crt`.
 const CA: &str = "nginx.org/ca";
+/// Added to the API server's refusal.
 const RIGHTS_HINT: &str = "; add the namespace to the chart's value certManager.gatewaySecretNamespaces";
 
 /// The fields of a Secret that are read.
@@ -100,6 +102,7 @@ impl GatewaySecrets {
         bounded(found).await.is_ok_and(|found| found.items.0.is_empty())
     }
 
+    /// Deletes a Secret that has our labels; any other one stays.
     async fn delete(&self, name: &SecretName) -> Result<(), StoreError> {
         let secrets = self.secrets(name);
         let found = self.asked(secrets.get_metadata_opt(&name.name)).await?;
@@ -110,6 +113,7 @@ impl GatewaySecrets {
         self.asked(secrets.delete(&name.name, &exactly(found.metadata))).await.map(|_| ())
     }
 
+    /// Removes a Secret from those that the root's annotation records.
     async fn forget(&self, name: &SecretName) -> Result<(), StoreError> {
         self.root.annotate(GATEWAY_SECRETS, |text| join(&without(parse(text), name))).await
     }
@@ -143,6 +147,8 @@ pub(crate) async fn follow(
 }
 
 impl GatewaySecrets {
+    /// Creates a Secret or sets `values` in it; other keys, labels and annotations stay. Recorded before it is written,
+    /// so that a Secret is never left behind unrecorded.
     async fn write(&self, name: &SecretName, kind: &str, values: &[(&str, &str)]) -> Result<(), StoreError> {
         self.remember(name).await?;
         let secrets = self.secrets(name);
@@ -271,6 +277,7 @@ fn exactly(metadata: ObjectMeta) -> DeleteParams {
     DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() }
 }
 
+/// An error unless the Secret has the type that it should have.
 fn check_type(found: Option<&str>, kind: &str) -> Result<(), StoreError> {
     match found {
         Some(found) if found == kind => Ok(()),
@@ -282,6 +289,7 @@ fn check_type(found: Option<&str>, kind: &str) -> Result<(), StoreError> {
     }
 }
 
+/// The Secrets that the annotation records: `namespace/name`, separated by commas. Anything else in it is skipped.
 fn parse(text: Option<&str>) -> BTreeSet<SecretName> {
     let names = text.unwrap_or_default().split(',').filter_map(|name| {
         let (namespace, name) = name.trim().split_once('/')?;
@@ -300,6 +308,7 @@ fn without(mut names: BTreeSet<SecretName>, name: &SecretName) -> BTreeSet<Secre
     names
 }
 
+/// The annotation's text; `None` removes it.
 fn join(names: &BTreeSet<SecretName>) -> Option<String> {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     (!names.is_empty()).then(|| names.join(","))

@@ -38,6 +38,7 @@ mod tests;
 
 /// The fields that the CA reads.
 const GATEWAY: &str = "spec.certificate.ingressGateway";
+/// The lifetime of workloads' certificates.
 const LIFE: &str = "spec.certificate.serviceCertValidityDuration";
 /// Maximum conditions of the status that are searched for ours.
 const MOST_CONDITIONS: usize = 16;
@@ -149,6 +150,8 @@ impl MeshConfigFollower {
         }
     }
 
+    /// Applies the MeshConfig as it is now, and writes our condition if it differs. The error is that of the write; the
+    /// settings are applied in any case.
     async fn look(&mut self, gateway: &GatewayStatus) -> Result<(), crate::store::StoreError> {
         let leads = *self.is_leader.borrow_and_update();
         let seen = self.seen.now();
@@ -228,6 +231,7 @@ impl MeshConfigFollower {
         Some(copies.add_to(settings, labelled))
     }
 
+    /// Applies the lifetime of workloads' certificates; an invalid one is logged once and changes nothing.
     fn follow_life(&mut self, seen: &MeshConfigView) {
         let wanted = match &seen.life {
             Ok(text) => text.as_deref().map(service_cert_validity).transpose(),
@@ -256,6 +260,8 @@ impl Wanted for OurAnnotations {
 }
 
 impl MeshConfigView {
+    /// Reads a MeshConfig's JSON. Each of our two fields is read on its own, so that an error in one leaves the other
+    /// in force.
     fn read(text: &str) -> serde_json::Result<MirroredObject<Self>> {
         #[derive(Deserialize)]
         struct MeshConfigParts {
@@ -345,6 +351,7 @@ fn due(found: Option<&Condition>, wanted: Condition, now: SystemTime) -> Option<
     Some(Condition { last_transition_time: Some(since.unwrap_or_else(now)), ..wanted })
 }
 
+/// Checks the fields of `ingressGateway`; every problem has its path.
 fn parse(wanted: &IngressGatewayCertificate) -> Result<IngressGatewaySettings, Vec<SettingsProblem>> {
     IngressGatewaySettings::parse(SettingsInput {
         subject_alt_names: &wanted.subject_alt_names,

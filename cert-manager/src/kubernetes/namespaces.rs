@@ -40,6 +40,7 @@ pub(crate) struct NamespaceMembership {
     pub(crate) labels: Option<Arc<BTreeMap<String, String>>>,
 }
 
+/// Ends the task with the last copy of [`Namespaces`].
 struct AbortOnDrop(AbortHandle);
 
 impl Namespaces {

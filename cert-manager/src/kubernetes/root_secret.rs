@@ -67,6 +67,7 @@ impl RootSecret {
         Err(StoreError::Conflict)
     }
 
+    /// Replaces all values, based on the version of `secret`: [`StoreError::Conflict`] if it has changed since.
     async fn replace(&self, mut secret: Secret, entries: &NamedValues) -> Result<StoredValues, StoreError> {
         secret.data = Some(data(entries));
         secret.metadata.labels.get_or_insert_default().extend(labels(&self.mesh_name));
@@ -126,6 +127,7 @@ impl std::fmt::Debug for RootSecret {
     }
 }
 
+/// Whether it has values: an operator may have prepared it without any, and such a Secret counts as absent.
 fn holds_something(secret: &Secret) -> bool {
     secret.data.as_ref().is_some_and(|data| !data.is_empty())
 }
@@ -134,6 +136,7 @@ fn data(entries: &NamedValues) -> BTreeMap<String, ByteString> {
     entries.0.iter().map(|(name, value)| (name.clone(), ByteString(value.clone()))).collect()
 }
 
+/// What a Secret holds. Its resource version is the revision.
 fn stored(secret: Secret) -> Result<StoredValues, StoreError> {
     let revision = secret.metadata.resource_version;
     let revision =

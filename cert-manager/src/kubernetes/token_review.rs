@@ -59,6 +59,7 @@ impl TokenReviewer {
         }
     }
 
+    /// Has the API server review a token. Errors are all transient for the caller, and never contain the token.
     async fn review(&self, token: &str) -> Result<TokenReviewStatus, AuthError> {
         let review = TokenReview {
             metadata: ObjectMeta::default(),
@@ -80,6 +81,8 @@ impl TokenReviewer {
         }
     }
 
+    /// The caller, if the answer meets every condition for a certificate: authenticated, for our audience, bound to a
+    /// Pod, in a namespace of the mesh.
     fn judge(&self, token: &str, status: TokenReviewStatus) -> Result<Caller, AuthError> {
         if status.authenticated != Some(true) {
             let reason = status.error.filter(|reason| !reason.is_empty());
@@ -133,12 +136,14 @@ impl std::fmt::Debug for TokenReviewer {
     }
 }
 
+/// The claims of a token whose signature is not verified yet.
 #[derive(Deserialize)]
 struct UnverifiedClaims {
     aud: Option<Audiences>,
     exp: Option<u64>,
 }
 
+/// `aud` is a text or a list of texts (RFC 7519 §4.1.3).
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Audiences {
@@ -174,6 +179,7 @@ fn look(token: &str, audience: &str) -> Result<(), AuthError> {
     Ok(())
 }
 
+/// The value of a user's extra field that must have exactly one.
 fn only_value(user: &UserInfo, key: &str) -> Option<String> {
     match user.extra.as_ref()?.get(key)?.as_slice() {
         [value] if !value.is_empty() => Some(value.clone()),

@@ -143,6 +143,7 @@ impl TrustBundleConfigMaps {
         Some(missing.collect())
     }
 
+    /// Makes one namespace right; a failure is reported with the namespace and does not concern the others.
     async fn write(&self, missing: Missing, pem: &str) -> Result<(), UnreachedNamespace> {
         let namespace = missing.namespace.clone();
         self.try_write(missing, pem).await.map_err(|reason| UnreachedNamespace { namespace, reason })

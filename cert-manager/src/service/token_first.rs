@@ -66,6 +66,7 @@ where
     }
 }
 
+/// Authenticates a call by its `authorization` header. `peer` is the address that the token came from, for limits.
 async fn authenticate(
     authenticator: &dyn Authenticator,
     head: &HeaderMap,
@@ -90,6 +91,8 @@ fn bearer_token(head: &HeaderMap) -> Result<&str, AuthError> {
     }
 }
 
+/// UNAVAILABLE where trying again helps, PERMISSION_DENIED for a valid token of a namespace outside the mesh, otherwise
+/// UNAUTHENTICATED. The message never contains the token.
 fn status_of(error: &AuthError) -> Status {
     match error {
         AuthError::Unavailable(_) => Status::unavailable(error.to_string()),

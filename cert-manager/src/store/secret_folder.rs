@@ -19,6 +19,7 @@ impl SecretFolder {
         Self(base.into())
     }
 
+    /// The folder of a Secret: `<base>/<namespace>/<name>`. Names that could leave `base` are refused.
     fn folder(&self, name: &SecretName) -> Result<VersionedFolder, StoreError> {
         for part in [&name.namespace, &name.name] {
             if !is_object_name(part) {
@@ -28,6 +29,7 @@ impl SecretFolder {
         Ok(VersionedFolder::public(self.0.join(&name.namespace).join(&name.name)))
     }
 
+    /// Replaces the whole content in one step.
     async fn write(&self, name: &SecretName, values: &[(&str, &String)]) -> Result<(), StoreError> {
         let folder = self.folder(name)?;
         let values = values.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()));

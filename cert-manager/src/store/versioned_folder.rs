@@ -147,6 +147,7 @@ impl VersionedFolder {
         }
     }
 
+    /// What is in the folder now.
     fn layout(&self) -> Result<Layout, StoreError> {
         let data = self.path.join(DATA);
         match fs::read_link(&data) {
@@ -160,6 +161,7 @@ impl VersionedFolder {
         }
     }
 
+    /// The same where `..data` points at `target`.
     fn linked(&self, target: &Path) -> Result<Layout, StoreError> {
         let is_there = self.path.join(target).is_dir();
         // Another writer may have been faster.
@@ -214,11 +216,13 @@ impl VersionedFolder {
         }
     }
 
+    /// Entries from plain files, as an operator puts them there.
     fn read_plain(&self, names: &[String]) -> io::Result<NamedValues> {
         let read = |name: &String| Ok((name.clone(), read_file(&self.path.join(name))?));
         names.iter().map(read).collect::<io::Result<BTreeMap<_, _>>>().map(NamedValues)
     }
 
+    /// There was content here, and it can no longer be read: writing would destroy what may be left of it.
     fn lost(&self, found: String) -> StoreError {
         StoreError::Lost { place: self.path.display().to_string(), found }
     }
@@ -287,6 +291,7 @@ impl Locked<'_> {
         Ok(())
     }
 
+    /// Writes a version beside the current one and makes `..data` point at it. The rename is the moment of the change.
     fn try_write(&self, entries: &NamedValues, revision: &str) -> io::Result<()> {
         let root = &self.folder.path;
         let before = fs::read_link(root.join(DATA)).ok();
@@ -314,6 +319,7 @@ impl Locked<'_> {
         self.clean(entries, &[Path::new(revision), before.as_deref().unwrap_or(Path::new(""))])
     }
 
+    /// Replaces the link `..data` by a rename, so that it exists at every moment.
     fn link_data(&self, revision: &str) -> io::Result<()> {
         let root = &self.folder.path;
         let link = root.join(format!("{VERSION_PREFIX}{:016x}{LINK_SUFFIX}", rand::random::<u64>()));
@@ -364,6 +370,7 @@ impl Locked<'_> {
     }
 }
 
+/// All files of a version's folder.
 fn read_version(path: &Path) -> io::Result<NamedValues> {
     let mut entries = NamedValues::default();
     for entry in fs::read_dir(path)? {
@@ -401,6 +408,7 @@ fn is_plain_entry(path: &Path, name: &str) -> bool {
     is_entry && !name.starts_with('.') && fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
 }
 
+/// Names for a message, in order.
 fn listed(mut names: Vec<String>) -> String {
     names.sort_unstable();
     names.join(", ")
@@ -422,6 +430,7 @@ fn is_our_link(path: &Path) -> bool {
     fs::read_link(path).is_ok_and(|target| target.starts_with(DATA))
 }
 
+/// Removes a file, a link or a whole folder; it may be gone already.
 fn remove_any(path: &Path) -> io::Result<()> {
     let removed = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
@@ -434,6 +443,7 @@ fn remove_any(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes a rename in the folder survive a power failure.
 fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }

@@ -39,6 +39,7 @@ pub(super) fn is_request_target(text: &str) -> bool {
         && text.len() <= MAX_BYTES
 }
 
+/// What Go's `url.Parse` makes of a text, as far as a request needs it.
 enum UrlReference<'a> {
     /// For example `mailto:a`: a scheme and no slash.
     Opaque,
@@ -94,6 +95,7 @@ fn split_scheme(text: &str) -> Option<(Option<&str>, &str)> {
     }
 }
 
+/// Whether Go accepts it as a host with an optional port. IPv6 addresses are in brackets.
 fn is_authority(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -114,6 +116,7 @@ fn escaped(path: &str) -> Option<String> {
     Some(if path.bytes().all(is_well) { path.to_owned() } else { escape(&unescaped) })
 }
 
+/// Undoes percent-encoding; `None` for a `%` without two hexadecimal digits.
 fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -132,6 +135,7 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// Percent-encodes what Go does in a path.
 fn escape(bytes: &[u8]) -> String {
     percent_encode(bytes, must_be_escaped)
 }
@@ -142,6 +146,7 @@ fn escape_query(query: &str) -> String {
     percent_encode(query.as_bytes(), must_be_escaped_in_query)
 }
 
+/// Upper-case hexadecimal digits, as RFC 3986 §2.1 recommends and Go writes.
 fn percent_encode(bytes: &[u8], must_be: fn(u8) -> bool) -> String {
     let mut text = String::with_capacity(bytes.len());
     for &byte in bytes {

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 #[derive(Debug, Default)]
 pub(super) struct NoProxy(Vec<NoProxyEntry>);
 
+/// One entry of the list. Ranges match addresses only, names match names only; nothing is resolved.
 #[derive(Debug)]
 enum NoProxyEntry {
     Everything,
@@ -37,6 +38,7 @@ impl NoProxy {
 }
 
 impl NoProxyEntry {
+    /// Never fails: a word that is nothing else is a name, as in Go's `httpproxy`.
     fn parse(word: &str) -> Self {
         if word == "*" {
             return Self::Everything;
@@ -59,6 +61,7 @@ impl NoProxyEntry {
         Self::Domain { is_below_only: host.starts_with('.'), name, port }
     }
 
+    /// `host` is in lower case and without brackets; `address` is what it parses as.
     fn covers(&self, host: &str, address: Option<IpAddr>, port: u16) -> bool {
         let is_port = |wanted: &Option<u16>| wanted.is_none_or(|wanted| wanted == port);
         match self {

@@ -46,6 +46,8 @@ pub(super) fn forward(mut request: Request<Incoming>, port: u16, target: Option<
     response
 }
 
+/// Passes bytes on in both directions until either end closes. Without a target, channel 1 says so, as kubelet does for
+/// a port at which nothing listens.
 async fn pump(
     socket: WebSocketStream<TokioIo<Upgraded>>,
     port: u16,

@@ -12,6 +12,7 @@ use super::{RecordedRequest, fail};
 #[serde(transparent)]
 pub struct Rights(BTreeMap<String, Vec<Rule>>);
 
+/// A rule of a Role or ClusterRole (`rbac.authorization.k8s.io/v1` PolicyRule). Wildcards do not occur in the chart.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Rule {
@@ -75,6 +76,7 @@ impl Rule {
             && (self.resource_names.is_empty() || self.resource_names.contains(&request.name))
     }
 
+    /// Every combination of group, resource and verb that the rule names.
     fn rights(&self) -> impl Iterator<Item = (String, String, String)> {
         self.api_groups.iter().flat_map(move |group| {
             self.resources.iter().flat_map(move |resource| {

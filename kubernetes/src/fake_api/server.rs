@@ -20,10 +20,10 @@ use super::response::{ApiResponse, failure, json_response, text_response};
 use super::store::Selection;
 use super::watches::watch;
 use super::writes::write_or_get;
-use super::{FakeCluster, RecordedRequest, SharedCluster, port_forward};
+use super::{ApiState, RecordedRequest, SharedApiState, port_forward};
 
 /// Accepts connections until it is dropped, and numbers them, so that a test can silence those of a moment.
-pub(super) async fn serve(listener: TcpListener, shared: Arc<SharedCluster>) {
+pub(super) async fn serve(listener: TcpListener, shared: Arc<SharedApiState>) {
     // Dropped with this task, which closes every connection.
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
@@ -46,7 +46,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<SharedCluster>) {
 
 /// Records a request and answers it; a silenced connection waits without an end.
 async fn answer(
-    shared: Arc<SharedCluster>,
+    shared: Arc<SharedApiState>,
     connection: u64,
     request: http::Request<Incoming>,
 ) -> ApiResponse {
@@ -116,7 +116,7 @@ fn version((major, minor): (u32, u32)) -> ApiResponse {
 
 /// Requests to the Pod itself: its log, or one of its ports.
 fn of_pod(
-    shared: &SharedCluster,
+    shared: &SharedApiState,
     request: http::Request<Incoming>,
     path: &ResourcePath,
     pod: &str,
@@ -140,7 +140,7 @@ fn of_pod(
 }
 
 /// The response to what the test [forbids](super::FakeApi::forbid), in the words of RBAC.
-fn refusal(cluster: &FakeCluster, request: &RecordedRequest) -> Option<ApiResponse> {
+fn refusal(cluster: &ApiState, request: &RecordedRequest) -> Option<ApiResponse> {
     let RecordedRequest { verb, resource, .. } = request;
     cluster.forbidden.contains(&format!("{verb} {resource}")).then(|| {
         failure(
@@ -151,7 +151,7 @@ fn refusal(cluster: &FakeCluster, request: &RecordedRequest) -> Option<ApiRespon
 }
 
 /// Answers `kubectl auth can-i`.
-fn access_review(cluster: &FakeCluster, body: &[u8]) -> ApiResponse {
+fn access_review(cluster: &ApiState, body: &[u8]) -> ApiResponse {
     let mut review: Value = serde_json::from_slice(body).unwrap_or_default();
     let attributes = &review["spec"]["resourceAttributes"];
     let word = |name: &str| attributes[name].as_str().unwrap_or_default();
@@ -161,7 +161,7 @@ fn access_review(cluster: &FakeCluster, body: &[u8]) -> ApiResponse {
 }
 
 /// One page of a list. The version stays that of the first page, as with a real server.
-fn list(cluster: &FakeCluster, selection: &Selection, query: &BTreeMap<String, String>) -> ApiResponse {
+fn list(cluster: &ApiState, selection: &Selection, query: &BTreeMap<String, String>) -> ApiResponse {
     let number = |name: &str| query.get(name).and_then(|value| value.parse::<usize>().ok());
     // `<version>.<position>`: as with a real server, a compaction invalidates older tokens.
     let token = query.get("continue").and_then(|token| token.split_once('.'));

@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 /// Resource, namespace, name.
 type Key = (String, String, String);
 
+/// The objects of all resources with one counter of versions, like etcd's revision, and every change since the start.
+/// The log is never shortened, so that a position in it stays valid; [`ObjectStore::compact`] only refuses old
+/// versions.
 #[derive(Debug)]
 pub(super) struct ObjectStore {
     objects: BTreeMap<Key, Value>,
@@ -17,6 +20,7 @@ pub(super) struct ObjectStore {
     oldest: u64,
 }
 
+/// A change, or a bookmark.
 #[derive(Debug)]
 struct LoggedChange {
     version: u64,
@@ -44,14 +48,17 @@ impl Default for ObjectStore {
 }
 
 impl ObjectStore {
+    /// The version of the latest change.
     pub(super) fn version(&self) -> u64 {
         self.version
     }
 
+    /// One object, by `""` as the namespace if it is cluster-scoped.
     pub(super) fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<&Value> {
         self.objects.get(&(resource.to_owned(), namespace.to_owned(), name.to_owned()))
     }
 
+    /// Creates or replaces an object, with a new version. Its UID stays unless the object brings one.
     pub(super) fn put(&mut self, resource: &str, mut object: Value) {
         let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
         let key = (resource.to_owned(), text("namespace"), text("name"));
@@ -67,6 +74,8 @@ impl ObjectStore {
         self.objects.insert(key, object);
     }
 
+    /// Deletes an object, if it exists. The event has the object's last content and a version of its own, as in a real
+    /// server.
     pub(super) fn delete(&mut self, resource: &str, namespace: &str, name: &str) {
         let key = (resource.to_owned(), namespace.to_owned(), name.to_owned());
         if let Some(mut object) = self.objects.remove(&key) {
@@ -76,17 +85,20 @@ impl ObjectStore {
         }
     }
 
+    /// Logs an event that only says which version has been reached.
     pub(super) fn bookmark(&mut self) {
         let metadata = json!({"resourceVersion": self.version.to_string()});
         let object = json!({"apiVersion": "v1", "kind": "Bookmark", "metadata": metadata});
         self.log(None, "BOOKMARK", object);
     }
 
+    /// Makes every version up to now too old for watches and continued lists.
     pub(super) fn compact(&mut self) {
         self.version += 1;
         self.oldest = self.version;
     }
 
+    /// Whether a watch from this version must begin with a list.
     pub(super) fn is_gone(&self, version: u64) -> bool {
         version < self.oldest
     }
@@ -135,6 +147,7 @@ impl ObjectStore {
 }
 
 impl Selection {
+    /// Whether the selectors match; an empty namespace selects all.
     fn covers(&self, object: &Value) -> bool {
         let metadata = &object["metadata"];
         let namespace = metadata["namespace"].as_str().unwrap_or_default();

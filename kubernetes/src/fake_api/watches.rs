@@ -12,14 +12,14 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::SharedCluster;
+use super::SharedApiState;
 use super::response::{ApiResponse, json_response, status, text_response};
 use super::store::Selection;
 
 /// Starts a watch after the version in the query: its response goes on until the timeout in the query, or until the
 /// client or this server ends it.
 pub(super) fn watch(
-    shared: Arc<SharedCluster>,
+    shared: Arc<SharedApiState>,
     connection: u64,
     selection: Selection,
     query: &BTreeMap<String, String>,
@@ -60,7 +60,7 @@ pub(super) fn watch(
 
 /// Sends the selected events from a position of the log on, as lines, until the client is gone.
 async fn follow(
-    shared: &SharedCluster,
+    shared: &SharedApiState,
     selection: Selection,
     mut position: usize,
     bookmarks: bool,

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::FakeCluster;
+use super::ApiState;
 use super::path::ResourcePath;
 use super::response::{ApiResponse, failure, json_response};
 
@@ -19,7 +19,7 @@ const IMMUTABLE: WriteRefusal =
 
 /// Reads or writes the object that `path` or the body names. `content_type` selects the kind of a patch.
 pub(super) fn write_or_get(
-    cluster: &mut FakeCluster,
+    cluster: &mut ApiState,
     verb: &str,
     path: &ResourcePath,
     content_type: &str,
@@ -56,7 +56,7 @@ pub(super) fn write_or_get(
 
 /// Stores an object under the name and the namespace of the request, and returns it as stored.
 fn stored(
-    cluster: &mut FakeCluster,
+    cluster: &mut ApiState,
     code: u16,
     path: &ResourcePath,
     name: &str,

@@ -28,6 +28,7 @@ pub struct KindMeter {
     pub(super) restarts: Counter,
 }
 
+/// One series per kind of object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WatchLabels {
     kind: &'static str,
@@ -76,20 +77,24 @@ impl KindMeter {
         self.kind
     }
 
+    /// The API server has sent a page, an event or a bookmark.
     pub(super) fn heard(&self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.last_event.set(now.as_secs_f64());
     }
 
+    /// A watch has begun.
     pub(super) fn connected(&self) {
         self.heard();
         self.connected.set(1);
     }
 
+    /// A list or a watch has failed; the objects may be out of date from now on.
     pub(super) fn disconnected(&self) {
         self.connected.set(0);
     }
 
+    /// A watch ended before its time, or a new list was needed.
     pub(super) fn restarted(&self) {
         self.restarts.inc();
     }

@@ -22,6 +22,7 @@ pub(super) struct ObjectHead {
     metadata: Option<HeadMeta>,
 }
 
+/// `metadata` as far as a watch needs it.
 #[derive(Deserialize, Debug, Default)]
 #[serde(rename_all = "camelCase")]
 struct HeadMeta {

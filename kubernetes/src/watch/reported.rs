@@ -16,9 +16,9 @@ pub(super) struct Listed<K> {
 
 /// The names of the objects that were reported, with the version of each; about 200 bytes per object.
 #[derive(Default)]
-pub(super) struct Reported(HashMap<Name, String>);
+pub(super) struct ReportedVersions(HashMap<Name, String>);
 
-impl Reported {
+impl ReportedVersions {
     /// How a complete list differs from what was reported.
     pub(super) fn differences<K>(&mut self, objects: Vec<Listed<K>>) -> Event<K> {
         let mut gone = std::mem::take(&mut self.0);

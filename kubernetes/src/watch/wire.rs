@@ -35,6 +35,7 @@ pub(super) struct ListPage<'p> {
     pub(super) items: Option<Vec<&'p RawValue>>,
 }
 
+/// `metadata` of a list: the token of the next page, and the version from which to watch after the last one.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PageHead {
@@ -88,6 +89,7 @@ pub(super) async fn whole(body: Body) -> Result<Bytes, ReadFailure> {
 }
 
 impl Lines {
+    /// The lines of a body; nothing is read yet.
     pub(super) fn new(body: Body) -> Self {
         Self { body, buffer: BytesMut::new(), searched: 0 }
     }
@@ -140,6 +142,7 @@ impl std::fmt::Display for ReadFailure {
     }
 }
 
+/// An error with all of its causes, each once: `kube`'s errors name only the outermost.
 fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

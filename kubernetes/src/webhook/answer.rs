@@ -33,6 +33,7 @@ pub(super) struct NextDeadline {
 }
 
 impl VerdictBody {
+    /// A body of these bytes. `memory` is their reservation; messages of errors are short and have none.
     pub(super) fn new(bytes: Vec<u8>, memory: Option<BodyGrant>, after: NextDeadline) -> Self {
         Self { rest: bytes.into(), _memory: memory, after }
     }

@@ -22,6 +22,8 @@ pub(super) struct BodyGrant {
     bytes: usize,
 }
 
+/// The sums behind the budget. An address without reservations has no entry, so that the map is bounded by the requests
+/// in flight.
 #[derive(Debug)]
 struct Ledger {
     all: usize,
@@ -31,6 +33,7 @@ struct Ledger {
     waiting: VecDeque<Waiting>,
 }
 
+/// A request in the queue; the receiver of `grant` is dropped with it.
 #[derive(Debug)]
 struct Waiting {
     address: IpAddr,
@@ -127,6 +130,7 @@ impl Drop for BodyGrant {
 }
 
 impl Ledger {
+    /// Whether an address may reserve so many bytes more: with them it holds no more than is free before.
     fn fits(&self, address: IpAddr, bytes: usize) -> bool {
         let held = self.of.get(&address).copied().unwrap_or_default();
         held + bytes <= self.all.saturating_sub(self.taken)
@@ -137,6 +141,7 @@ impl Ledger {
         *self.of.entry(address).or_default() += bytes;
     }
 
+    /// Returns bytes that [`Ledger::take`] has counted.
     fn free(&mut self, address: IpAddr, bytes: usize) {
         self.taken -= bytes;
         if let Some(held) = self.of.get_mut(&address) {

@@ -120,6 +120,8 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
         }
     }
 
+    /// Applies events and repairs until the watch ends. A configuration that is missing is not created: it is part of
+    /// the installation, and its rules are not known here.
     async fn keep(mut self, mut events: mpsc::Receiver<Event<K>>) {
         let mut current = None;
         loop {
@@ -147,6 +149,7 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
         }
     }
 
+    /// Updates the gauge and the readiness of the process.
     fn note(&mut self, is_right: bool) {
         self.is_wrong.set(i64::from(!is_right));
         if is_right {
@@ -156,6 +159,8 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
         }
     }
 
+    /// Sends a repair, and returns the configuration as stored. After a failure or a conflict the next event or the
+    /// next turn tries again.
     async fn apply(&mut self, repair: &json_patch::Patch) -> Option<K> {
         let (parameters, patch) = (PatchParams::default(), Patch::<()>::Json(repair.clone()));
         let patched =
@@ -222,10 +227,12 @@ impl RepairPace {
         }
     }
 
+    /// Time left until a repair may happen.
     fn delay(&self, now: Instant) -> Duration {
         self.not_before.map_or(Duration::ZERO, |moment| moment.saturating_duration_since(now))
     }
 
+    /// Records an attempt, successful or not, and sets the earliest time of the next one.
     fn repaired(&mut self, now: Instant) {
         if self.last.is_none_or(|last| now.saturating_duration_since(last) > PEACE) {
             self.backoff.reset();

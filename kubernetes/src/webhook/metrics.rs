@@ -12,6 +12,7 @@ use super::review::ReviewOutcome;
 /// Upper bounds in seconds.
 const BUCKETS: [f64; 9] = [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0];
 
+/// Counts of verdicts, and how long they took. Clones share them.
 #[derive(Clone)]
 pub(super) struct WebhookMetrics {
     admissions: Family<[(&'static str, &'static str); 1], Counter>,
@@ -19,6 +20,7 @@ pub(super) struct WebhookMetrics {
 }
 
 impl WebhookMetrics {
+    /// Registers them; the families appear on the page with their first value.
     pub(super) fn register(metrics: &Metrics) -> Self {
         let own = Self { admissions: Family::default(), duration: Histogram::new(BUCKETS) };
         metrics.registry(|registry| {
@@ -37,6 +39,7 @@ impl WebhookMetrics {
         own
     }
 
+    /// A request with a verdict. `took` is the time since its last byte, without the wait for memory.
     pub(super) fn answered(&self, outcome: &ReviewOutcome, took: Duration) {
         let result = match outcome {
             ReviewOutcome::Allowed => "allowed",
@@ -47,10 +50,12 @@ impl WebhookMetrics {
         self.duration.observe(took.as_secs_f64());
     }
 
+    /// A request that got 503 because memory or a thread was not free in time.
     pub(super) fn busy(&self) {
         self.admissions.get_or_create(&[("result", "busy")]).inc();
     }
 
+    /// A request that is not an AdmissionReview, or whose body is too large or too slow.
     pub(super) fn invalid(&self) {
         self.admissions.get_or_create(&[("result", "invalid")]).inc();
     }

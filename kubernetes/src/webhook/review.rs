@@ -30,14 +30,14 @@ pub trait AdmissionReviewer: Send + Sync + 'static {
 /// bounded by that text: a tree of everything could be many times larger than the request.
 #[derive(Clone, Debug)]
 pub struct AdmissionRequest<'a> {
-    head: RequestHead<'a>,
+    head: AdmissionRequestHead<'a>,
     generate_name: String,
 }
 
 /// A request. Long texts are cut.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
-struct RequestHead<'a> {
+struct AdmissionRequestHead<'a> {
     #[serde(deserialize_with = "uid")]
     uid: String,
     kind: ObjectKind,
@@ -54,6 +54,7 @@ struct RequestHead<'a> {
     old_object: Option<&'a RawValue>,
 }
 
+/// The object as far as `metadata.generateName`.
 #[derive(Deserialize, Default)]
 struct NamedObject {
     #[serde(default)]
@@ -125,6 +126,7 @@ pub(super) enum InvalidReview {
     Kind { kind: String, api_version: String },
 }
 
+/// The whole body. The API version and kind are checked before anything else counts.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct AdmissionReview<'a> {
@@ -133,7 +135,7 @@ struct AdmissionReview<'a> {
     #[serde(deserialize_with = "beginning")]
     kind: String,
     #[serde(borrow)]
-    request: RequestHead<'a>,
+    request: AdmissionRequestHead<'a>,
 }
 
 /// What it gets.
@@ -145,6 +147,7 @@ pub(super) struct ReviewResponse<'a> {
     response: AdmissionResponse<'a>,
 }
 
+/// The member `response`: `uid` as in the request; `patch` and `patchType` only together.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct AdmissionResponse<'a> {
@@ -161,6 +164,7 @@ struct AdmissionResponse<'a> {
     warnings: Vec<&'a str>,
 }
 
+/// The `metav1.Status` of a refusal; its message is what `kubectl` shows.
 #[derive(Serialize)]
 struct ResponseStatus<'a> {
     code: u16,
@@ -249,6 +253,8 @@ impl Verdict {
 }
 
 impl<'a> ReviewResponse<'a> {
+    /// Encodes a verdict, with warnings and reasons cut to their bounds. The error is the patch's, which cannot be
+    /// encoded.
     pub(super) fn new(uid: &'a str, verdict: &'a Verdict) -> Result<Self, serde_json::Error> {
         let mut response = AdmissionResponse {
             uid,

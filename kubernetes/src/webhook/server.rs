@@ -87,6 +87,7 @@ pub struct WebhookStartError {
     pub source: io::Error,
 }
 
+/// What all connections of a server use.
 struct SharedServer {
     path: &'static str,
     reviewer: Arc<dyn AdmissionReviewer>,
@@ -204,6 +205,8 @@ impl Default for WebhookLimits {
     }
 }
 
+/// Accepts until `linger` after the start of the drain, then waits for the requests in flight, at most one request
+/// timeout.
 async fn accept(mut incoming: IncomingConnections, shared: &Arc<SharedServer>, mut drain: drain::Watch) {
     let (ending, ended) = drain::channel();
     let mut lingering = std::pin::pin!(async {
@@ -228,6 +231,8 @@ async fn accept(mut incoming: IncomingConnections, shared: &Arc<SharedServer>, m
     ending.drain(shared.limits.request_timeout).await;
 }
 
+/// Serves one connection, request after request. Its one deadline moves with each phase of a request; hyper's own
+/// timeout for heads only covers the time between requests.
 async fn serve_connection(
     connection: AcceptedConnection,
     shared: Arc<SharedServer>,
@@ -277,6 +282,8 @@ async fn overdue(mut deadline: watch::Receiver<Instant>) {
     }
 }
 
+/// The response to a request: a verdict, or an error that closes the connection, because the rest of the body is
+/// unread.
 async fn answer(
     shared: &Arc<SharedServer>,
     address: IpAddr,
@@ -359,6 +366,7 @@ async fn judge(shared: &SharedServer, address: IpAddr, body: Vec<u8>) -> Result<
     Ok(answer)
 }
 
+/// Refuses, before a byte of the body is read, what is not an admission request by its path, method and type.
 fn check_head(shared: &SharedServer, request: &Request<Incoming>) -> Result<(), NoVerdict> {
     if request.uri().path() != shared.path {
         return Err(NoVerdict::Invalid(StatusCode::NOT_FOUND, format!("there is only {}", shared.path)));
@@ -404,6 +412,7 @@ fn invalid(reason: String) -> NoVerdict {
     NoVerdict::Invalid(StatusCode::BAD_REQUEST, reason)
 }
 
+/// An error of our own, for which the API server applies the webhook's `failurePolicy`.
 fn failed(error: impl Error) -> NoVerdict {
     NoVerdict::Invalid(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
 }

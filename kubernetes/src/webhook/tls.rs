@@ -41,6 +41,9 @@ pub(super) async fn configs(
     Some(receiver)
 }
 
+/// TLS 1.3 only, which every supported API server speaks; no tickets and no session cache, so that a renewed
+/// certificate is the one that new connections see. `None` after an error, which is logged: the configuration before
+/// stays.
 fn config(credentials: &Credentials) -> Option<Arc<ServerConfig>> {
     let builder = ServerConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
