@@ -7,7 +7,9 @@ mod given;
 mod keeper;
 mod state;
 
-pub use crate::issuer::RequiredNames;
+pub(crate) use crate::issuer::RequiredNames;
 pub use given::GivenFiles;
-pub use keeper::{Advance, Authority, AuthorityError, NewRoot, RootStatus, RotationStatus};
-pub use state::{AuthorityState, Farewell, NotAllowed, RotationStep, RotationTiming, StateError, Vouched};
+pub(crate) use keeper::Authority;
+pub use keeper::{Advance, AuthorityError, NewRoot, RootStatus, RotationStatus};
+pub(crate) use state::{AuthorityState, RotationTiming};
+pub use state::{Farewell, NotAllowed, StateError, Vouched};

@@ -14,5 +14,6 @@ mod settings;
 
 pub(crate) use copies::{ANNOTATIONS, Copies};
 pub use dependencies::GatewayDependencies;
-pub use keeper::{GatewayStatus, IngressGateway};
+pub use keeper::GatewayStatus;
+pub(crate) use keeper::IngressGateway;
 pub use settings::{IngressGatewaySettings, SettingsInput, SettingsProblem};

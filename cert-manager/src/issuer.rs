@@ -32,7 +32,7 @@ const MAX_CHAIN: usize = 6;
 
 /// A signing key with its certificate and the chain above it. Cheap to clone; never prints its key.
 #[derive(Clone)]
-pub struct Issuer(Arc<Inner>);
+pub(crate) struct Issuer(Arc<Inner>);
 
 /// Everything that signing needs, read from the certificates once.
 struct Inner {
@@ -51,7 +51,7 @@ struct Inner {
 
 /// Names that a given authority must be able to sign, and whose they are. One of each kind stands for all.
 #[derive(Debug, Clone, Default)]
-pub struct RequiredNames(Vec<(String, Vec<San>)>);
+pub(crate) struct RequiredNames(Vec<(String, Vec<San>)>);
 
 /// Everything that is wrong with a given certificate authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl std::error::Error for IssuerProblems {}
 
 impl RequiredNames {
     /// A workload's in both spellings, the authority's own, and those of each workload with additional names.
-    pub fn new(trust_domain: &TrustDomain, serving_names: &[San], granted: &ServiceNames) -> Self {
+    pub(crate) fn new(trust_domain: &TrustDomain, serving_names: &[San], granted: &ServiceNames) -> Self {
         // Every namespace has this service account.
         let workload = Identity::new(trust_domain.clone(), "default", "default").ok();
         let workload = workload.map(|identity| {
@@ -107,7 +107,12 @@ impl Issuer {
     /// Parses a certificate authority from PEM: `chain` starts with the issuer's certificate and may end with the root;
     /// `roots` contains the root if `chain` does not (unneeded certificates are ignored).
     /// The chain must verify at `now`, and a leaf that the key signs must verify through it.
-    pub fn from_pem(chain: &[u8], key: &[u8], roots: &[u8], now: SystemTime) -> Result<Self, IssuerProblems> {
+    pub(crate) fn from_pem(
+        chain: &[u8],
+        key: &[u8],
+        roots: &[u8],
+        now: SystemTime,
+    ) -> Result<Self, IssuerProblems> {
         let mut problems = Vec::new();
         let chain = certificates(chain, "the certificate file", &mut problems);
         let roots = certificates(roots, "the root file", &mut problems);
@@ -123,18 +128,13 @@ impl Issuer {
         }
     }
 
-    /// The issuer's certificate first, its root last.
-    pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.0.chain
-    }
-
     /// The certificates that are sent after a leaf: all but the root.
-    pub fn intermediates(&self) -> &[CertificateDer<'static>] {
+    pub(crate) fn intermediates(&self) -> &[CertificateDer<'static>] {
         self.0.chain.split_last().map(|(_, rest)| rest).unwrap_or_default()
     }
 
     /// The root at the chain's end.
-    pub fn root(&self) -> &CertificateDer<'static> {
+    pub(crate) fn root(&self) -> &CertificateDer<'static> {
         match self.0.chain.last() {
             Some(root) => root,
             None => unreachable!("an issuer has a chain of at least one"),
@@ -142,12 +142,12 @@ impl Issuer {
     }
 
     /// The earliest expiry in the chain, which limits everything that this issuer signs.
-    pub fn not_after(&self) -> SystemTime {
+    pub(crate) fn not_after(&self) -> SystemTime {
         self.0.not_after
     }
 
     /// The latest start of validity in the chain.
-    pub fn not_before(&self) -> SystemTime {
+    pub(crate) fn not_before(&self) -> SystemTime {
         self.0.not_before
     }
 
@@ -157,12 +157,12 @@ impl Issuer {
     }
 
     /// PEM of the chain.
-    pub fn chain_pem(&self) -> String {
+    pub(crate) fn chain_pem(&self) -> String {
         self.0.chain.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect()
     }
 
     /// PEM (PKCS#8, or the form in which it was given) of the private key. Only for the root store.
-    pub fn key_pem(&self) -> String {
+    pub(crate) fn key_pem(&self) -> String {
         let der = self.0.key.serialized_der();
         let label = match PrivateKeyDer::try_from(der) {
             Ok(PrivateKeyDer::Pkcs1(_)) => "RSA PRIVATE KEY",

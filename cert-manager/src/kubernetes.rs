@@ -6,13 +6,13 @@
 //! they need not wait for their next check.
 
 mod follow;
-pub mod gateway_secret;
-pub mod mesh_config;
-pub mod namespaces;
+mod gateway_secret;
+mod mesh_config;
+mod namespaces;
 mod parts;
-pub mod root_secret;
-pub mod token_review;
-pub mod trust_bundle;
+mod root_secret;
+mod token_review;
+mod trust_bundle;
 
 use std::collections::BTreeMap;
 
@@ -20,9 +20,8 @@ use tidegate_core::contract::labels::{INSTANCE, MANAGED_BY, PART_OF, TIDEGATE};
 use tidegate_core::contract::names::CERT_MANAGER;
 use tidegate_kubernetes::lean::Wanted;
 
-pub use self::parts::{
-    KubernetesParts, KubernetesTasks, ReplicaConfig, RunningKubernetesTasks, wait_for_api_server,
-};
+pub(crate) use self::parts::{KubernetesParts, ReplicaConfig};
+pub use self::parts::{KubernetesTasks, RunningKubernetesTasks, wait_for_api_server};
 use crate::store::StoreError;
 
 #[cfg(test)]

@@ -61,7 +61,7 @@ async fn run(options: CertManagerOptions, log: logging::LogHandle) -> anyhow::Re
     match manager.drain(options.common.drain_timeout).await {
         DrainOutcome::Complete => info!("drained"),
         DrainOutcome::DeadlinePassed { remaining } => {
-            warn!(remaining, "ended before everything was finished")
+            warn!(remaining, "ended before everything was finished");
         }
     }
     Ok(())

@@ -300,7 +300,8 @@ impl CertManagerHandle {
     }
 
     /// The authority itself.
-    pub fn authority(&self) -> &Authority {
+    #[cfg(test)]
+    pub(crate) fn authority(&self) -> &Authority {
         &self.authority
     }
 

@@ -25,7 +25,7 @@ impl Default for RateLimit {
 
 /// Counts requests by client.
 #[derive(Debug)]
-pub struct RateLimiter<K> {
+pub(crate) struct RateLimiter<K> {
     limit: RateLimit,
     buckets: Mutex<HashMap<K, Bucket>>,
 }
@@ -39,12 +39,12 @@ struct Bucket {
 
 impl<K: Clone + Eq + Hash> RateLimiter<K> {
     /// A limiter with full buckets.
-    pub fn new(limit: RateLimit) -> Self {
+    pub(crate) fn new(limit: RateLimit) -> Self {
         Self { limit, buckets: Mutex::new(HashMap::new()) }
     }
 
     /// Takes a token for one request, or returns the time until there is one.
-    pub fn take(&self, identity: &K, now: Instant) -> Result<(), Duration> {
+    pub(crate) fn take(&self, identity: &K, now: Instant) -> Result<(), Duration> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if !buckets.contains_key(identity) && buckets.len() >= self.limit.max_identities.max(1) {
             self.evict(&mut buckets, now);

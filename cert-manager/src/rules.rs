@@ -32,15 +32,15 @@ pub struct IssuingRules {
 
 /// A signed certificate.
 #[derive(Debug, Clone)]
-pub struct Issued {
+pub(crate) struct Issued {
     /// The leaf.
-    pub leaf: CertificateDer<'static>,
+    pub(crate) leaf: CertificateDer<'static>,
     /// Its names.
-    pub sans: Vec<San>,
+    pub(crate) sans: Vec<San>,
     /// Its serial number in lower-case hex.
-    pub serial: String,
+    pub(crate) serial: String,
     /// Its expiry.
-    pub not_after: SystemTime,
+    pub(crate) not_after: SystemTime,
 }
 
 /// Why a certificate is refused.
@@ -95,7 +95,7 @@ impl IssuingRules {
 
     /// Decides about a request of an authenticated caller, and signs. `requested_seconds` 0 requests the default lifetime.
     /// `service_names` are added to the caller's own names.
-    pub fn issue(
+    pub(crate) fn issue(
         &self,
         csr: &CheckedCsr,
         caller: &Identity,
@@ -138,7 +138,7 @@ impl IssuingRules {
 
 impl IssuingRefusal {
     /// A metric label and the reason in the audit log, one of a fixed set.
-    pub fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Csr(CsrError::ForeignName { .. } | CsrError::RepeatedName(_)) => "name",
             Self::Csr(CsrError::Key(_)) => "key",
@@ -154,7 +154,7 @@ impl IssuingRefusal {
 
 impl Issued {
     /// All names, for logs: `DNS:a.b, URI:spiffe://…`.
-    pub fn names(&self) -> String {
+    pub(crate) fn names(&self) -> String {
         self.sans.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     }
 

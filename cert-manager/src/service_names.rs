@@ -25,7 +25,7 @@ pub struct ServiceNames(BTreeMap<(String, String), Vec<DnsName>>);
 /// them as their own name. A service account's name may contain dots, so `tidegate-cert-manager.tidegate-system` in a
 /// namespace `svc` would have the name of the authority's Service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ReservedNames(BTreeMap<DnsName, NameHolder>);
+pub(crate) struct ReservedNames(BTreeMap<DnsName, NameHolder>);
 
 /// The holder of a reserved name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub struct ReservedName {
 
 impl ReservedNames {
     /// The names in the authority's own certificate, and all granted ones.
-    pub fn new(serving_names: &[San], granted: &ServiceNames) -> Self {
+    pub(crate) fn new(serving_names: &[San], granted: &ServiceNames) -> Self {
         let mut all = BTreeMap::new();
         for ((namespace, account), names) in &granted.0 {
             let holder = NameHolder::Workload(namespace.clone(), account.clone());
@@ -66,7 +66,7 @@ impl ReservedNames {
     }
 
     /// An error if a workload's own name is reserved for another holder.
-    pub fn check(&self, identity: &Identity) -> Result<(), ReservedName> {
+    pub(crate) fn check(&self, identity: &Identity) -> Result<(), ReservedName> {
         let name = identity.dns_name();
         // A client that resolves a name within the cluster's domain may verify the full name.
         let short = name.strip_suffix(&format!(".{}", identity.trust_domain()));
@@ -107,7 +107,7 @@ impl ServiceNames {
     }
 
     /// The additional names in this workload's certificate.
-    pub fn of(&self, identity: &Identity) -> &[DnsName] {
+    pub(crate) fn of(&self, identity: &Identity) -> &[DnsName] {
         let key = (identity.namespace().to_owned(), identity.service_account().to_owned());
         self.0.get(&key).map(Vec::as_slice).unwrap_or_default()
     }

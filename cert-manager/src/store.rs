@@ -9,7 +9,7 @@ use std::io;
 pub mod bundle_file;
 pub mod root_folder;
 pub mod secret_folder;
-pub mod versioned_folder;
+pub(crate) mod versioned_folder;
 
 /// Named values that belong together, such as `tls.crt` and `tls.key`.
 #[derive(Clone, Default, PartialEq, Eq)]

@@ -28,7 +28,7 @@ pub struct NamespaceView {
 
 /// Whether a Pod gets a sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InjectionDecision {
+pub(crate) enum InjectionDecision {
     /// It does.
     Inject,
     /// It does not, and why.
@@ -37,7 +37,7 @@ pub enum InjectionDecision {
 
 /// Why a Pod gets no sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoSidecarReason {
+pub(crate) enum NoSidecarReason {
     /// Its namespace is Kubernetes' own or the control plane's.
     SystemNamespace,
     /// Its namespace does not belong to the mesh.
@@ -100,7 +100,7 @@ impl From<Namespace> for NamespaceView {
 
 impl NoSidecarReason {
     /// What the Pod's author should know, where it may be a surprise.
-    pub fn warning(self) -> Option<&'static str> {
+    pub(crate) fn warning(self) -> Option<&'static str> {
         match self {
             Self::HostNetwork => {
                 Some("no sidecar is added: the pod uses its node's network, so it is not part of the mesh")
@@ -113,7 +113,7 @@ impl NoSidecarReason {
     }
 
     /// The reason in a sentence.
-    pub fn because(self, namespace: &str, mesh_name: &str) -> String {
+    pub(crate) fn because(self, namespace: &str, mesh_name: &str) -> String {
         match self {
             Self::SystemNamespace => {
                 format!("namespace {namespace} is Kubernetes' own or the control plane's")
@@ -130,7 +130,7 @@ impl NoSidecarReason {
 }
 
 /// Decides in OSM's order: what can have no sidecar has none; then the Pod's word counts, then its namespace's.
-pub fn decide(
+pub(crate) fn decide(
     pod: &PodView<'_>,
     namespace: &NamespaceView,
     mesh_name: &str,

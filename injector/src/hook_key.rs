@@ -11,7 +11,7 @@ const SECRET_DIGITS: usize = 32;
 
 /// The key from which secrets are derived.
 #[derive(Clone, PartialEq, Eq)]
-pub struct HookKey([u8; 32]);
+pub(crate) struct HookKey([u8; 32]);
 
 impl HookKey {
     /// A random key for this process.

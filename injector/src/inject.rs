@@ -23,7 +23,7 @@ use crate::settings::{MeshSettings, Settings};
 
 /// The result for a Pod.
 #[derive(Debug)]
-pub enum Injection {
+pub(crate) enum Injection {
     /// It joins the mesh with this patch, which is empty if nothing is missing.
     Meshed(Patch),
     /// It gets no sidecar.
@@ -31,7 +31,7 @@ pub enum Injection {
 }
 
 /// Decides whether a Pod that is about to be created in `namespace` is injected, and generates its patch.
-pub fn inject(
+pub(crate) fn inject(
     pod: &PodView<'_>,
     namespace: &NamespaceView,
     settings: &Settings,

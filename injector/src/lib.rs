@@ -1,8 +1,8 @@
 //! The mutating webhook that adds the sidecar to the Pods of the mesh.
 //!
-//! [`inject()`] is the heart: from a Pod, its namespace and the settings to a JSON patch, as a pure function.
+//! `inject.rs` is the heart: from a Pod, its namespace and the settings to a JSON patch, as a pure function.
 //! [`PodReviewer`] answers the API server with it, [`ClusterState`] follows the namespaces and the MeshConfig that it needs, and
-//! [`inject_manifests`] does the same for files. Start reading at [`inject()`].
+//! [`inject_manifests`] does the same for files. Start reading at `inject.rs`.
 //!
 //! # What the webhook needs of its configuration
 //!
@@ -42,11 +42,8 @@ pub mod settings;
 mod state;
 
 pub use annotations::AnnotationError;
-pub use decision::{DecisionError, InjectionDecision, NamespaceView, NoSidecarReason, decide};
-pub use hook_key::HookKey;
-pub use inject::{Injection, inject};
+pub use decision::{DecisionError, NamespaceView};
 pub use manifests::{InjectedManifests, ManifestError, ManifestNamespaces, inject_manifests};
-pub use pod::PodView;
 pub use probes::ProbeRewriteError;
 pub use refusal::PodRefusal;
 pub use review::PodReviewer;

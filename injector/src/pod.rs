@@ -28,7 +28,7 @@ const PREFIXES: [&str; 3] = ["openservicemesh.io/", "tidegate.io/", "prometheus.
 
 /// A Pod.
 #[derive(Deserialize, Clone, Debug, Default)]
-pub struct PodView<'a> {
+pub(crate) struct PodView<'a> {
     #[serde(default)]
     pub(crate) metadata: Metadata,
     #[serde(borrow, default)]
@@ -248,7 +248,7 @@ pub(crate) struct Mounts(pub(crate) Vec<(usize, &'static str)>);
 
 impl<'a> PodView<'a> {
     /// Parses a Pod's JSON.
-    pub fn parse(json: &'a str) -> Result<Self, serde_json::Error> {
+    pub(crate) fn parse(json: &'a str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(json)
     }
 

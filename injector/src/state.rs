@@ -34,9 +34,9 @@ pub struct ClusterState {
 #[derive(Debug)]
 pub struct ClusterStateWriter {
     /// All namespaces by name.
-    pub namespaces: watch::Sender<HashMap<String, Arc<NamespaceView>>>,
+    pub(crate) namespaces: watch::Sender<HashMap<String, Arc<NamespaceView>>>,
     /// What the MeshConfig says, or why it cannot be read.
-    pub mesh: watch::Sender<Result<Arc<MeshSettings>, MeshConfigError>>,
+    pub(crate) mesh: watch::Sender<Result<Arc<MeshSettings>, MeshConfigError>>,
 }
 
 impl ClusterState {
@@ -51,13 +51,13 @@ impl ClusterState {
     }
 
     /// What the MeshConfig says.
-    pub fn mesh(&self) -> Result<Arc<MeshSettings>, MeshConfigError> {
+    pub(crate) fn mesh(&self) -> Result<Arc<MeshSettings>, MeshConfigError> {
         self.mesh.borrow().clone()
     }
 
     /// A namespace for which the API server has asked us, so that it belongs to the mesh: if it does not as far as we
     /// know, our watch lags, and it is waited for, shortly. `None` if it is unknown even then.
-    pub async fn namespace(&self, name: &str, mesh_name: &str) -> Option<Arc<NamespaceView>> {
+    pub(crate) async fn namespace(&self, name: &str, mesh_name: &str) -> Option<Arc<NamespaceView>> {
         let mut namespaces = self.namespaces.clone();
         let is_there = |namespaces: &HashMap<String, Arc<NamespaceView>>| {
             namespaces.get(name).is_some_and(|namespace| namespace.is_in_mesh(mesh_name))

@@ -26,7 +26,7 @@ mod tests;
 
 /// The certificate authority of this process. Cheap to clone.
 #[derive(Clone)]
-pub struct Authority(Arc<SharedAuthority>);
+pub(crate) struct Authority(Arc<SharedAuthority>);
 
 /// What all clones share. Readers take the current state from a watch channel and never wait for a change in progress.
 struct SharedAuthority {
@@ -164,7 +164,7 @@ pub struct RootStatus {
 impl Authority {
     /// Loads the authority from the store. If there is none, stores the given one or, if `new_root` allows, a new root.
     /// Publishes the bundle once before it returns.
-    pub async fn open(
+    pub(crate) async fn open(
         store: Arc<dyn RootStore>,
         given: Option<GivenFiles>,
         publishers: Vec<Arc<dyn BundlePublisher>>,
@@ -215,7 +215,7 @@ impl Authority {
     }
 
     /// Checks store and files and publishes, as often as `checks` says, until the drain starts.
-    pub async fn run(self, checks: CheckSchedule, mut drain: drain::Watch) {
+    pub(crate) async fn run(self, checks: CheckSchedule, mut drain: drain::Watch) {
         let mut ticks = checks.ticks();
         loop {
             tokio::select! {
@@ -229,22 +229,22 @@ impl Authority {
     }
 
     /// The current state and each later one.
-    pub fn states(&self) -> watch::Receiver<Arc<AuthorityState>> {
+    pub(crate) fn states(&self) -> watch::Receiver<Arc<AuthorityState>> {
         self.0.state.subscribe()
     }
 
     /// Why the stored or given authority is unusable, if it is; the previous one stays in use.
-    pub fn problems(&self) -> watch::Receiver<Option<String>> {
+    pub(crate) fn problems(&self) -> watch::Receiver<Option<String>> {
         self.0.problem.subscribe()
     }
 
     /// The trusted roots now and after each change.
-    pub fn bundle(&self) -> watch::Receiver<Arc<TrustBundle>> {
+    pub(crate) fn bundle(&self) -> watch::Receiver<Arc<TrustBundle>> {
         self.0.bundle.subscribe()
     }
 
     /// Takes the rotation's next step and publishes the roots that are trusted afterwards.
-    pub async fn next(&self, advance: impl Into<Advance>) -> Result<RotationStatus, NotAllowed> {
+    pub(crate) async fn next(&self, advance: impl Into<Advance>) -> Result<RotationStatus, NotAllowed> {
         let Advance { vouched, farewell, without } = advance.into();
         self.publish().await;
         let mut revision = self.0.revision.lock().await;
@@ -268,7 +268,7 @@ impl Authority {
     }
 
     /// The state of the rotation.
-    pub fn status(&self) -> RotationStatus {
+    pub(crate) fn status(&self) -> RotationStatus {
         let (state, now) = (self.current(), SystemTime::now());
         let refused = self.may_advance(&state, now, Vouched::Nothing).err();
         let rfc3339 = |time| humantime::format_rfc3339_seconds(time).to_string();

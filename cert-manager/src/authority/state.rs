@@ -30,18 +30,18 @@ mod tests;
 
 /// The certificate authority at one moment.
 #[derive(Debug, Clone)]
-pub struct AuthorityState {
+pub(crate) struct AuthorityState {
     /// Signs new certificates.
-    pub issuer: Issuer,
+    pub(crate) issuer: Issuer,
     /// The step of a rotation.
-    pub step: RotationStep,
+    pub(crate) step: RotationStep,
     /// When this step began.
-    pub since: SystemTime,
+    pub(crate) since: SystemTime,
     /// The chain from the issuer's name and key to earlier roots, newest first: each certificate is signed by the key of
     /// the next one, and the last one by that of a root.
-    pub bridge: Vec<CertificateDer<'static>>,
+    pub(crate) bridge: Vec<CertificateDer<'static>>,
     /// Fingerprints of the roots that were retired and not revoked since, oldest first.
-    pub retired: Vec<String>,
+    pub(crate) retired: Vec<String>,
 }
 
 /// What happens to the root that a rotation drops.
@@ -56,7 +56,7 @@ pub enum Farewell {
 
 /// The step of a rotation.
 #[derive(Debug, Clone)]
-pub enum RotationStep {
+pub(crate) enum RotationStep {
     /// One root, no rotation in progress.
     Steady,
     /// The successor is trusted and does not issue yet.
@@ -85,11 +85,11 @@ pub(crate) struct StoredAuthority {
 
 /// Minimum durations of the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RotationTiming {
+pub(crate) struct RotationTiming {
     /// Until every workload has read a published bundle.
-    pub propagation: Duration,
+    pub(crate) propagation: Duration,
     /// Maximum lifetime of a certificate.
-    pub max_life: Duration,
+    pub(crate) max_life: Duration,
 }
 
 /// What the caller has verified before the next step.
@@ -178,12 +178,12 @@ struct StoredState {
 
 impl AuthorityState {
     /// One root and no rotation.
-    pub fn steady(issuer: Issuer, now: SystemTime) -> Self {
+    pub(crate) fn steady(issuer: Issuer, now: SystemTime) -> Self {
         Self { issuer, step: RotationStep::Steady, since: now, bridge: Vec::new(), retired: Vec::new() }
     }
 
     /// Every trusted root, the issuing one first.
-    pub fn trusted(&self) -> Vec<CertificateDer<'static>> {
+    pub(crate) fn trusted(&self) -> Vec<CertificateDer<'static>> {
         let mut roots = vec![self.issuer.root().clone()];
         let other = match &self.step {
             RotationStep::Steady => None,
@@ -195,7 +195,7 @@ impl AuthorityState {
     }
 
     /// The roots that every workload must trust before the next step: one of them issues afterwards.
-    pub fn required(&self) -> Vec<CertificateDer<'static>> {
+    pub(crate) fn required(&self) -> Vec<CertificateDer<'static>> {
         match &self.step {
             RotationStep::TrustBoth { .. } => self.trusted(),
             RotationStep::Steady | RotationStep::IssueNew { .. } => vec![self.issuer.root().clone()],
@@ -209,7 +209,7 @@ impl AuthorityState {
 
     /// The intermediates between a leaf that expires at `end` and a root. A bridge that expires before the leaf is left
     /// out: peers take the earliest expiry in a chain for the leaf's own.
-    pub fn intermediates(&self, end: SystemTime) -> Vec<CertificateDer<'static>> {
+    pub(crate) fn intermediates(&self, end: SystemTime) -> Vec<CertificateDer<'static>> {
         let lives = |der: &&CertificateDer<'_>| {
             tidegate_core::PeerCertificate::from_der(der).is_ok_and(|read| read.not_after >= end)
         };
@@ -411,7 +411,7 @@ impl StoredAuthority {
 
 impl RotationStep {
     /// `steady`, `trust-both` or `issue-new`.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Steady => "steady",
             Self::TrustBoth { .. } => "trust-both",
@@ -420,7 +420,7 @@ impl RotationStep {
     }
 
     /// Steps taken of the current rotation: 0, 1 or 2.
-    pub fn number(&self) -> u8 {
+    pub(crate) fn number(&self) -> u8 {
         match self {
             Self::Steady => 0,
             Self::TrustBoth { .. } => 1,

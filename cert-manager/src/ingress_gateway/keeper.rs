@@ -63,7 +63,7 @@ enum Look {
 }
 
 /// The task that keeps the Secrets correct.
-pub struct IngressGateway {
+pub(crate) struct IngressGateway {
     pub(crate) gateway: GatewayDependencies,
     pub(crate) states: watch::Receiver<Arc<AuthorityState>>,
     pub(crate) rules: IssuingRules,

@@ -110,7 +110,7 @@ fn a_given_intermediate_is_completed_up_to_its_root() {
     let issuing = middle.sign(&last);
     for (chain, roots) in [(vec![&issuing, &middle, &root], vec![]), (vec![&issuing, &middle], vec![&root])] {
         let issuer = load(&chain, &issuing, &roots).unwrap();
-        assert_eq!(issuer.chain().len(), 3);
+        assert_eq!(issuer.0.chain.len(), 3);
         assert_eq!(issuer.intermediates().len(), 2);
         assert_eq!(issuer.root(), &root.certificate);
     }
@@ -130,7 +130,7 @@ fn an_issuer_whose_name_repeats_a_component_still_chains() {
     let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
     // `req -x509` makes a CA:TRUE certificate without key usage.
     let issuer = Issuer::from_pem(&read("c.pem"), &read("k.pem"), b"", SystemTime::now()).unwrap();
-    assert_eq!(issuer.chain().len(), 1);
+    assert_eq!(issuer.0.chain.len(), 1);
 }
 
 #[test]

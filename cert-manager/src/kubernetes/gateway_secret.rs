@@ -58,7 +58,7 @@ impl Wanted for SecretKeys {
 
 /// A [`SecretStore`] on Kubernetes.
 #[derive(Clone)]
-pub struct GatewaySecrets {
+pub(crate) struct GatewaySecrets {
     client: Client,
     root: RootSecret,
     mesh_name: String,
@@ -66,7 +66,7 @@ pub struct GatewaySecrets {
 
 impl GatewaySecrets {
     /// Writes Secrets for `mesh_name`; `root` records which.
-    pub fn new(client: Client, root: RootSecret, mesh_name: &str) -> Self {
+    pub(crate) fn new(client: Client, root: RootSecret, mesh_name: &str) -> Self {
         Self { client, root, mesh_name: mesh_name.to_owned() }
     }
 

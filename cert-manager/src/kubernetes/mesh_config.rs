@@ -48,7 +48,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const FIELD_MANAGER: &str = CERT_MANAGER;
 
 /// Follows the one MeshConfig.
-pub struct MeshConfigFollower {
+pub(crate) struct MeshConfigFollower {
     client: Client,
     api: Api<MeshConfig>,
     namespace: String,
@@ -80,7 +80,7 @@ struct MeshConfigView {
 
 impl MeshConfigFollower {
     /// Follows the MeshConfig of the control plane's `namespace`. Only the replica that leads acts on it.
-    pub fn start(
+    pub(crate) fn start(
         client: Client,
         namespace: &str,
         namespaces: Namespaces,
@@ -112,22 +112,22 @@ impl MeshConfigFollower {
     }
 
     /// The last valid settings.
-    pub fn settings(&self) -> watch::Receiver<Option<IngressGatewaySettings>> {
+    pub(crate) fn settings(&self) -> watch::Receiver<Option<IngressGatewaySettings>> {
         self.settings.subscribe()
     }
 
     /// The last valid lifetime of workloads' certificates.
-    pub fn workload_life(&self) -> watch::Receiver<Option<Duration>> {
+    pub(crate) fn workload_life(&self) -> watch::Receiver<Option<Duration>> {
         self.workload_life.subscribe()
     }
 
     /// Whether this replica acts on the settings and has read them.
-    pub fn active(&self) -> watch::Receiver<bool> {
+    pub(crate) fn active(&self) -> watch::Receiver<bool> {
         self.active.subscribe()
     }
 
     /// Follows the MeshConfig as long as it is polled; `gateway` is the certificate's state.
-    pub async fn run(mut self, mut gateway: watch::Receiver<GatewayStatus>) {
+    pub(crate) async fn run(mut self, mut gateway: watch::Receiver<GatewayStatus>) {
         let mut interval = tokio::time::interval(INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut failing = false;

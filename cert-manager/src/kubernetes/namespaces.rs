@@ -23,7 +23,7 @@ pub(crate) const MOST_LABEL_BYTES: usize = 8 * 1024;
 
 /// Follows the labels of all namespaces until its last copy is dropped.
 #[derive(Clone)]
-pub struct Namespaces {
+pub(crate) struct Namespaces {
     control_plane: Arc<str>,
     mirror: Arc<ObjectMirror<NamespaceMembership>>,
     _watch: Arc<AbortOnDrop>,
@@ -46,7 +46,7 @@ struct AbortOnDrop(AbortHandle);
 impl Namespaces {
     /// Starts to follow those of `mesh_name`, whose control plane runs in the namespace `control_plane`; notifies `wake`
     /// when one changes.
-    pub fn start(
+    pub(crate) fn start(
         client: Client,
         control_plane: &str,
         mesh_name: &str,

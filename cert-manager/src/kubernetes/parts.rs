@@ -28,38 +28,38 @@ use crate::ingress_gateway::{GatewayDependencies, GatewayStatus};
 
 /// Where a certificate authority runs, and for which mesh.
 #[derive(Debug, Clone)]
-pub struct ReplicaConfig {
+pub(crate) struct ReplicaConfig {
     /// The control plane's namespace.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// The mesh, as in the label of its namespaces.
-    pub mesh_name: String,
+    pub(crate) mesh_name: String,
     /// This replica's pod.
-    pub pod_name: String,
+    pub(crate) pod_name: String,
     /// The audience of callers' tokens.
-    pub audience: String,
+    pub(crate) audience: String,
     /// The trust domain of callers.
-    pub trust_domain: TrustDomain,
+    pub(crate) trust_domain: TrustDomain,
     /// Timing of the Lease.
-    pub lease: LeaseTiming,
+    pub(crate) lease: LeaseTiming,
 }
 
 /// What [`crate::CertManagerDependencies`] needs, and the [`KubernetesTasks`] to run beside it.
 #[derive(Debug)]
-pub struct KubernetesParts {
+pub(crate) struct KubernetesParts {
     /// Authenticates callers.
-    pub authenticator: TokenReviewer,
+    pub(crate) authenticator: TokenReviewer,
     /// Keeps the root.
-    pub root_store: RootSecret,
+    pub(crate) root_store: RootSecret,
     /// Publishes the trust bundle.
-    pub publisher: TrustBundleConfigMaps,
+    pub(crate) publisher: TrustBundleConfigMaps,
     /// The ingress controller's certificate.
-    pub gateway: GatewayDependencies,
+    pub(crate) gateway: GatewayDependencies,
     /// The MeshConfig's lifetime for workloads' certificates, if set.
-    pub workload_life: watch::Receiver<Option<Duration>>,
+    pub(crate) workload_life: watch::Receiver<Option<Duration>>,
     /// When to check the root and the published bundles. Woken when one of them changes.
-    pub checks: CheckSchedule,
+    pub(crate) checks: CheckSchedule,
     /// Has to run beside the certificate authority.
-    pub background: KubernetesTasks,
+    pub(crate) background: KubernetesTasks,
 }
 
 /// Leader election and the tasks that follow the API server's objects.
@@ -80,7 +80,7 @@ pub struct RunningKubernetesTasks {
 
 impl KubernetesParts {
     /// Builds them and starts the watches.
-    pub fn start(client: &Client, place: &ReplicaConfig, metrics: &Metrics) -> Self {
+    pub(crate) fn start(client: &Client, place: &ReplicaConfig, metrics: &Metrics) -> Self {
         let meters = WatchMetrics::new(metrics);
         let ReplicaConfig { namespace, mesh_name, .. } = place;
         let checks = CheckSchedule::default();

@@ -22,7 +22,7 @@ const MAX_TRIES: usize = 5;
 
 /// A [`RootStore`] on the Secret [`ROOT_SECRET`].
 #[derive(Clone)]
-pub struct RootSecret {
+pub(crate) struct RootSecret {
     secrets: Api<Secret>,
     namespace: String,
     mesh_name: String,
@@ -30,7 +30,7 @@ pub struct RootSecret {
 
 impl RootSecret {
     /// Stores the authority of `mesh_name` in the control plane's `namespace`.
-    pub fn new(client: Client, namespace: &str, mesh_name: &str) -> Self {
+    pub(crate) fn new(client: Client, namespace: &str, mesh_name: &str) -> Self {
         Self {
             secrets: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),

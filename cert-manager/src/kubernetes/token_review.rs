@@ -36,7 +36,7 @@ const HOST_LIMIT: RateLimit = RateLimit { per_second: 50.0, burst: 250, max_iden
 const MAX_REASON_CHARS: usize = 200;
 
 /// An [`Authenticator`] that has the API server review each token.
-pub struct TokenReviewer {
+pub(crate) struct TokenReviewer {
     reviews: Api<TokenReview>,
     audience: String,
     trust_domain: TrustDomain,
@@ -48,7 +48,12 @@ pub struct TokenReviewer {
 
 impl TokenReviewer {
     /// Accepts tokens for `audience` as identities of `trust_domain` in the mesh's `namespaces`.
-    pub fn new(client: Client, audience: String, trust_domain: TrustDomain, namespaces: Namespaces) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        audience: String,
+        trust_domain: TrustDomain,
+        namespaces: Namespaces,
+    ) -> Self {
         Self {
             reviews: Api::all(client),
             audience,

@@ -40,7 +40,7 @@ const CONCURRENCY: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A [`BundlePublisher`] to a mesh's namespaces.
-pub struct TrustBundleConfigMaps {
+pub(crate) struct TrustBundleConfigMaps {
     client: Client,
     mesh_name: String,
     /// The ConfigMap's name.
@@ -97,7 +97,7 @@ struct Missing {
 
 impl TrustBundleConfigMaps {
     /// Publishes for `mesh_name` to its `namespaces`. Watches ConfigMaps, and notifies `wake` when one changes.
-    pub fn start(
+    pub(crate) fn start(
         client: Client,
         namespaces: Namespaces,
         mesh_name: &str,

@@ -42,7 +42,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Such a folder, which need not exist yet.
 #[derive(Debug, Clone)]
-pub struct VersionedFolder {
+pub(crate) struct VersionedFolder {
     path: PathBuf,
     public: bool,
     /// Whether plain files count as entries in a folder without versions.
@@ -64,7 +64,7 @@ enum Layout {
 
 /// Held during a change, so that no other process changes the folder.
 #[derive(Debug)]
-pub struct Locked<'a> {
+pub(crate) struct Locked<'a> {
     folder: &'a VersionedFolder,
     _lock: File,
 }
@@ -72,22 +72,22 @@ pub struct Locked<'a> {
 impl VersionedFolder {
     /// A folder that only its owner may enter; every file has mode 0600. Where there is no version, plain files
     /// `*.crt`, `*.key` and `*.json` are the entries.
-    pub fn private(path: impl Into<PathBuf>) -> Self {
+    pub(crate) fn private(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), public: false, takes_plain: true }
     }
 
     /// A folder that others may read, except for its `*.key` files, which have mode 0600. Plain files belong to others.
-    pub fn public(path: impl Into<PathBuf>) -> Self {
+    pub(crate) fn public(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), public: true, takes_plain: false }
     }
 
     /// Its path.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The current entries, or `None` if there never were any. [`StoreError::Lost`] if earlier ones cannot be read.
-    pub fn read(&self) -> Result<Option<StoredValues>, StoreError> {
+    pub(crate) fn read(&self) -> Result<Option<StoredValues>, StoreError> {
         // A version is deleted only after two more writes; a reader that loses one starts over.
         for _ in 0..10 {
             let (entries, name) = match self.layout()? {
@@ -109,7 +109,7 @@ impl VersionedFolder {
     }
 
     /// Waits until no other process changes the folder, which is created if necessary.
-    pub fn lock(&self) -> Result<Locked<'_>, StoreError> {
+    pub(crate) fn lock(&self) -> Result<Locked<'_>, StoreError> {
         let what = || self.path.display().to_string();
         DirBuilder::new()
             .recursive(true)
@@ -130,7 +130,7 @@ impl VersionedFolder {
     }
 
     /// Removes what [`Locked::write`] created, and the folder if it is then empty.
-    pub fn remove(&self) -> Result<(), StoreError> {
+    pub(crate) fn remove(&self) -> Result<(), StoreError> {
         if !self.is_ours() {
             return Ok(());
         }
@@ -139,7 +139,7 @@ impl VersionedFolder {
     }
 
     /// Whether one of our versions, or a copy of one, is in use.
-    pub fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         match self.layout() {
             Ok(Layout::Version { name, is_linked }) => is_linked && name.starts_with(VERSION_PREFIX),
             Ok(Layout::Copied) => true,
@@ -230,7 +230,7 @@ impl VersionedFolder {
 
 impl Locked<'_> {
     /// Replaces all entries at once; they are on the disk when this returns.
-    pub fn write(&self, entries: &NamedValues) -> Result<StoredValues, StoreError> {
+    pub(crate) fn write(&self, entries: &NamedValues) -> Result<StoredValues, StoreError> {
         self.protect_keys(entries)?;
         let revision = format!("{VERSION_PREFIX}{:032x}", rand::random::<u128>());
         self.try_write(entries, &revision).map_err(StoreError::io(self.folder.path.display()))?;
