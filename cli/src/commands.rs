@@ -30,7 +30,7 @@ use crate::{completion, demo, explain, install, policy, standalone, validate};
 /// Exit status: 0 on success, 1 if a problem was found or the command failed, 2 for an invalid command line.
 #[derive(Parser, Debug)]
 #[command(name = "tidegate", version)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
 }
@@ -105,7 +105,7 @@ pub fn main(program: &str) -> anyhow::Result<ExitCode> {
 
 impl Cli {
     /// Runs the command. `Err` is a failure to run it, to be printed.
-    pub fn run(self) -> anyhow::Result<ExitCode> {
+    fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Standalone(options) => threads()?.block_on(standalone::run(*options)),
             Command::Demo(options) => threads()?.block_on(demo::run(options)),

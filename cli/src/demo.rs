@@ -43,7 +43,7 @@ const MESH: [(&str, &str); 3] = [
 
 /// Flags of `tidegate demo`.
 #[derive(Args, Debug)]
-pub struct DemoOptions {
+pub(crate) struct DemoOptions {
     /// Leave everything running at the end, and print addresses and curl commands to try. Ctrl-C stops it.
     #[arg(long)]
     keep: bool,
@@ -57,7 +57,7 @@ pub struct DemoOptions {
 struct Network([u8; 3]);
 
 /// Exits with 0 if every answer was as expected.
-pub async fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {
     let log = logging::init(&LogOptions { level: options.log_level, format: LogFormat::Text })?;
     let folder = tempfile::Builder::new()
         .prefix("tidegate-demo-")

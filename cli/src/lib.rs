@@ -1,7 +1,7 @@
-//! The `tidegate` command, as a library so that tests can run the same code.
+//! The `tidegate` command, whose `main` calls [`commands::main`].
 //!
-//! Start with [`commands`]: one variant for each command. [`standalone`] runs the CA, the controller and the sidecars
-//! in one process, with the same code as the programs; [`demo`] runs the ingress story on top of it. `cluster` holds
+//! Start with [`commands`]: one variant for each command. `standalone` runs the CA, the controller and the sidecars
+//! in one process, with the same code as the programs; `demo` runs the ingress story on top of it. `cluster` holds
 //! the commands that talk to Kubernetes.
 
 mod admin_client;
@@ -10,12 +10,12 @@ mod candidates;
 mod cluster;
 pub mod commands;
 mod completion;
-pub mod demo;
+mod demo;
 mod explain;
 mod helm;
 mod install;
 mod output;
 mod patience;
 mod policy;
-pub mod standalone;
+mod standalone;
 mod validate;

@@ -59,27 +59,27 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Flags of `tidegate standalone`.
 #[derive(Args, Clone, Debug)]
-pub struct StandaloneOptions {
+pub(crate) struct StandaloneOptions {
     /// Folder of manifests (.yaml, .yml, .json), watched: Namespace, ServiceAccount, Service, EndpointSlice, Pod,
     /// IngressBackend, MeshConfig. A Pod whose podIP is a loopback address gets a sidecar.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
-    pub folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// Folder for the CA's root, the trust bundle, tokens and the ingress controller's Secret.
     #[arg(long, env = "TIDEGATE_STATE_DIR", value_name = "DIR", default_value = ".tidegate")]
-    pub state_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
     /// Create a new root although the state folder's trust bundle shows that there was one, which is lost. No effect if
     /// a root exists.
     #[arg(long, env = environment::NEW_ROOT)]
-    pub new_root: bool,
+    pub(crate) new_root: bool,
     /// Admin address of the controller, which `tidegate policy` and `tidegate explain` query.
     #[arg(long, env = environment::ADMIN_ADDRESS, value_name = "ADDRESS", default_value_t = ports::ADMIN_ADDRESS)]
-    pub admin_address: SocketAddr,
+    pub(crate) admin_address: SocketAddr,
     /// Admin address of the CA: its metrics, and the rotation of its root. Port 0 selects a free one.
     #[arg(long, env = "TIDEGATE_CA_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "127.0.0.1:0")]
-    pub ca_admin_address: SocketAddr,
+    pub(crate) ca_admin_address: SocketAddr,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub trust: TrustDomainOptions,
+    pub(crate) trust: TrustDomainOptions,
     /// Lifetime of workload certificates, such as 24h.
     #[arg(
         long,
@@ -88,7 +88,7 @@ pub struct StandaloneOptions {
         default_value = "24h",
         value_parser = humantime::parse_duration
     )]
-    pub certificate_lifetime: Duration,
+    pub(crate) certificate_lifetime: Duration,
     /// Lifetime of the service account tokens that authenticate sidecars to the CA, from 4s to 24h. Rewritten at a
     /// quarter of it.
     #[arg(
@@ -98,26 +98,26 @@ pub struct StandaloneOptions {
         default_value = "1h",
         value_parser = tokens::parse_life
     )]
-    pub token_lifetime: Duration,
+    pub(crate) token_lifetime: Duration,
     /// Data worker threads of each sidecar [default: the processors this process may use]
     #[arg(long, env = environment::WORKERS, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub workers: Option<u16>,
+    pub(crate) workers: Option<u16>,
     /// Format of the sidecars' access log.
     #[arg(long, env = environment::ACCESS_LOG_FORMAT, value_enum, default_value = "json")]
-    pub access_log_format: AccessLogFormat,
+    pub(crate) access_log_format: AccessLogFormat,
     /// File for the access log [default: standard output]
     #[arg(long, env = environment::ACCESS_LOG_FILE, value_name = "FILE")]
-    pub access_log_file: Option<PathBuf>,
+    pub(crate) access_log_file: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub limits: LimitOptions,
+    pub(crate) limits: LimitOptions,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub log: LogOptions,
+    pub(crate) log: LogOptions,
 }
 
 /// A mesh in this process.
-pub struct Standalone {
+pub(crate) struct Standalone {
     ca: CertManagerHandle,
     controller: ControllerHandle,
     sidecars: Arc<Sidecars>,
@@ -144,7 +144,7 @@ struct CaAccess {
 }
 
 /// Runs until SIGINT or SIGTERM, then drains.
-pub async fn run(options: StandaloneOptions) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(options: StandaloneOptions) -> anyhow::Result<ExitCode> {
     let log = logging::init(&options.log)?;
     signals::raise_file_limit();
     anyhow::ensure!(options.folder.is_dir(), "--folder: {:?} is not a folder", options.folder);
@@ -165,7 +165,7 @@ pub async fn run(options: StandaloneOptions) -> anyhow::Result<ExitCode> {
 impl StandaloneOptions {
     /// Options of a mesh that is isolated from all others: free addresses, state in a folder, an access log in a file
     /// there.
-    pub fn in_folder(folder: &Path, state_dir: &Path) -> Self {
+    pub(crate) fn in_folder(folder: &Path, state_dir: &Path) -> Self {
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self {
             folder: folder.to_owned(),
@@ -187,7 +187,7 @@ impl StandaloneOptions {
 
 impl Standalone {
     /// Starts the CA, then the controller, then a sidecar for each local Pod, including those that are added later.
-    pub async fn start(options: StandaloneOptions, log: LogHandle) -> anyhow::Result<Self> {
+    pub(crate) async fn start(options: StandaloneOptions, log: LogHandle) -> anyhow::Result<Self> {
         let state = &options.state_dir;
         std::fs::create_dir_all(state).with_context(|| format!("--state-dir {}", state.display()))?;
         let state_dir = state.canonicalize().with_context(|| format!("--state-dir {}", state.display()))?;
@@ -223,27 +223,27 @@ impl Standalone {
     }
 
     /// The controller's admin address.
-    pub fn admin_address(&self) -> SocketAddr {
+    pub(crate) fn admin_address(&self) -> SocketAddr {
         self.controller.admin_address
     }
 
     /// The CA's admin address.
-    pub fn ca_admin_address(&self) -> Option<SocketAddr> {
+    pub(crate) fn ca_admin_address(&self) -> Option<SocketAddr> {
         self.ca.admin_address()
     }
 
     /// Folder of a Secret's files: `ca.crt`, `tls.crt`, `tls.key`.
-    pub fn secret_folder(&self, namespace: &str, name: &str) -> PathBuf {
+    pub(crate) fn secret_folder(&self, namespace: &str, name: &str) -> PathBuf {
         self.state_dir.join("secrets").join(namespace).join(name)
     }
 
     /// Waits until every initial local Pod has a sidecar with a certificate and a policy.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         self.readiness.ready().await;
     }
 
     /// Drains the sidecars, then stops the rest.
-    pub async fn shutdown(self) {
+    pub(crate) async fn shutdown(self) {
         for task in &self.tasks {
             task.abort();
         }

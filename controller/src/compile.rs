@@ -11,7 +11,7 @@ mod fronts;
 mod ingress_backend;
 mod mesh_config;
 mod ports;
-pub mod status;
+pub(crate) mod status;
 mod targets;
 mod workload;
 
@@ -19,7 +19,7 @@ mod workload;
 pub(crate) use ingress_backend::ingress_backend;
 pub(crate) use mesh_config::NO_MESH_CONFIG;
 pub(crate) use targets::Targets;
-pub use workload::workload;
+pub(crate) use workload::workload;
 pub(crate) use workload::{CompiledWorkload, NamespaceRules, imagined_pod, workload_by};
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The controller: it compiles objects into one policy per workload and streams that to the workload's sidecar.
 //!
-//! A [`source`] reads [`object`]s; `index` keeps them; [`mod@compile`] joins everything that decides about one workload
+//! A [`source`] reads [`object`]s; `index` keeps them; `compile` joins everything that decides about one workload
 //! into one policy and computes each object's status; `engine` compiles what a change affects; `publish` keeps the
 //! results by version; `discovery` streams them over mutual TLS, to each sidecar its own. The kinds of objects are the
 //! table in `object/kinds.rs`. [`mod@explain`] answers why a connection is admitted or refused. Start reading at
@@ -10,7 +10,7 @@
 
 mod admin;
 pub mod admission;
-pub mod compile;
+mod compile;
 mod discovery;
 mod engine;
 pub mod explain;

@@ -33,7 +33,7 @@ const MOST_UNREADABLE: usize = 16;
 ///
 /// Its ports are those of the Services in front of it, whether or not the Pod is ready (readiness says who is sent
 /// traffic, not who may send it), and those that its containers declare. An error means that the Pod has no identity, and so no policy, and so no traffic.
-pub fn workload(
+pub(crate) fn workload(
     index: &Index,
     pod: &Pod,
     trust_domain: &TrustDomain,
