@@ -105,7 +105,7 @@ pub enum Reason {
     NoSuchPort,
     /// No IngressBackend names the port, and the client is not a mesh peer.
     NoIngressBackend,
-    /// The IngressBackend for the port is not in force; the reason.
+    /// The object with a rule for the port is not in force; the reason.
     InvalidRule(Arc<str>),
     /// Plaintext where TLS is required.
     TlsRequired,
@@ -398,7 +398,7 @@ impl fmt::Display for Reason {
                 "the port belongs to no Service of the workload and is declared by none of its containers",
             ),
             Self::NoIngressBackend => f.write_str("no IngressBackend opens the port"),
-            Self::InvalidRule(why) => write!(f, "the IngressBackend is not in force: {why}"),
+            Self::InvalidRule(why) => write!(f, "the rule is not in force: {why}"),
             Self::TlsRequired => f.write_str("plaintext where TLS is required"),
             Self::PlaintextRequired => f.write_str("TLS where plaintext is required"),
             Self::SourceNotAllowed => f.write_str("the source address is not among the sources"),
@@ -421,9 +421,12 @@ impl fmt::Display for Reason {
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.origin {
-            Some(origin) => write!(f, "{} ({origin})", self.reason),
-            None => self.reason.fmt(f),
+        match (&self.reason, &self.origin) {
+            (Reason::InvalidRule(why), Some(origin)) => {
+                write!(f, "the {} is not in force: {why} ({origin})", origin.kind)
+            }
+            (reason, Some(origin)) => write!(f, "{reason} ({origin})"),
+            (reason, None) => reason.fmt(f),
         }
     }
 }

@@ -275,6 +275,18 @@ fn a_port_without_a_service_is_refused_before_a_byte_is_read() {
 }
 
 #[test]
+fn a_rule_that_is_not_in_force_is_named_by_the_kind_of_its_object() {
+    let mut policy = policy(&[], MeshRule::Deny("no policy".into()));
+    policy.ports.get_mut(&14001).unwrap().ingress.push(IngressRule {
+        origin: ObjectRef::new("HTTPRoute", "a", "b"),
+        backend: "a/c".into(),
+        state: RuleState::Invalid("x".into()),
+    });
+    let denial = policy.admit(14001, "10.0.0.1".parse().unwrap()).unwrap_err();
+    assert_eq!(denial.to_string(), "the HTTPRoute is not in force: x (HTTPRoute a/b)");
+}
+
+#[test]
 fn tls_to_a_plaintext_backend_is_a_bad_request_only_for_an_admitted_address() {
     let rule = Written {
         protocol: "http",
