@@ -113,7 +113,7 @@ pub(crate) enum LoadKind {
 
 /// The results of one load. Latencies are in microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct LoadReport {
+pub(crate) struct LoadMeasurement {
     /// Responses that were as expected.
     pub(crate) requests: u64,
     /// Requests that failed, in the warm-up too.
@@ -157,7 +157,7 @@ pub(crate) fn main(options: LoadOptions) -> Result<()> {
 }
 
 /// Runs the load that the flags describe.
-async fn run(options: LoadOptions) -> Result<LoadReport> {
+async fn run(options: LoadOptions) -> Result<LoadMeasurement> {
     let identity =
         options.certificate.zip(options.key).map(|(certificate, key)| ClientIdentity { certificate, key });
     let endpoint = match (options.ca, options.server_name) {

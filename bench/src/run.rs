@@ -221,7 +221,7 @@ impl Bench<'_> {
         running: &Running,
         directory: &Path,
         kind: load::LoadKind,
-    ) -> Result<load::LoadReport> {
+    ) -> Result<load::LoadMeasurement> {
         let mut arguments = vec!["load".to_owned(), "--address".to_owned(), running.address.to_string()];
         if let Some(files) = &running.tls {
             for (flag, value) in [
@@ -247,7 +247,7 @@ impl Bench<'_> {
             // A stalled connection must not discard the figures of all others, so it counts as a failure.
             eprintln!("{kind:?} stalled. Logs: {}\nSockets: {}", running.log_tails(), sockets());
             let first_error = Some(format!("not finished after {limit:?}"));
-            return Ok(load::LoadReport { errors: 1, first_error, ..Default::default() });
+            return Ok(load::LoadMeasurement { errors: 1, first_error, ..Default::default() });
         };
         let output = output.with_context(|| format!("{kind:?}"))?;
         serde_json::from_str(&output)

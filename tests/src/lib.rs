@@ -2,7 +2,7 @@
 //!
 //! A suite starts a [`mesh::Mesh`] (CA, controller and sidecars as processes, objects in a folder), puts an [`app`]
 //! behind a sidecar, and acts as a client: [`client`] byte by byte, [`openssl`] and [`nginx`] as users do, [`load`]
-//! continuously while something changes. The daemons' code is not linked in. [`standalone::Standalone`] is the whole
+//! continuously while something changes. The daemons' code is not linked in. [`standalone::StandaloneProcess`] is the whole
 //! mesh in one process. Start reading at [`mesh`].
 //!
 //! [`kubernetes`] does the same on a real cluster.

@@ -1,10 +1,10 @@
 //! Network namespaces: a pod and the rest of the world, with real interfaces and real rules, apart from the machine's
 //! own network.
 //!
-//! Threads enter a namespace, so whatever a closure in [`Namespace::run`] opens or starts is in it: sockets, threads,
+//! Threads enter a namespace, so whatever a closure in [`NetworkNamespace::run`] opens or starts is in it: sockets, threads,
 //! programs, a whole [`crate::mesh::Mesh`]. Requires root.
 //!
-//! A [`Pod`] has one peer, a [`node::Node`] has pods that reach each other.
+//! A [`PodWithPeer`] has one peer, a [`node::Node`] has pods that reach each other.
 
 pub mod node;
 pub mod rough_link;
@@ -34,16 +34,16 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A network namespace of one test; removed when dropped, with everything in it.
 #[derive(Debug)]
-pub struct Namespace(String);
+pub struct NetworkNamespace(String);
 
 /// A pod's namespace, and that of a peer that stands for the rest of the world: one link between them, which is the
 /// pod's default route.
 #[derive(Debug)]
-pub struct Pod {
+pub struct PodWithPeer {
     /// The pod.
-    pub pod: Namespace,
+    pub pod: NetworkNamespace,
     /// Everything outside the pod.
-    pub peer: Namespace,
+    pub peer: NetworkNamespace,
 }
 
 /// The pod's addresses, in each family.
@@ -51,7 +51,7 @@ pub const POD_IPS: [&str; 2] = ["10.77.0.2", "fd77::2"];
 /// The peer's.
 pub const PEER_IPS: [&str; 2] = ["10.77.0.1", "fd77::1"];
 
-impl Namespace {
+impl NetworkNamespace {
     /// A namespace with loopback only.
     #[track_caller]
     pub fn new() -> Self {
@@ -77,7 +77,7 @@ impl Namespace {
         thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| resume_unwind(panic)))
     }
 
-    /// [`Namespace::run`] as another user.
+    /// [`NetworkNamespace::run`] as another user.
     pub fn run_as<T: Send>(&self, user: u32, work: impl FnOnce() -> T + Send) -> T {
         self.run(move || {
             let user = Uid::from_raw(user);
@@ -110,7 +110,7 @@ impl Namespace {
         (output.status.success(), String::from_utf8(text).unwrap())
     }
 
-    /// [`Namespace::intercept`], which must succeed.
+    /// [`NetworkNamespace::intercept`], which must succeed.
     #[track_caller]
     pub fn intercepted(&self, arguments: &[&str]) -> String {
         let (success, text) = self.intercept(arguments);
@@ -144,19 +144,19 @@ impl Namespace {
     }
 }
 
-impl Default for Namespace {
+impl Default for NetworkNamespace {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Drop for Namespace {
+impl Drop for NetworkNamespace {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
     }
 }
 
-impl Pod {
+impl PodWithPeer {
     /// A pod with addresses of both families.
     #[track_caller]
     pub fn new() -> Self {
@@ -166,7 +166,7 @@ impl Pod {
     /// A pod with these addresses only.
     #[track_caller]
     pub fn with(ips: &[&str]) -> Self {
-        let (pod, peer) = (Namespace::new(), Namespace::new());
+        let (pod, peer) = (NetworkNamespace::new(), NetworkNamespace::new());
         pod.ip(&format!("link add eth0 type veth peer name eth0 netns {}", peer.0));
         for (namespace, ends) in [(&pod, POD_IPS), (&peer, PEER_IPS)] {
             for (ip, pod_ip) in ends.iter().zip(POD_IPS).filter(|(_, pod_ip)| ips.contains(pod_ip)) {
@@ -183,7 +183,7 @@ impl Pod {
     }
 }
 
-impl Default for Pod {
+impl Default for PodWithPeer {
     fn default() -> Self {
         Self::new()
     }

@@ -80,9 +80,10 @@ impl Authority {
 
     /// Signs a leaf as any issuer.
     pub fn issue_as(issuer: &Issuer<'_, KeyPair>, leaf: &Leaf) -> Credentials {
-        let key = match leaf.rsa {
-            true => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap(),
-            false => KeyPair::generate().unwrap(),
+        let key = if leaf.rsa {
+            KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap()
+        } else {
+            KeyPair::generate().unwrap()
         };
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();

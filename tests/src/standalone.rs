@@ -21,21 +21,21 @@ const GATEWAY: u8 = 30;
 
 /// A running mesh, at the test's own addresses. It ends when it is dropped.
 #[derive(Debug)]
-pub struct Standalone {
+pub struct StandaloneProcess {
     /// The process.
     pub process: Daemon,
     folder: TempDir,
     block: Block,
 }
 
-impl Standalone {
+impl StandaloneProcess {
     /// Starts it, without a policy; returns when it is ready.
     #[track_caller]
     pub fn start() -> Self {
         Self::with(&[])
     }
 
-    /// [`Standalone::start`] with further flags.
+    /// [`StandaloneProcess::start`] with further flags.
     #[track_caller]
     pub fn with(flags: &[(&str, &str)]) -> Self {
         let (folder, block) = (tempfile::tempdir().unwrap(), Block::claim());
@@ -70,7 +70,7 @@ impl Standalone {
         self.path().join("manifests")
     }
 
-    /// A file of [`Standalone::manifests`].
+    /// A file of [`StandaloneProcess::manifests`].
     pub fn manifest(&self, name: &str) -> PathBuf {
         self.manifests().join(name)
     }

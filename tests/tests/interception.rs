@@ -14,7 +14,9 @@ use tidegate_tests::app::App;
 use tidegate_tests::client::{Client, End, RequestOutcome, Tls};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::mesh::{Mesh, Options, PORT};
-use tidegate_tests::netns::{self, Namespace, PEER_IPS, POD_IPS, Pod, SIDECAR_USER, answer, ask};
+use tidegate_tests::netns::{
+    self, NetworkNamespace, PEER_IPS, POD_IPS, PodWithPeer, SIDECAR_USER, answer, ask,
+};
 use tidegate_tests::objects::{backend, https, policy, principal, range};
 use tidegate_tests::pki::INGRESS_CLIENT;
 use tidegate_tests::wait;
@@ -31,8 +33,8 @@ fn at(ip: &str, port: u16) -> String {
 
 /// A pod in which a listener on each of the sidecar's ports reports what was captured; app and peer listen on other
 /// ports.
-fn pod_with_listeners() -> Pod {
-    let pod = Pod::new();
+fn pod_with_listeners() -> PodWithPeer {
+    let pod = PodWithPeer::new();
     pod.pod.run(|| {
         answer("inbound", all(15003));
         answer("outbound", all(15001));
@@ -49,18 +51,18 @@ fn pod_with_listeners() -> Pod {
 }
 
 /// As the app's user, an ordinary user.
-fn app_asks(pod: &Namespace, address: &str) -> String {
+fn app_asks(pod: &NetworkNamespace, address: &str) -> String {
     pod.run(|| ask(address))
 }
 
-fn sidecar_asks(pod: &Namespace, address: &str) -> String {
+fn sidecar_asks(pod: &NetworkNamespace, address: &str) -> String {
     pod.run_as(SIDECAR_USER, || ask(address))
 }
 
 #[test]
 fn what_a_pod_dials_and_what_dials_it_is_captured_in_both_families_by_both_backends() {
     for backend in BACKENDS {
-        let Pod { pod, peer } = &pod_with_listeners();
+        let PodWithPeer { pod, peer } = &pod_with_listeners();
         pod.intercepted(&["--backend", backend]);
         for (ip, peer_ip) in POD_IPS.into_iter().zip(PEER_IPS) {
             let (own, others) = (|port| at(ip, port), |port| at(peer_ip, port));
@@ -84,7 +86,7 @@ fn what_a_pod_dials_and_what_dials_it_is_captured_in_both_families_by_both_backe
 
 #[test]
 fn a_pod_that_its_own_service_leads_back_to_itself_is_dialled_through_its_sidecar() {
-    let Pod { pod, peer } = &pod_with_listeners();
+    let PodWithPeer { pod, peer } = &pod_with_listeners();
     pod.intercepted(&[]);
     let services = ["10.96.0.10", "fd96::10"];
     for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
@@ -105,7 +107,7 @@ fn a_pod_that_its_own_service_leads_back_to_itself_is_dialled_through_its_sideca
 #[test]
 fn a_packet_of_no_connection_is_dropped() {
     for backend in BACKENDS {
-        let Pod { pod, peer } = &Pod::new();
+        let PodWithPeer { pod, peer } = &PodWithPeer::new();
         pod.intercepted(&["--backend", backend]);
         peer.run(|| {
             netns::send_unasked_syn_ack(PEER_IPS[0].parse().unwrap(), POD_IPS[0].parse().unwrap(), 80);
@@ -122,11 +124,11 @@ fn a_packet_of_no_connection_is_dropped() {
 #[test]
 fn a_pod_of_one_family_is_captured_and_the_other_is_not_missed() {
     for ip in POD_IPS {
-        let Pod { pod, .. } = &Pod::with(&[ip]);
+        let PodWithPeer { pod, .. } = &PodWithPeer::with(&[ip]);
         let text = pod.intercepted(&["--pod-ips", ip, "--check"]);
         assert_eq!(text.matches("connections are captured").count(), 1, "{text}");
     }
-    let Pod { pod, .. } = &Pod::with(&POD_IPS[..1]);
+    let PodWithPeer { pod, .. } = &PodWithPeer::with(&POD_IPS[..1]);
     pod.command("sysctl", &["-qw", "net.ipv6.conf.all.disable_ipv6=1"]);
     let text = pod.intercepted(&["--check"]);
     assert!(text.contains("IPv6 is off here"), "{text}");
@@ -138,7 +140,7 @@ fn ports_ranges_and_interfaces_are_left_alone_on_request() {
     let ports =
         |range: std::ops::Range<u16>| range.map(|port| port.to_string()).collect::<Vec<_>>().join(",");
     for backend in BACKENDS {
-        let Pod { pod, peer } = &pod_with_listeners();
+        let PodWithPeer { pod, peer } = &pod_with_listeners();
         peer.ip("addr add 198.51.100.1/32 dev lo");
         peer.ip("addr add 198.51.100.2/32 dev lo");
         let (inbound, outbound) = (ports(9000..9020), ports(8000..8020));
@@ -173,7 +175,7 @@ fn ports_ranges_and_interfaces_are_left_alone_on_request() {
 #[test]
 fn rules_are_written_once_repaired_when_lost_and_removed_without_a_trace() {
     for backend in BACKENDS {
-        let Pod { pod, .. } = &Pod::new();
+        let PodWithPeer { pod, .. } = &PodWithPeer::new();
         // Rules of others stay unchanged.
         pod.command(
             &format!("iptables-{backend}"),
@@ -233,7 +235,7 @@ struct Before {
 }
 
 impl Before {
-    fn new(pod: &Namespace, peer: &Namespace, ip: &str, peer_ip: &str) -> Self {
+    fn new(pod: &NetworkNamespace, peer: &NetworkNamespace, ip: &str, peer_ip: &str) -> Self {
         let controller = peer.run(|| TcpListener::bind(at(peer_ip, 0)).unwrap());
         let app = pod.run(|| TcpListener::bind(at(ip, 0)).unwrap());
         let connect = |listener: &TcpListener| TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -264,7 +266,7 @@ impl Before {
 #[test]
 fn connections_of_the_sidecar_outlive_a_change_of_rules_and_those_past_it_end() {
     for backend in BACKENDS {
-        let Pod { pod, peer } = &Pod::new();
+        let PodWithPeer { pod, peer } = &PodWithPeer::new();
         let iptables = |arguments: &str| {
             for program in ["iptables", "ip6tables"] {
                 pod.command(&format!("{program}-{backend}"), &arguments.split(' ').collect::<Vec<_>>());
@@ -301,7 +303,7 @@ fn connections_of_the_sidecar_outlive_a_change_of_rules_and_those_past_it_end() 
 #[test]
 fn a_root_file_system_that_is_read_only_is_enough() {
     for backend in BACKENDS {
-        let Pod { pod, .. } = &Pod::new();
+        let PodWithPeer { pod, .. } = &PodWithPeer::new();
         let program = tidegate_tests::daemon::ours("tidegate-sidecar");
         let text = pod.run(|| {
             let mut command = std::process::Command::new("unshare");
@@ -318,7 +320,7 @@ fn a_root_file_system_that_is_read_only_is_enough() {
 
 #[test]
 fn a_connection_that_is_not_captured_fails_the_check() {
-    let Pod { pod, .. } = &Pod::new();
+    let PodWithPeer { pod, .. } = &PodWithPeer::new();
     pod.command("iptables-nft", &["-t", "nat", "-A", "OUTPUT", "-d", "192.0.2.0/24", "-j", "ACCEPT"]);
     let (success, text) = pod.intercept(&["--check"]);
     assert!(!success && text.contains("a connection to 192.0.2.1:9 by user 0 was not captured"), "{text}");
@@ -326,7 +328,7 @@ fn a_connection_that_is_not_captured_fails_the_check() {
 
 #[test]
 fn beside_a_sidecar_that_runs_the_check_needs_none_of_its_ports() {
-    let Pod { pod, .. } = &Pod::new();
+    let PodWithPeer { pod, .. } = &PodWithPeer::new();
     pod.run(|| {
         answer("inbound", all(15003));
         answer("outbound", all(15001));
@@ -338,7 +340,7 @@ fn beside_a_sidecar_that_runs_the_check_needs_none_of_its_ports() {
 
 #[test]
 fn rules_are_written_once_the_sidecar_is_ready() {
-    let Pod { pod, .. } = &Pod::new();
+    let PodWithPeer { pod, .. } = &PodWithPeer::new();
     let health = pod.run(|| TcpListener::bind(all(15010)).unwrap());
     let sidecar = thread::spawn(move || {
         for answer in
@@ -358,7 +360,7 @@ fn rules_are_written_once_the_sidecar_is_ready() {
 
 #[test]
 fn the_wait_for_a_sidecar_that_does_not_come_ends_when_the_pod_does() {
-    let Pod { pod, .. } = &Pod::new();
+    let PodWithPeer { pod, .. } = &PodWithPeer::new();
     let mut child = pod.run(|| {
         let mut command = std::process::Command::new(tidegate_tests::daemon::ours("tidegate-sidecar"));
         command
@@ -383,7 +385,7 @@ fn the_wait_for_a_sidecar_that_does_not_come_ends_when_the_pod_does() {
 
 #[test]
 fn without_root_it_says_what_it_takes() {
-    let Pod { pod, .. } = &Pod::new();
+    let PodWithPeer { pod, .. } = &PodWithPeer::new();
     let text = pod.run(|| {
         let program = tidegate_tests::daemon::ours("tidegate-sidecar");
         let mut command = std::process::Command::new("setpriv");
@@ -403,7 +405,7 @@ fn without_root_it_says_what_it_takes() {
 #[test]
 fn udp_is_refused_but_for_dns_loopback_and_answers_and_what_is_refused_is_counted() {
     for backend in BACKENDS {
-        let Pod { pod, peer } = &Pod::new();
+        let PodWithPeer { pod, peer } = &PodWithPeer::new();
         pod.intercepted(&["--backend", backend, "--udp", "refuse", "--check"]);
         for (index, (ip, peer_ip)) in POD_IPS.into_iter().zip(PEER_IPS).enumerate() {
             let any = if ip.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
@@ -522,7 +524,7 @@ fn assert_config_shows_redirected_ports(sidecar: &Daemon) {
 
 #[test]
 fn a_pods_app_is_reached_through_its_sidecar_alone() {
-    let Pod { pod, peer } = &Pod::new();
+    let PodWithPeer { pod, peer } = &PodWithPeer::new();
     pod.intercepted(&["--check"]);
     pod.run(|| {
         let Meshed { mesh, sidecar } =
@@ -570,7 +572,7 @@ fn a_pods_app_is_reached_through_its_sidecar_alone() {
 #[test]
 fn an_app_that_listens_on_the_pods_address_only_is_reached_in_pod_ip_mode() {
     for backend in BACKENDS {
-        let Pod { pod, peer } = &Pod::new();
+        let PodWithPeer { pod, peer } = &PodWithPeer::new();
         let ips = POD_IPS.join(",");
         let arguments = ["--backend", backend, "--check", "--local-proxy-mode", "pod-ip", "--pod-ips", &ips];
         pod.intercepted(&arguments);
@@ -593,7 +595,7 @@ fn an_app_that_listens_on_the_pods_address_only_is_reached_in_pod_ip_mode() {
 
 #[test]
 fn kubelets_probes_pass_while_the_apps_port_refuses_what_is_not_the_meshs() {
-    let Pod { pod, peer } = &Pod::new();
+    let PodWithPeer { pod, peer } = &PodWithPeer::new();
     pod.intercepted(&["--check"]);
     pod.run(|| {
         let probes = format!(

@@ -13,7 +13,7 @@ use tidegate_tests::client::{Client, End, RequestOutcome};
 use tidegate_tests::daemon;
 use tidegate_tests::mesh::{PORT, example};
 use tidegate_tests::pki;
-use tidegate_tests::standalone::Standalone;
+use tidegate_tests::standalone::StandaloneProcess;
 use tidegate_tests::wait::{self, SOON};
 
 const RESET: RequestOutcome = RequestOutcome::Refused(End::Reset);
@@ -40,7 +40,7 @@ fn the_demo_comes_to_a_green_end() {
 
 #[test]
 fn standalone_walks_through_the_example() {
-    let mesh = Standalone::start();
+    let mesh = StandaloneProcess::start();
     let _app = App::echo(mesh.app_address());
     // The admin address is the controller's; a sidecar starts when the controller has reported its Pod.
     mesh.wait_for(&mesh.plain(), &RESET);
@@ -60,7 +60,7 @@ fn standalone_walks_through_the_example() {
 
 #[test]
 fn the_gateway_s_secret_follows_the_mesh_config() {
-    let mesh = Standalone::start();
+    let mesh = StandaloneProcess::start();
     let _app = App::echo(mesh.app_address());
     mesh.apply_example("2-https");
     mesh.wait_for(&mesh.mutual(), &OK);
@@ -85,7 +85,7 @@ fn the_gateway_s_secret_follows_the_mesh_config() {
 
 #[test]
 fn pods_come_and_go() {
-    let mesh = Standalone::start();
+    let mesh = StandaloneProcess::start();
     let _app = App::echo(mesh.app_address());
     mesh.apply_example("1-http");
     mesh.wait_for(&mesh.plain(), &OK);
@@ -106,7 +106,7 @@ fn pods_come_and_go() {
 
 #[test]
 fn an_interrupt_drains_and_the_next_start_has_the_same_root() {
-    let mut mesh = Standalone::start();
+    let mut mesh = StandaloneProcess::start();
     let _app = App::echo(mesh.app_address());
     mesh.apply_example("1-http");
     mesh.wait_for(&mesh.plain(), &OK);
@@ -123,7 +123,7 @@ fn an_interrupt_drains_and_the_next_start_has_the_same_root() {
 
 #[test]
 fn explain_and_policy_list_say_what_a_running_mesh_does() {
-    let mesh = Standalone::start();
+    let mesh = StandaloneProcess::start();
     mesh.apply_example("2-https");
     let admin = mesh.process.admin_address().to_string();
     let (source, stranger) = (mesh.block().ip(30).to_string(), mesh.block().ip(99).to_string());
@@ -194,13 +194,13 @@ fn completions_are_printed_for_each_shell() {
 #[test]
 fn a_mesh_keeps_working_over_many_lives_of_its_tokens_and_certificates() {
     // A token is rewritten every second, a certificate renewed within five.
-    let mut mesh = Standalone::with(&[("--token-lifetime", "4s"), ("--certificate-lifetime", "8s")]);
+    let mut mesh = StandaloneProcess::with(&[("--token-lifetime", "4s"), ("--certificate-lifetime", "8s")]);
     let _app = App::echo(mesh.app_address());
     mesh.apply_example("1-http");
     mesh.wait_for(&mesh.plain(), &OK);
     let token = mesh.path().join("state/tokens/httpbin/httpbin");
     let read_token = || fs::read_to_string(&token).unwrap();
-    let expiry = |mesh: &Standalone| {
+    let expiry = |mesh: &StandaloneProcess| {
         let workloads = mesh.process.admin_json("/workloads");
         let of_httpbin =
             workloads.as_array().unwrap().iter().find(|one| one["workload"] == "httpbin/httpbin");
@@ -225,7 +225,7 @@ fn a_mesh_keeps_working_over_many_lives_of_its_tokens_and_certificates() {
 
 #[test]
 fn a_copied_state_folder_is_the_same_mesh_and_one_that_has_lost_its_root_does_not_start() {
-    let mut mesh = Standalone::start();
+    let mut mesh = StandaloneProcess::start();
     let root = mesh.root();
     mesh.process.kill();
     // All links are replaced by copies.

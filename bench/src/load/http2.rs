@@ -8,7 +8,7 @@ use h2::client::{Builder, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
 
-use super::LoadReport;
+use super::LoadMeasurement;
 use super::connection::LoadEndpoint;
 use super::window::{ResponseRecorder, UsageMeter};
 use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
@@ -33,7 +33,7 @@ pub(super) async fn transfer(
     watch_pid: Option<u32>,
     seconds: f64,
     direction: TransferDirection,
-) -> Result<LoadReport> {
+) -> Result<LoadMeasurement> {
     let meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
     let stream = endpoint.connect_stream().await?;

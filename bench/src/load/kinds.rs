@@ -11,7 +11,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::LoadReport;
+use super::LoadMeasurement;
 use super::connection::{LoadEndpoint, LoadExchange};
 use super::window::{ResponseRecorder, UsageMeter};
 use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
@@ -34,7 +34,7 @@ pub(super) async fn closed(
     connections: usize,
     warm_up: f64,
     seconds: f64,
-) -> Result<LoadReport> {
+) -> Result<LoadMeasurement> {
     let meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
     let exchange = Arc::new(LoadExchange::keep_alive(SMALL_PATH, SMALL_BYTES));
@@ -65,7 +65,7 @@ pub(super) async fn handshakes(
     connections: usize,
     warm_up: f64,
     seconds: f64,
-) -> Result<LoadReport> {
+) -> Result<LoadMeasurement> {
     let meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
     let exchange = Arc::new(LoadExchange::last(SMALL_PATH, SMALL_BYTES));
@@ -104,7 +104,7 @@ pub(super) async fn open(
     connections: usize,
     warm_up: f64,
     seconds: f64,
-) -> Result<LoadReport> {
+) -> Result<LoadMeasurement> {
     ensure!(rate > 0, "a rate of 0 requests a second measures nothing");
     let meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
@@ -148,7 +148,7 @@ pub(super) async fn idle(
     endpoint: LoadEndpoint,
     watch_pid: Option<u32>,
     connections: usize,
-) -> Result<LoadReport> {
+) -> Result<LoadMeasurement> {
     let window_meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
     let window = window_meter.open(&recorder)?;
@@ -169,7 +169,7 @@ pub(super) async fn download(
     endpoint: LoadEndpoint,
     watch_pid: Option<u32>,
     seconds: f64,
-) -> Result<LoadReport> {
+) -> Result<LoadMeasurement> {
     let meter = UsageMeter::new(watch_pid)?;
     let recorder = ResponseRecorder::new();
     let mut client = endpoint.connect().await?;
@@ -192,7 +192,7 @@ async fn in_window(
     recorder: ResponseRecorder,
     warm_up: f64,
     seconds: f64,
-) -> Result<LoadReport> {
+) -> Result<LoadMeasurement> {
     tokio::time::sleep(Duration::from_secs_f64(warm_up)).await;
     let window = meter.open(&recorder)?;
     tokio::time::sleep(Duration::from_secs_f64(seconds)).await;

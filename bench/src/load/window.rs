@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Latency, LoadReport};
+use super::{Latency, LoadMeasurement};
 use crate::histogram::Histogram;
 use crate::process::usage;
 
@@ -119,13 +119,13 @@ impl MeasuredWindow {
             self.meter.proxy_cpu()?.zip(self.proxy_cpu).map(|(after, before)| after - before);
         let load_cpu_seconds = usage::cpu_seconds(&[std::process::id()])? - self.load_cpu;
         let proxy_kib_after = self.meter.proxy.as_deref().map(usage::resident_kib).transpose()?;
-        let usage = LoadReport {
+        let usage = LoadMeasurement {
             seconds,
             proxy_cpu_seconds,
             load_cpu_seconds,
             proxy_kib_before: self.meter.kib_before,
             proxy_kib_after,
-            ..LoadReport::default()
+            ..LoadMeasurement::default()
         };
         Ok(Closed { recorder: self.recorder, usage })
     }
@@ -136,16 +136,16 @@ pub(super) struct Closed {
     /// The recorded responses.
     recorder: ResponseRecorder,
     /// Length of the window, CPU time and memory.
-    usage: LoadReport,
+    usage: LoadMeasurement,
 }
 
 impl Closed {
     /// The report, including responses recorded since the window was closed.
-    pub(super) fn report(self) -> LoadReport {
+    pub(super) fn report(self) -> LoadMeasurement {
         let state = self.recorder.lock();
         let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
         let quantile = |share| micros(state.latencies.quantile(share));
-        LoadReport {
+        LoadMeasurement {
             requests: state.latencies.count(),
             errors: state.errors,
             first_error: state.first_error.clone(),

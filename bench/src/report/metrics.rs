@@ -1,7 +1,7 @@
 //! The figures of the table: how each is computed from one round, and from all rounds.
 
 use super::{Measures, Results, RunSettings};
-use crate::load::LoadReport;
+use crate::load::LoadMeasurement;
 use crate::targets::Target;
 
 /// The closed loop that the goals refer to.
@@ -189,7 +189,7 @@ impl Transfer {
     }
 
     /// The results of this transfer; `None` if the target was not measured with it.
-    fn of(self, measures: &Measures) -> Option<&LoadReport> {
+    fn of(self, measures: &Measures) -> Option<&LoadMeasurement> {
         match self {
             Self::Download => Some(&measures.download),
             Self::Http2Download => measures.http2_download.as_ref(),
@@ -210,7 +210,7 @@ impl Quantile {
     }
 
     /// The quantile in microseconds.
-    fn of(self, report: &LoadReport) -> f64 {
+    fn of(self, report: &LoadMeasurement) -> f64 {
         match self {
             Self::P50 => report.latency.p50,
             Self::P90 => report.latency.p90,
@@ -229,12 +229,12 @@ pub(super) fn median(mut figures: Vec<f64>) -> Option<f64> {
 }
 
 /// Responses per second.
-fn rate(report: &LoadReport) -> Option<f64> {
+fn rate(report: &LoadMeasurement) -> Option<f64> {
     Some(report.requests as f64 / positive(report.seconds)?)
 }
 
 /// The proxy's CPU time per response, in seconds.
-fn cpu_per_request(report: &LoadReport) -> Option<f64> {
+fn cpu_per_request(report: &LoadMeasurement) -> Option<f64> {
     Some(report.proxy_cpu_seconds? / positive(report.requests as f64)?)
 }
 

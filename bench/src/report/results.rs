@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::load::LoadReport;
+use crate::load::LoadMeasurement;
 use crate::targets::Target;
 
 /// The rounds of a run, and the conditions under which they were measured.
@@ -54,21 +54,21 @@ pub(crate) struct Measures {
     /// Resident memory after the first request.
     pub(crate) fresh_kib: Option<u64>,
     /// Idle connections.
-    pub(crate) idle: LoadReport,
+    pub(crate) idle: LoadMeasurement,
     /// By number of connections.
-    pub(crate) closed: BTreeMap<usize, LoadReport>,
+    pub(crate) closed: BTreeMap<usize, LoadMeasurement>,
     /// By requests a second.
-    pub(crate) open: BTreeMap<u32, LoadReport>,
+    pub(crate) open: BTreeMap<u32, LoadMeasurement>,
     /// New connections.
-    pub(crate) handshakes: LoadReport,
+    pub(crate) handshakes: LoadMeasurement,
     /// Large downloads over HTTP/1.1.
-    pub(crate) download: LoadReport,
+    pub(crate) download: LoadMeasurement,
     /// `None` if the target does not use HTTP/2.
     #[serde(default)]
-    pub(crate) http2_download: Option<LoadReport>,
+    pub(crate) http2_download: Option<LoadMeasurement>,
     /// `None` if the target does not use HTTP/2.
     #[serde(default)]
-    pub(crate) http2_upload: Option<LoadReport>,
+    pub(crate) http2_upload: Option<LoadMeasurement>,
 }
 
 impl Results {
@@ -100,7 +100,7 @@ impl Results {
 
 impl Measures {
     /// Each load with its name in errors.
-    fn loads(&self) -> Vec<(String, &LoadReport)> {
+    fn loads(&self) -> Vec<(String, &LoadMeasurement)> {
         let mut loads = vec![
             ("idle".to_owned(), &self.idle),
             ("handshakes".to_owned(), &self.handshakes),

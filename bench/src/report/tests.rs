@@ -2,12 +2,12 @@ use std::collections::BTreeMap;
 
 use super::metrics::{Metric, Quantile, Transfer, median};
 use super::*;
-use crate::load::{Latency, LoadReport};
+use crate::load::{Latency, LoadMeasurement};
 use crate::targets::Target;
 
 /// A round in which a target answered `requests` in one second and used `cpu` seconds for them.
 fn measures(requests: u64, cpu: Option<f64>) -> Measures {
-    let report = LoadReport {
+    let report = LoadMeasurement {
         requests,
         seconds: 1.0,
         body_bytes: 500_000_000,
@@ -15,7 +15,7 @@ fn measures(requests: u64, cpu: Option<f64>) -> Measures {
         proxy_cpu_seconds: cpu,
         proxy_kib_before: cpu.map(|_| 10_000),
         proxy_kib_after: cpu.map(|_| 18_000),
-        ..LoadReport::default()
+        ..LoadMeasurement::default()
     };
     Measures {
         refusal: None,

@@ -9,20 +9,20 @@ use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::Namespace;
+use super::NetworkNamespace;
 use super::rough_link::RoughLink;
 
 /// The namespace with a route to every pod, and the pods.
 #[derive(Debug, Default)]
 pub struct Node {
-    namespace: Namespace,
+    namespace: NetworkNamespace,
     pods: AtomicU8,
 }
 
 /// A pod of a [`Node`].
 #[derive(Debug)]
 pub struct NodePod {
-    namespace: Namespace,
+    namespace: NetworkNamespace,
     number: u8,
     link: Option<RoughLink>,
 }
@@ -31,7 +31,7 @@ impl Node {
     /// One without pods.
     #[track_caller]
     pub fn new() -> Self {
-        let node = Self { namespace: Namespace::new(), pods: AtomicU8::new(0) };
+        let node = Self { namespace: NetworkNamespace::new(), pods: AtomicU8::new(0) };
         for setting in ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"] {
             node.namespace.command("sysctl", &["-qw", setting]);
         }
@@ -39,7 +39,7 @@ impl Node {
     }
 
     /// Its namespace: everything outside the mesh.
-    pub fn namespace(&self) -> &Namespace {
+    pub fn namespace(&self) -> &NetworkNamespace {
         &self.namespace
     }
 
@@ -59,9 +59,12 @@ impl Node {
         self.pod_with(|node, near, pod| Some(RoughLink::between((node, near), (pod, "eth0"))))
     }
 
-    fn pod_with(&self, link: impl FnOnce(&Namespace, &str, &Namespace) -> Option<RoughLink>) -> NodePod {
+    fn pod_with(
+        &self,
+        link: impl FnOnce(&NetworkNamespace, &str, &NetworkNamespace) -> Option<RoughLink>,
+    ) -> NodePod {
         let number = self.pods.fetch_add(1, Ordering::Relaxed) + 1;
-        let (namespace, near) = (Namespace::new(), format!("pod{number}"));
+        let (namespace, near) = (NetworkNamespace::new(), format!("pod{number}"));
         let link = link(&self.namespace, &near, &namespace);
         let pod = NodePod { namespace, number, link };
         for ([own, gateway], length) in pod.addresses().into_iter().zip(["24", "64 nodad"]) {
@@ -80,7 +83,7 @@ impl Node {
 
 impl NodePod {
     /// Its namespace.
-    pub fn namespace(&self) -> &Namespace {
+    pub fn namespace(&self) -> &NetworkNamespace {
         &self.namespace
     }
 
@@ -107,7 +110,7 @@ impl NodePod {
 }
 
 /// Makes an address of a namespace reachable in the test's own namespace by forwarding connections.
-pub fn bring(address: SocketAddr, into: &Namespace) {
+pub fn bring(address: SocketAddr, into: &NetworkNamespace) {
     let listener =
         into.run(|| TcpListener::bind(address)).unwrap_or_else(|error| panic!("{address}: {error}"));
     let home = File::open("/proc/self/ns/net").unwrap();

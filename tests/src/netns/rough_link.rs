@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use super::Namespace;
+use super::NetworkNamespace;
 
 /// VXLAN's port.
 const PORT: u16 = 4789;
@@ -33,7 +33,7 @@ const ENDS: [[Ipv4Addr; 2]; 2] = [
 #[derive(Debug)]
 pub struct RoughLink {
     carried: Arc<Carried>,
-    _between: Namespace,
+    _between: NetworkNamespace,
 }
 
 #[derive(Debug, Default)]
@@ -46,8 +46,8 @@ struct Carried {
 impl RoughLink {
     /// Makes a device of this name in each of two namespaces.
     #[track_caller]
-    pub fn between(near: (&Namespace, &str), far: (&Namespace, &str)) -> Self {
-        let between = Namespace::new();
+    pub fn between(near: (&NetworkNamespace, &str), far: (&NetworkNamespace, &str)) -> Self {
+        let between = NetworkNamespace::new();
         let carried = Arc::new(Carried::default());
         let mut sockets = Vec::new();
         for (i, ((namespace, device), [end, carrier])) in [near, far].into_iter().zip(ENDS).enumerate() {

@@ -9,7 +9,7 @@ use tidegate_tests::files::replace;
 use tidegate_tests::mesh::{Mesh, Options, PORT, SERVER_NAME};
 use tidegate_tests::objects::{backend, gateway, https, policy, principal, range};
 use tidegate_tests::pki::INGRESS_CLIENT;
-use tidegate_tests::standalone::Standalone;
+use tidegate_tests::standalone::StandaloneProcess;
 
 use crate::client_factory::ClientFactory;
 use crate::loads::{self, Loads};
@@ -25,7 +25,7 @@ const LIFE: Duration = Duration::from_secs(600);
 /// Both meshes with their apps.
 pub(crate) struct Local {
     mesh: Mesh,
-    standalone: Standalone,
+    standalone: StandaloneProcess,
     _apps: [App; 3],
     _grpc: H2cApp,
     edits: u32,
@@ -53,7 +53,7 @@ impl Local {
                 ),
             ],
         );
-        let standalone = Standalone::start();
+        let standalone = StandaloneProcess::start();
         let apps = [mesh.app_port(PORT), mesh.app_port(MUTUAL_PORT), standalone.app_address()];
         let apps = apps.map(|address| App::unrecorded(address, echo));
         let grpc = H2cApp::unrecorded(mesh.app_port(GRPC_PORT));
