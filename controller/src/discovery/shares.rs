@@ -87,7 +87,7 @@ pub(crate) struct StreamShare {
 
 /// A stream's turn to work, which ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn(#[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
+pub(crate) struct StreamTurn(#[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
 
 impl Default for TakenByIdentity {
     fn default() -> Self {
@@ -247,9 +247,9 @@ impl StreamShare {
 
     /// Waits for the stream's turn to do a piece of work. The streams of an identity take turns, so that however many it
     /// opens, those of others wait for one piece.
-    pub(crate) async fn turn(&self) -> Turn {
+    pub(crate) async fn turn(&self) -> StreamTurn {
         // The semaphore is never closed.
-        Turn(self.turns.clone().acquire_owned().await.ok())
+        StreamTurn(self.turns.clone().acquire_owned().await.ok())
     }
 
     /// Waits until the stream has to give way.

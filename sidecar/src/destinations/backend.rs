@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tidegate_core::backend::{Backend, BackendRef, Endpoint, Transport};
 
-use super::endpoint::{EndpointState, LoadSlot, Peers, Time};
+use super::endpoint::{EndpointState, LoadSlot, Moment, Peers};
 
 /// How many pairs are drawn before all endpoints are looked at.
 const DRAWS: usize = 4;
@@ -32,7 +32,7 @@ impl BalancedBackend {
     pub(crate) fn new(backend: &Backend, before: Option<&Self>) -> Self {
         let known = before.into_iter().flat_map(|before| &before.endpoints);
         let known: HashMap<_, _> = known.map(|known| (known.endpoint.address, &known.state)).collect();
-        let now = Time::now();
+        let now = Moment::now();
         let state = |endpoint: &Endpoint| match known.get(&endpoint.address) {
             Some(state) => Arc::clone(state),
             None if known.is_empty() => Arc::default(),
@@ -66,7 +66,7 @@ impl BalancedBackend {
     /// The next endpoint to try of those that are `wanted`: of two that are drawn, the one that is expected to respond
     /// first (power of two choices). One that fails comes after all others.
     pub(super) fn choose(&self, wanted: impl Fn(&Endpoint) -> bool) -> Option<&BalancedEndpoint> {
-        let now = Time::now();
+        let now = Moment::now();
         let is_good = |choice: &&BalancedEndpoint| wanted(&choice.endpoint) && !choice.state.is_ejected(now);
         for _ in 0..DRAWS {
             let (first, second) = self.draw_two()?;
@@ -92,7 +92,7 @@ impl BalancedBackend {
 
 fn cheapest<'b>(
     choices: impl Iterator<Item = &'b BalancedEndpoint>,
-    now: Time,
+    now: Moment,
 ) -> Option<&'b BalancedEndpoint> {
     choices
         .map(|choice| (choice.state.cost(now), choice))
@@ -177,7 +177,7 @@ mod tests {
         let two = backend(&[1, 2], None);
         two.endpoints.iter().for_each(|choice| choice.hold().succeeded());
         let slow = two.endpoints[0].hold();
-        let cost = |index: usize| two.endpoints[index].state.cost(Time::now());
+        let cost = |index: usize| two.endpoints[index].state.cost(Moment::now());
         while cost(0) < 4.0 * cost(1) {
             slow.succeeded();
         }

@@ -37,9 +37,9 @@ pub(super) struct EndpointState {
     failures: AtomicU32,
     /// Ejections in a row, without a success between them.
     ejections: AtomicU32,
-    /// [`Time`] in milliseconds until which it is ejected.
+    /// [`Moment`] in milliseconds until which it is ejected.
     ejected_until: AtomicU64,
-    /// [`Time`] in milliseconds at which it was added to a backend that was in use; zero: with the backend.
+    /// [`Moment`] in milliseconds at which it was added to a backend that was in use; zero: with the backend.
     added: AtomicU64,
 }
 
@@ -50,18 +50,18 @@ pub(super) type Peers = Arc<[Arc<EndpointState>]>;
 pub(crate) struct LoadSlot {
     state: Arc<EndpointState>,
     peers: Peers,
-    since: Time,
+    since: Moment,
 }
 
 /// Since the first use of this clock, which starts at one second.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Time {
+pub(super) struct Moment {
     micros: u64,
 }
 
 impl EndpointState {
     /// Of an endpoint that joins a backend which is in use.
-    pub(super) fn added(now: Time) -> Self {
+    pub(super) fn added(now: Moment) -> Self {
         Self { added: now.millis().into(), ..Self::default() }
     }
 
@@ -71,7 +71,7 @@ impl EndpointState {
     }
 
     /// How long a further request is expected to take, in microseconds: the lower, the better.
-    pub(super) fn cost(&self, now: Time) -> f64 {
+    pub(super) fn cost(&self, now: Moment) -> f64 {
         let open = self.open() as f64;
         let expected = match self.latency.get(now.millis()) {
             Some(latency) => latency * (open + 1.0),
@@ -82,7 +82,7 @@ impl EndpointState {
     }
 
     /// The share of the load that a new endpoint gets, up to one.
-    fn share(&self, now: Time) -> f64 {
+    fn share(&self, now: Moment) -> f64 {
         let added = self.added.load(Ordering::Relaxed);
         if added == 0 {
             return 1.0;
@@ -96,7 +96,7 @@ impl EndpointState {
     }
 
     /// Whether it is left out while there are others.
-    pub(super) fn is_ejected(&self, now: Time) -> bool {
+    pub(super) fn is_ejected(&self, now: Moment) -> bool {
         self.ejected_until() > now.millis()
     }
 
@@ -105,7 +105,7 @@ impl EndpointState {
         self.ejected_until.load(Ordering::Relaxed)
     }
 
-    fn eject(&self, now: Time) {
+    fn eject(&self, now: Moment) {
         let before = self.ejections.fetch_add(1, Ordering::Relaxed);
         let length = EJECTED_FOR.saturating_mul(1 << before.min(8)).min(MOST_EJECTED_FOR);
         let length = length.mul_f64(1.0 + rand::random::<f64>() / 2.0);
@@ -127,7 +127,7 @@ impl EndpointState {
 
 impl LoadSlot {
     pub(super) fn new(state: &Arc<EndpointState>, peers: &Peers) -> Self {
-        let since = Time::now();
+        let since = Moment::now();
         state.open.fetch_add(1, Ordering::Relaxed);
         if state.ejections.load(Ordering::Relaxed) > 0 {
             // The result of this one decides for the others.
@@ -138,12 +138,12 @@ impl LoadSlot {
 
     /// The endpoint cannot be reached.
     pub(crate) fn unreachable(&self) {
-        self.state.eject(Time::now());
+        self.state.eject(Moment::now());
     }
 
     /// The connection is open, or the response has begun.
     pub(crate) fn succeeded(&self) {
-        let now = Time::now();
+        let now = Moment::now();
         self.state.latency.observe(now.millis(), now.micros.saturating_sub(self.since.micros));
         self.state.succeeded();
     }
@@ -151,7 +151,7 @@ impl LoadSlot {
     /// The endpoint was reached and failed: a broken connection, or a response that says so (502, 503, 504). After several
     /// in a row it is ejected, unless half of its backend is: the rest could not bear the load.
     pub(crate) fn failed(&self) {
-        let now = Time::now();
+        let now = Moment::now();
         if self.state.failures.fetch_add(1, Ordering::Relaxed) + 1 < FAILURES {
             return;
         }
@@ -168,7 +168,7 @@ impl Drop for LoadSlot {
     }
 }
 
-impl Time {
+impl Moment {
     pub(super) fn now() -> Self {
         static START: LazyLock<Instant> = LazyLock::new(Instant::now);
         let micros = u64::try_from(START.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -189,8 +189,8 @@ impl Time {
 mod tests {
     use super::*;
 
-    fn at(seconds: u64) -> Time {
-        Time { micros: seconds * 1_000_000 }
+    fn at(seconds: u64) -> Moment {
+        Moment { micros: seconds * 1_000_000 }
     }
 
     fn peers(count: usize) -> Peers {
@@ -222,7 +222,7 @@ mod tests {
             (0..times).for_each(|_| slot.failed());
         };
         let ejected = || {
-            let now = Time::now();
+            let now = Moment::now();
             peers.iter().map(|peer| peer.is_ejected(now)).collect::<Vec<_>>()
         };
         fail(0, FAILURES - 1);
@@ -243,13 +243,13 @@ mod tests {
         let state = &peers[0];
         state.eject(at(1));
         state.ejected_until.store(0, Ordering::Relaxed);
-        assert!(!state.is_ejected(Time::now()));
+        assert!(!state.is_ejected(Moment::now()));
         let trial = LoadSlot::new(state, &peers);
-        assert!(state.is_ejected(Time::now()));
+        assert!(state.is_ejected(Moment::now()));
         trial.succeeded();
-        assert!(!state.is_ejected(Time::now()));
+        assert!(!state.is_ejected(Moment::now()));
         let _next = LoadSlot::new(state, &peers);
-        assert!(!state.is_ejected(Time::now()));
+        assert!(!state.is_ejected(Moment::now()));
     }
 
     #[test]
