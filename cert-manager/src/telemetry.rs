@@ -152,7 +152,7 @@ impl CaTelemetry {
         );
     }
 
-    /// A refused request, with what is known of the caller. Counted always; its audit line may be left out, see
+    /// A refused request, with what is known about the caller. Counted always; its audit line may be left out, see
     /// [`CaTelemetry::summarize`].
     pub(crate) fn refused(
         &self,

@@ -1,5 +1,7 @@
 //! Interned certificates of verified peers: each is held once, however many connections use it.
 
+mod forwarded;
+
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, SystemTime};
@@ -10,7 +12,6 @@ use tidegate_core::PeerCertificate;
 use tidegate_core::certificate::CertificateError;
 
 use crate::connection_info::VerifiedCertificate;
-use crate::http::client_certificate;
 
 /// The verified certificates of a worker's peers, by digest of their chain.
 #[derive(Default)]
@@ -62,7 +63,7 @@ impl Certificates {
         let leaf = PeerCertificate::from_der(leaf_der)?;
         let life = CertificateLife::new(leaf.not_before, end_of_chain(&leaf, issuers));
         let certificate = Rc::new(VerifiedCertificate {
-            forwarded: client_certificate::forwarded(&leaf, leaf_der),
+            forwarded: forwarded::value(&leaf, leaf_der),
             names: leaf.display_names().into(),
             chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
             leaf,

@@ -6,7 +6,6 @@
 //! clients send, `target` those for request targets, `local_reply` the responses that the sidecar generates itself.
 
 mod buffer;
-pub(crate) mod client_certificate;
 pub(crate) mod clock;
 pub mod h1;
 pub mod h2;

@@ -9,7 +9,7 @@ use tidegate_core::{PeerCertificate, San, hex};
 /// Values with anything but letters, digits and `-._~:/@%+` are put in double quotes, with `"` and `\` escaped by a
 /// backslash and everything except printable ASCII as `%XX`: a name cannot break out of its element, the header or the
 /// request.
-pub(crate) fn forwarded(leaf: &PeerCertificate, der: &[u8]) -> Box<str> {
+pub(super) fn value(leaf: &PeerCertificate, der: &[u8]) -> Box<str> {
     let mut text = String::with_capacity(128);
     text.push_str("Hash=");
     text.push_str(&hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der).as_ref()));
@@ -66,13 +66,13 @@ mod tests {
         let leaf = leaf(vec![San::Uri("spiffe://cluster.local/ns/a/sa/b".into()), San::Dns(dns)]);
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let expected = format!("Hash={hash};URI=spiffe://cluster.local/ns/a/sa/b;DNS=b.a.cluster.local");
-        assert_eq!(&*forwarded(&leaf, b"abc"), expected);
+        assert_eq!(&*value(&leaf, b"abc"), expected);
     }
 
     #[test]
     fn no_name_breaks_out_of_its_element() {
         for evil in ["a;By=b", "a,By=b", "a\"b", "a\r\nHost: x", "a\\", "ü", "a b", "=", ""] {
-            let text = forwarded(&leaf(vec![San::Uri(evil.into())]), b"");
+            let text = value(&leaf(vec![San::Uri(evil.into())]), b"");
             let (_, value) = text.split_once(";URI=").unwrap();
             let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap();
             let bytes = inner.as_bytes();
