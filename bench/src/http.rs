@@ -48,7 +48,7 @@ pub(crate) struct ReceivedAnswer {
 
 /// A client's connection with its read buffer.
 #[derive(Debug)]
-pub(crate) struct Client<S> {
+pub(crate) struct HttpConnection<S> {
     /// The connection.
     stream: S,
     /// Memory for the head, and for the body in pieces.
@@ -64,7 +64,7 @@ struct AnswerHead {
     content_length: u64,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> HttpConnection<S> {
     /// A client on a connection on which nothing was received yet.
     pub(crate) fn new(stream: S) -> Self {
         Self { stream, buffer: vec![0; BUFFER].into(), body_start: 0..0 }
@@ -214,8 +214,8 @@ mod tests {
         ours
     }
 
-    fn peer(parts: &'static [&'static str]) -> Client<DuplexStream> {
-        Client::new(answering(parts))
+    fn peer(parts: &'static [&'static str]) -> HttpConnection<DuplexStream> {
+        HttpConnection::new(answering(parts))
     }
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n";
@@ -242,7 +242,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_leaves_a_stream_that_holds_it_back_until_it_is_flushed() {
-        let mut client = Client::new(tokio::io::BufStream::new(answering(&[
+        let mut client = HttpConnection::new(tokio::io::BufStream::new(answering(&[
             "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
         ])));
         assert_eq!(client.exchange(REQUEST).await.unwrap().status, 200);

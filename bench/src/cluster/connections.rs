@@ -11,7 +11,7 @@ use super::changes::PolicyChange;
 use super::node;
 use super::results::ConnectionEnds;
 use super::site::ClusterSite;
-use crate::http::Client;
+use crate::http::HttpConnection;
 use crate::load::{LoadEndpoint, LoadExchange};
 use crate::tls::ClientStream;
 
@@ -93,7 +93,10 @@ async fn watch_all(
 }
 
 /// Sends a request at each interval until the peer closes the connection, or the watch ends.
-async fn watch_one(mut client: Client<ClientStream>, mut deletion: watch::Receiver<Option<Instant>>) -> Life {
+async fn watch_one(
+    mut client: HttpConnection<ClientStream>,
+    mut deletion: watch::Receiver<Option<Instant>>,
+) -> Life {
     let exchange = LoadExchange::keep_alive("/get", 0);
     let mut answers = Vec::new();
     let until_end = async {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::http::{Client, ReceivedAnswer};
+use crate::http::{HttpConnection, ReceivedAnswer};
 use crate::tls::{ClientIdentity, ClientStream, Dialer};
 
 /// Number of source addresses that short-lived connections use in turn, so that ports do not run out.
@@ -48,8 +48,8 @@ impl LoadEndpoint {
     }
 
     /// Opens a connection.
-    pub(crate) async fn connect(&self) -> Result<Client<ClientStream>> {
-        Ok(Client::new(self.connect_stream().await?))
+    pub(crate) async fn connect(&self) -> Result<HttpConnection<ClientStream>> {
+        Ok(HttpConnection::new(self.connect_stream().await?))
     }
 
     /// A connection on which nothing has been sent yet.
@@ -61,7 +61,7 @@ impl LoadEndpoint {
     }
 
     /// Connects from the `number`th of several loopback addresses.
-    pub(crate) async fn connect_from(&self, number: usize) -> Result<Client<ClientStream>> {
+    pub(crate) async fn connect_from(&self, number: usize) -> Result<HttpConnection<ClientStream>> {
         let socket = TcpSocket::new_v4()?;
         let source = Ipv4Addr::new(127, 0, 9, (number % SOURCES) as u8 + 1);
         socket.bind(SocketAddr::new(IpAddr::V4(source), 0))?;
@@ -69,7 +69,7 @@ impl LoadEndpoint {
             .connect(self.address)
             .await
             .with_context(|| format!("cannot connect to {} from {source}", self.address))?;
-        Ok(Client::new(self.secure(stream).await?))
+        Ok(HttpConnection::new(self.secure(stream).await?))
     }
 
     /// Runs the TLS handshake, if there is one.
@@ -101,7 +101,7 @@ impl LoadExchange {
     }
 
     /// Fails unless the response is 200 with a body of the expected length; returns that length.
-    pub(crate) async fn on(&self, client: &mut Client<ClientStream>) -> Result<u64> {
+    pub(crate) async fn on(&self, client: &mut HttpConnection<ClientStream>) -> Result<u64> {
         let answer = client.exchange(&self.request).await?;
         ensure!(answer.status == 200, "answer has status {}", answer.status);
         ensure!(answer.body_bytes == self.body_bytes, "body of {} bytes", answer.body_bytes);
@@ -109,7 +109,10 @@ impl LoadExchange {
     }
 
     /// Sends the request and returns the response, whatever it is.
-    pub(crate) async fn any_answer_on(&self, client: &mut Client<ClientStream>) -> Result<ReceivedAnswer> {
+    pub(crate) async fn any_answer_on(
+        &self,
+        client: &mut HttpConnection<ClientStream>,
+    ) -> Result<ReceivedAnswer> {
         client.exchange(&self.request).await
     }
 }

@@ -15,7 +15,7 @@ use super::LoadMeasurement;
 use super::connection::{LoadEndpoint, LoadExchange};
 use super::window::{ResponseRecorder, UsageMeter};
 use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
-use crate::http::Client;
+use crate::http::HttpConnection;
 use crate::tls::ClientStream;
 
 /// Path of the small response.
@@ -200,7 +200,10 @@ async fn in_window(
 }
 
 /// Opens all connections; returns the first failure.
-async fn connect_all(endpoint: &LoadEndpoint, connections: usize) -> Result<Vec<Client<ClientStream>>> {
+async fn connect_all(
+    endpoint: &LoadEndpoint,
+    connections: usize,
+) -> Result<Vec<HttpConnection<ClientStream>>> {
     let mut clients = Vec::with_capacity(connections);
     let mut connecting = JoinSet::new();
     for _ in 0..connections {
@@ -217,7 +220,7 @@ async fn connect_all(endpoint: &LoadEndpoint, connections: usize) -> Result<Vec<
 }
 
 /// Opens a connection, however often it takes; each failure counts.
-async fn reconnect(endpoint: &LoadEndpoint, recorder: &ResponseRecorder) -> Client<ClientStream> {
+async fn reconnect(endpoint: &LoadEndpoint, recorder: &ResponseRecorder) -> HttpConnection<ClientStream> {
     loop {
         match endpoint.connect().await {
             Ok(client) => return client,

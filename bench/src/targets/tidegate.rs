@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use self::tokens::TokenKey;
 use super::{ClientFiles, PEERS, Running, TargetSite, free_addresses};
 use crate::certificates::{ALLOWED, SERVER};
-use crate::http::Client;
+use crate::http::HttpConnection;
 use crate::process::Process;
 use crate::template;
 use crate::tls::ClientIdentity;
@@ -255,7 +255,7 @@ async fn until(name: &str, process: &mut Process, mut holds: impl AsyncFnMut() -
 async fn ready(admin: SocketAddr) -> bool {
     let Ok(stream) = TcpStream::connect(admin).await else { return false };
     let request = format!("GET /ready HTTP/1.1\r\nhost: {PEERS}\r\n\r\n");
-    Client::new(stream).exchange(request.as_bytes()).await.is_ok_and(|answer| answer.status == 200)
+    HttpConnection::new(stream).exchange(request.as_bytes()).await.is_ok_and(|answer| answer.status == 200)
 }
 
 /// Whether each of these files exists and is not empty.

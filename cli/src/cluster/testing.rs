@@ -31,11 +31,11 @@ const KINDS: [(&str, &str); 18] = [
 ];
 
 /// A running cluster.
-pub(crate) struct FakeCluster {
+pub(crate) struct TestCluster {
     pub(crate) api: FakeApi,
 }
 
-impl FakeCluster {
+impl TestCluster {
     /// Starts with these objects, each with `kind` and `metadata`.
     pub(crate) async fn start(objects: Vec<Value>) -> Self {
         let fake = Self { api: FakeApi::start().await };

@@ -93,7 +93,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::cluster::testing::FakeCluster;
+    use crate::cluster::testing::TestCluster;
 
     fn labelled(kind: &str, name: &str, mesh: &str) -> Value {
         let spec = if kind == "Deployment" { json!({"selector": {}, "template": {}}) } else { json!(null) };
@@ -107,7 +107,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_named_meshs_control_plane_is_changed_or_removed() {
-        let fake = FakeCluster::start(vec![controller("osm")]).await;
+        let fake = TestCluster::start(vec![controller("osm")]).await;
         let (own, mut other) = (fake.cluster(), fake.cluster());
         other.mesh_name = "blue".to_owned();
         is_named(&own).await.unwrap();
@@ -124,7 +124,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_namespace_without_a_control_plane_is_an_error() {
-        let fake = FakeCluster::start(Vec::new()).await;
+        let fake = TestCluster::start(Vec::new()).await;
         for refused in [
             is_named(&fake.cluster()).await,
             may_be_removed(&fake.cluster(), &Helm::stub("tidegate"), Deletions::default()).await,
@@ -140,7 +140,7 @@ mod tests {
         for object in
             [labelled("Secret", ROOT_SECRET, "osm"), labelled("MeshConfig", "osm-mesh-config", "osm")]
         {
-            let fake = FakeCluster::start(vec![object]).await;
+            let fake = TestCluster::start(vec![object]).await;
             let (own, mut other) = (fake.cluster(), fake.cluster());
             other.mesh_name = "blue".to_owned();
             may_be_removed(&own, &Helm::stub(""), Deletions::everything()).await.unwrap();

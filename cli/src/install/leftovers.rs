@@ -330,7 +330,7 @@ mod tests {
     use tidegate_kubernetes::fake_api::FakeApi;
 
     use super::*;
-    use crate::cluster::testing::{FakeCluster, meshed_pod, namespace};
+    use crate::cluster::testing::{TestCluster, meshed_pod, namespace};
 
     fn controller(namespace: &str, mesh: &str) -> Value {
         let labels =
@@ -381,7 +381,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_stays_is_listed_with_the_flag_that_deletes_it() {
-        let fake = FakeCluster::start(an_installation()).await;
+        let fake = TestCluster::start(an_installation()).await;
         let found = find(&fake.cluster()).await.unwrap();
         let (gone, kept) = Deletions::default().split(&fake.cluster(), found);
         assert!(gone.is_empty());
@@ -401,7 +401,7 @@ mod tests {
 
     #[tokio::test]
     async fn delete_all_leaves_no_key_label_or_budget_and_nothing_of_another_mesh_goes() {
-        let fake = FakeCluster::start(an_installation()).await;
+        let fake = TestCluster::start(an_installation()).await;
         let cluster = fake.cluster();
         let (gone, kept) = Deletions::everything().split(&cluster, find(&cluster).await.unwrap());
         assert!(kept.is_empty(), "{kept:?}");
@@ -423,7 +423,7 @@ mod tests {
     async fn a_namespace_that_goes_is_waited_for_though_the_api_server_is_away_for_a_moment() {
         let mut going = namespace("tidegate-system", json!({}));
         going["metadata"]["finalizers"] = json!(["kubernetes"]);
-        let fake = FakeCluster::start(vec![going]).await;
+        let fake = TestCluster::start(vec![going]).await;
         let mut looks = 0;
         fake.api.answer(move |request, _| {
             if request.verb != "get" || request.resource != "namespaces" {
@@ -447,7 +447,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_in_a_namespace_that_goes_is_not_said_to_stay() {
-        let fake = FakeCluster::start(an_installation()).await;
+        let fake = TestCluster::start(an_installation()).await;
         let only = Deletions { delete_namespace: true, ..Deletions::default() };
         let (gone, kept) = only.split(&fake.cluster(), find(&fake.cluster()).await.unwrap());
         assert_eq!(gone.len(), 4, "{gone:?}");
@@ -457,7 +457,7 @@ mod tests {
     #[tokio::test]
     async fn the_definitions_are_not_deleted_while_another_mesh_has_policies_in_them() {
         let fake =
-            FakeCluster::start(vec![controller("tidegate-system", "osm"), controller("blue-system", "blue")])
+            TestCluster::start(vec![controller("tidegate-system", "osm"), controller("blue-system", "blue")])
                 .await;
         let all = Deletions { delete_all: true, ..Deletions::default() };
         let error = all.resolved().check(&fake.cluster()).await.unwrap_err();
@@ -480,7 +480,7 @@ mod tests {
             pod["spec"]["initContainers"][0]["args"] = json!([flag]);
             pod
         };
-        let fake = FakeCluster::start(vec![listens_to("tidegate-system"), listens_to("blue-system")]).await;
+        let fake = TestCluster::start(vec![listens_to("tidegate-system"), listens_to("blue-system")]).await;
         assert_eq!(injected_pods(&fake.cluster()).await.unwrap(), 1);
     }
 }

@@ -189,7 +189,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::cluster::testing::{FakeCluster, control_plane_pod};
+    use crate::cluster::testing::{TestCluster, control_plane_pod};
 
     fn deployment(available: u32) -> Value {
         json!({
@@ -209,7 +209,7 @@ mod tests {
     }
 
     async fn failure(objects: Vec<Value>) -> String {
-        let fake = FakeCluster::start(objects).await;
+        let fake = TestCluster::start(objects).await;
         wait(&fake.cluster(), Duration::ZERO).await.unwrap_err().to_string()
     }
 
@@ -252,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_over_once_the_newest_generation_is_available() {
-        let fake = FakeCluster::start(vec![deployment(1)]).await;
+        let fake = TestCluster::start(vec![deployment(1)]).await;
         wait(&fake.cluster(), Duration::ZERO).await.unwrap();
         let mut changed = deployment(1);
         changed["metadata"]["generation"] = json!(3);
@@ -266,7 +266,7 @@ mod tests {
             json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": spec,
                    "status": {"conditions": [{"type": "Ready", "status": ready}]}})
         };
-        let fake = FakeCluster::start(vec![
+        let fake = TestCluster::start(vec![
             node("a", json!({}), "True"),
             node("b", json!({"unschedulable": true}), "True"),
             node("c", json!({"taints": [{"key": "control-plane", "effect": "NoSchedule"}]}), "True"),

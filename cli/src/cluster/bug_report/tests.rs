@@ -10,12 +10,12 @@ use flate2::read::GzDecoder;
 use serde_json::json;
 
 use super::*;
-use crate::cluster::testing::{FakeCluster, control_plane_pod, meshed_pod, namespace, plain_pod};
+use crate::cluster::testing::{TestCluster, control_plane_pod, meshed_pod, namespace, plain_pod};
 
 const KEY: &str = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n";
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJzeXN0ZW0ifQ.c2lnbmF0dXJlLXNpZ25hdHVyZQ";
 
-async fn mesh() -> FakeCluster {
+async fn mesh() -> TestCluster {
     let mut pod = meshed_pod("httpbin", "a");
     pod["metadata"]["annotations"] = json!({
         "kubectl.kubernetes.io/last-applied-configuration": "env-value", "kept": "yes",
@@ -28,7 +28,7 @@ async fn mesh() -> FakeCluster {
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tidegate-ca-bundle", "namespace": "tidegate-system"},
         "data": {"issuer.key": "c2VjcmV0LWRhdGE="},
     });
-    let fake = FakeCluster::start(vec![
+    let fake = TestCluster::start(vec![
         namespace("httpbin", json!({"openservicemesh.io/monitored-by": "osm"})),
         namespace("other", json!({})),
         control_plane_pod("tidegate-controller", "c"),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tidegate_runtime::trust_bundle::fingerprint;
 
 use super::*;
-use crate::cluster::testing::{FakeCluster, control_plane_pod, ingress_backend, meshed_pod};
+use crate::cluster::testing::{TestCluster, control_plane_pod, ingress_backend, meshed_pod};
 
 const AT_ONCE: RotationPace = RotationPace {
     one_step: false,
@@ -95,8 +95,8 @@ impl Mesh {
         change(&mut self.0.lock().unwrap());
     }
 
-    async fn start(&self) -> FakeCluster {
-        let fake = FakeCluster::start(vec![
+    async fn start(&self) -> TestCluster {
+        let fake = TestCluster::start(vec![
             control_plane_pod("tidegate-cert-manager", "ca"),
             control_plane_pod("tidegate-controller", "c"),
             meshed_pod("httpbin", "a"),

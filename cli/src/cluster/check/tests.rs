@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::cluster::testing::{
-    FakeCluster, control_plane_pod, ingress_backend, meshed_pod, namespace, plain_pod,
+    TestCluster, control_plane_pod, ingress_backend, meshed_pod, namespace, plain_pod,
 };
 
 fn root() -> String {
@@ -60,7 +60,7 @@ fn webhooks(kind: &str, name: &str, resource: &str, pem: &str) -> Value {
 }
 
 /// A mesh in which nothing is wrong.
-async fn healthy() -> (FakeCluster, String) {
+async fn healthy() -> (TestCluster, String) {
     let pem = root();
     let mut member = namespace("httpbin", json!({"openservicemesh.io/monitored-by": "osm"}));
     member["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "enabled"});
@@ -83,7 +83,7 @@ async fn healthy() -> (FakeCluster, String) {
         endpoints(&["10.0.0.9"]),
     ];
     objects.extend(["tidegate-controller", "tidegate-cert-manager", "tidegate-injector"].map(deployment));
-    let fake = FakeCluster::start(objects).await;
+    let fake = TestCluster::start(objects).await;
     workloads(&fake, json!([workload(&json!(null))])).await;
     (fake, pem)
 }
@@ -104,12 +104,12 @@ fn workload(rejected: &Value) -> Value {
     })
 }
 
-async fn workloads(fake: &FakeCluster, workloads: Value) {
+async fn workloads(fake: &TestCluster, workloads: Value) {
     let route = get(move || async move { axum::Json(workloads) });
     fake.admin("tidegate-system/c", Router::new().route("/workloads", route)).await;
 }
 
-async fn checked(fake: &FakeCluster) -> CheckReport {
+async fn checked(fake: &TestCluster) -> CheckReport {
     CheckReport::of(&fake.cluster(), false, false).await
 }
 
@@ -266,7 +266,7 @@ async fn pods_that_a_quota_refuses_are_found_with_what_cures_it() {
 
 #[tokio::test]
 async fn without_an_installation_one_line_says_what_to_do() {
-    let fake = FakeCluster::start(Vec::new()).await;
+    let fake = TestCluster::start(Vec::new()).await;
     let report = checked(&fake).await;
     assert_eq!(
         faults(&report),
@@ -282,7 +282,7 @@ async fn without_an_installation_one_line_says_what_to_do() {
 async fn a_mesh_in_another_namespace_is_named_with_the_flags_to_give() {
     let mut elsewhere = deployment("tidegate-controller");
     elsewhere["metadata"]["namespace"] = json!("osm-system");
-    let fake = FakeCluster::start(vec![elsewhere]).await;
+    let fake = TestCluster::start(vec![elsewhere]).await;
     let report = checked(&fake).await;
     assert_eq!(
         faults(&report),
@@ -347,7 +347,7 @@ async fn the_ingress_controllers_certificate_is_looked_at_where_one_is_asked_for
 
 #[tokio::test]
 async fn before_an_installation_the_cluster_and_the_users_rights_are_looked_at() {
-    let fake = FakeCluster::start(Vec::new()).await;
+    let fake = TestCluster::start(Vec::new()).await;
     fake.api.serve_version(1, 28);
     fake.api.forbid("create clusterroles");
     let report = CheckReport::of(&fake.cluster(), true, false).await;
@@ -377,7 +377,7 @@ async fn an_installation_needs_a_helm() {
         #[command(flatten)]
         helm: HelmOptions,
     }
-    let fake = FakeCluster::start(Vec::new()).await;
+    let fake = TestCluster::start(Vec::new()).await;
     let mut report = CheckReport::of(&fake.cluster(), true, false).await;
     let flags = <Flags as clap::Parser>::parse_from(["check", "--helm", "/nonexistent/helm"]);
     before::helm(&flags.helm, &mut report);
@@ -388,7 +388,7 @@ async fn an_installation_needs_a_helm() {
 
 #[tokio::test]
 async fn a_cluster_that_does_not_answer_fails_once() {
-    let mut cluster = FakeCluster::start(Vec::new()).await.cluster();
+    let mut cluster = TestCluster::start(Vec::new()).await.cluster();
     cluster.client =
         kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
     let report = CheckReport::of(&cluster, false, false).await;
@@ -399,7 +399,7 @@ async fn a_cluster_that_does_not_answer_fails_once() {
 
 #[tokio::test]
 async fn programs_get_ids_and_states() {
-    let fake = FakeCluster::start(Vec::new()).await;
+    let fake = TestCluster::start(Vec::new()).await;
     let report = serde_json::to_value(CheckReport::of(&fake.cluster(), true, false).await).unwrap();
     assert_eq!(report["status"], "ok");
     assert_eq!(report["checks"][1]["id"], "api-version");

@@ -1,11 +1,11 @@
 use serde_json::json;
 
 use super::*;
-use crate::cluster::testing::{FakeCluster, ingress_backend};
+use crate::cluster::testing::{TestCluster, ingress_backend};
 
 #[tokio::test]
 async fn pairs_that_open_the_same_port_of_a_service_are_named() {
-    let fake = FakeCluster::start(vec![
+    let fake = TestCluster::start(vec![
         ingress_backend("httpbin", "b", &["httpbin", "other"], 14001, json!([])),
         ingress_backend("httpbin", "a", &["httpbin"], 14001, json!([])),
         ingress_backend("httpbin", "another-port", &["httpbin"], 14002, json!([])),
@@ -27,7 +27,7 @@ async fn pairs_that_open_the_same_port_of_a_service_are_named() {
 
 #[tokio::test]
 async fn a_cluster_without_the_definitions_differs_from_one_without_policies() {
-    let fake = FakeCluster::start(Vec::new()).await;
+    let fake = TestCluster::start(Vec::new()).await;
     fake.api.serve_resource("policy.openservicemesh.io/v1alpha1/ingressbackends", false);
     let error = ingress_backends(&fake.cluster(), &[]).await.unwrap_err();
     let expected = "cannot list IngressBackends of all namespaces: the cluster does not define them; `tidegate check` \

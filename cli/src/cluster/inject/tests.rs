@@ -2,7 +2,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::cluster::testing::FakeCluster;
+use crate::cluster::testing::TestCluster;
 
 #[derive(Parser)]
 struct Line {
@@ -44,7 +44,7 @@ async fn the_injectors_own_flags_count_and_the_command_lines_before_them() {
         "metadata": {"name": "osm-mesh-config", "namespace": "tidegate-system"},
         "spec": {"sidecar": {"enablePrivilegedInitContainer": true}},
     });
-    let fake = FakeCluster::start(vec![injector(&arguments), config]).await;
+    let fake = TestCluster::start(vec![injector(&arguments), config]).await;
     let (flags, mesh) = from_cluster(&fake.cluster()).await.unwrap();
     assert!(mesh.privileged_interception);
     let settings = options(&["--sidecar-image", "mine:1"]).settings(flags);
@@ -54,7 +54,7 @@ async fn the_injectors_own_flags_count_and_the_command_lines_before_them() {
 
 #[tokio::test]
 async fn without_an_injector_the_way_out_is_shown() {
-    let fake = FakeCluster::start(Vec::new()).await;
+    let fake = TestCluster::start(Vec::new()).await;
     let error = from_cluster(&fake.cluster()).await.unwrap_err();
     let expected =
         "Deployment tidegate-system/tidegate-injector does not exist; --offline works without a cluster";
@@ -65,7 +65,7 @@ async fn without_an_injector_the_way_out_is_shown() {
 async fn the_cluster_s_namespaces_decide_and_the_one_of_objects_that_name_none_can_be_said() {
     let namespace = |name: &str, labels: Value| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
     let shop = namespace("shop", json!({"tidegate.io/injection": "enabled"}));
-    let fake = FakeCluster::start(vec![shop, namespace("default", json!({}))]).await;
+    let fake = TestCluster::start(vec![shop, namespace("default", json!({}))]).await;
     let pod = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: a}]}}";
     for (words, gets_one) in [(&["-n", "shop"][..], true), (&[], false)] {
         let options = options(words);

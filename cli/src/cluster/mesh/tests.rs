@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::cluster::testing::{FakeCluster, control_plane_pod, namespace};
+use crate::cluster::testing::{TestCluster, control_plane_pod, namespace};
 
 fn controller(image: &str, labels: Value) -> Value {
     json!({
@@ -16,7 +16,7 @@ fn controller(image: &str, labels: Value) -> Value {
 async fn control_planes_are_listed_with_their_namespaces() {
     let labels =
         json!({"app.kubernetes.io/name": "tidegate-controller", "app.kubernetes.io/instance": "osm"});
-    let fake = FakeCluster::start(vec![
+    let fake = TestCluster::start(vec![
         controller("registry.example:5000/tidegate/controller:0.1.0", labels),
         control_plane_pod("tidegate-controller", "tidegate-controller-b"),
         control_plane_pod("tidegate-controller", "tidegate-controller-a"),

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::cluster::testing::{FakeCluster, control_plane_pod, meshed_pod, namespace, plain_pod};
+use crate::cluster::testing::{TestCluster, control_plane_pod, meshed_pod, namespace, plain_pod};
 
 fn text_of(error: &anyhow::Error) -> String {
     format!("{error:#}")
@@ -9,7 +9,7 @@ fn text_of(error: &anyhow::Error) -> String {
 
 #[tokio::test]
 async fn adding_sets_osms_label_and_annotation_and_may_be_repeated() {
-    let fake = FakeCluster::start(vec![namespace("httpbin", json!({})), plain_pod("httpbin", "a")]).await;
+    let fake = TestCluster::start(vec![namespace("httpbin", json!({})), plain_pod("httpbin", "a")]).await;
     for _ in 0..2 {
         let said = add(&fake.cluster(), "httpbin", false).await.unwrap();
         assert_eq!(said, "Namespace [httpbin] successfully added to mesh [osm]");
@@ -21,7 +21,7 @@ async fn adding_sets_osms_label_and_annotation_and_may_be_repeated() {
 
 #[tokio::test]
 async fn adding_without_sidecars_says_so_and_takes_the_other_label_away() {
-    let fake = FakeCluster::start(vec![namespace("edge", json!({"tidegate.io/injection": "enabled"}))]).await;
+    let fake = TestCluster::start(vec![namespace("edge", json!({"tidegate.io/injection": "enabled"}))]).await;
     add(&fake.cluster(), "edge", true).await.unwrap();
     let metadata = &fake.object("Namespace", "edge")["metadata"];
     assert_eq!(metadata["labels"], json!({"openservicemesh.io/monitored-by": "osm"}));
@@ -35,7 +35,7 @@ async fn namespaces_that_cannot_be_in_the_mesh_are_refused_with_what_to_do() {
         "metadata": {"name": "tidegate-controller", "namespace": "mesh-b",
                      "labels": {"app.kubernetes.io/name": "tidegate-controller"}},
     });
-    let fake = FakeCluster::start(vec![
+    let fake = TestCluster::start(vec![
         namespace("kube-system", json!({})),
         namespace("tidegate-system", json!({})),
         namespace("mesh-b", json!({})),
@@ -94,7 +94,7 @@ async fn removing_takes_everything_away_that_adding_sets() {
     let mut member = namespace("httpbin", json!({"openservicemesh.io/monitored-by": "osm", "team": "a"}));
     member["metadata"]["annotations"] =
         json!({"openservicemesh.io/sidecar-injection": "enabled", "openservicemesh.io/metrics": "enabled"});
-    let fake = FakeCluster::start(vec![member, meshed_pod("httpbin", "a")]).await;
+    let fake = TestCluster::start(vec![member, meshed_pod("httpbin", "a")]).await;
     let said = remove(&fake.cluster(), "httpbin").await.unwrap();
     assert_eq!(said, "Namespace [httpbin] successfully removed from mesh [osm]");
     let metadata = &fake.object("Namespace", "httpbin")["metadata"];
@@ -109,7 +109,7 @@ async fn removing_takes_everything_away_that_adding_sets() {
 #[tokio::test]
 async fn a_namespace_of_another_mesh_is_not_removed() {
     let fake =
-        FakeCluster::start(vec![namespace("b", json!({"openservicemesh.io/monitored-by": "other"}))]).await;
+        TestCluster::start(vec![namespace("b", json!({"openservicemesh.io/monitored-by": "other"}))]).await;
     let error = remove(&fake.cluster(), "b").await.unwrap_err();
     let expected =
         "Could not remove namespace [b] from mesh [osm]: it belongs to mesh [other]; give --mesh-name other";
@@ -118,7 +118,7 @@ async fn a_namespace_of_another_mesh_is_not_removed() {
 
 #[tokio::test]
 async fn ignoring_sets_the_label() {
-    let fake = FakeCluster::start(vec![namespace("a", json!({}))]).await;
+    let fake = TestCluster::start(vec![namespace("a", json!({}))]).await;
     let said = ignore(&fake.cluster(), "a").await.unwrap();
     assert_eq!(said, "Successfully set namespace [a] to be ignored");
     assert_eq!(fake.object("Namespace", "a")["metadata"]["labels"]["openservicemesh.io/ignore"], "true");
@@ -130,7 +130,7 @@ async fn the_list_shows_members_of_either_label() {
     b["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "Yes"});
     let mut f = namespace("f", json!({"tidegate.io/injection": "enabled"}));
     f["metadata"]["annotations"] = json!({"openservicemesh.io/sidecar-injection": "disabled"});
-    let fake = FakeCluster::start(vec![
+    let fake = TestCluster::start(vec![
         b,
         namespace("a", json!({"tidegate.io/injection": "enabled"})),
         namespace("c", json!({"openservicemesh.io/monitored-by": "osm"})),
@@ -155,7 +155,7 @@ async fn the_list_shows_members_of_either_label() {
 
 #[tokio::test]
 async fn what_the_user_may_not_do_is_said_in_the_api_servers_words() {
-    let fake = FakeCluster::start(vec![namespace("a", json!({}))]).await;
+    let fake = TestCluster::start(vec![namespace("a", json!({}))]).await;
     fake.api.forbid("patch namespaces");
     let error = ignore(&fake.cluster(), "a").await.unwrap_err();
     let expected = "Could not set namespace [a] to be ignored: cannot change namespace a: permission denied: \
@@ -165,7 +165,7 @@ async fn what_the_user_may_not_do_is_said_in_the_api_servers_words() {
 
 #[tokio::test]
 async fn an_api_server_that_is_not_there_is_named() {
-    let fake = FakeCluster::start(Vec::new()).await;
+    let fake = TestCluster::start(Vec::new()).await;
     let mut cluster = fake.cluster();
     cluster.server = "http://127.0.0.1:1".to_owned();
     cluster.client =

@@ -3,7 +3,7 @@ use axum::routing::get as answer;
 use serde_json::json;
 
 use super::*;
-use crate::cluster::testing::{FakeCluster, control_plane_pod, meshed_pod, plain_pod};
+use crate::cluster::testing::{TestCluster, control_plane_pod, meshed_pod, plain_pod};
 
 fn workload(name: &str, connected: bool, since: &str, acked: &str) -> Value {
     json!({
@@ -16,14 +16,14 @@ fn workload(name: &str, connected: bool, since: &str, acked: &str) -> Value {
     })
 }
 
-async fn controller(fake: &FakeCluster, name: &str, workloads: Value) {
+async fn controller(fake: &TestCluster, name: &str, workloads: Value) {
     let route = answer(move || async move { axum::Json(workloads) });
     fake.admin(&format!("tidegate-system/{name}"), Router::new().route("/workloads", route)).await;
 }
 
 #[tokio::test]
 async fn the_replica_that_a_sidecar_is_connected_to_knows_best() {
-    let fake = FakeCluster::start(vec![
+    let fake = TestCluster::start(vec![
         control_plane_pod("tidegate-controller", "c-0"),
         control_plane_pod("tidegate-controller", "c-1"),
         meshed_pod("httpbin", "a"),
@@ -58,7 +58,7 @@ async fn the_replica_that_a_sidecar_is_connected_to_knows_best() {
 
 #[tokio::test]
 async fn a_sidecar_is_asked_through_a_port_forward() {
-    let fake = FakeCluster::start(vec![meshed_pod("httpbin", "a")]).await;
+    let fake = TestCluster::start(vec![meshed_pod("httpbin", "a")]).await;
     let config = json!({"version": "0.1.0", "tls": {"trustBundle": ["ab"]}, "inbound": [], "policy": null});
     let routes = Router::new()
         .route("/config", answer(move || async move { axum::Json(config) }))
@@ -79,7 +79,7 @@ async fn a_pod_that_cannot_be_asked_says_why() {
     let mut waiting = meshed_pod("httpbin", "waiting");
     waiting["status"] = json!({"phase": "Pending"});
     let fake =
-        FakeCluster::start(vec![meshed_pod("httpbin", "a"), plain_pod("httpbin", "plain"), waiting]).await;
+        TestCluster::start(vec![meshed_pod("httpbin", "a"), plain_pod("httpbin", "plain"), waiting]).await;
     let why = async |name| meshed_pod_error(&fake, name).await;
     assert_eq!(
         why("gone").await,
@@ -104,7 +104,7 @@ async fn a_pod_that_cannot_be_asked_says_why() {
 
 #[tokio::test]
 async fn without_a_controller_the_way_to_one_is_shown() {
-    let fake = FakeCluster::start(vec![meshed_pod("httpbin", "a")]).await;
+    let fake = TestCluster::start(vec![meshed_pod("httpbin", "a")]).await;
     let error = status(&fake.cluster(), None).await.unwrap_err();
     let expected = "no running pod of tidegate-controller in namespace tidegate-system for mesh osm; select another \
                     control plane with --tidegate-namespace and --mesh-name; `tidegate mesh list` shows them";
@@ -113,7 +113,7 @@ async fn without_a_controller_the_way_to_one_is_shown() {
 
 #[tokio::test]
 async fn pods_are_named_in_either_form() {
-    let fake = FakeCluster::start(Vec::new()).await;
+    let fake = TestCluster::start(Vec::new()).await;
     let cluster = fake.cluster();
     let name = |text, namespace| pod_name(&cluster, text, namespace).map_err(|error| error.to_string());
     let pair = |namespace: &str, name: &str| Ok((namespace.to_owned(), name.to_owned()));
@@ -123,6 +123,6 @@ async fn pods_are_named_in_either_form() {
     assert_eq!(name("b/a", Some("c")), Err("POD b/a is in namespace b, but --namespace is c".to_owned()));
 }
 
-async fn meshed_pod_error(fake: &FakeCluster, name: &str) -> String {
+async fn meshed_pod_error(fake: &TestCluster, name: &str) -> String {
     super::meshed_pod(&fake.cluster(), "httpbin", name).await.unwrap_err().to_string()
 }
