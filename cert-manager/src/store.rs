@@ -56,7 +56,7 @@ pub enum StoreError {
     Name(String),
     /// Published everywhere except in these namespaces; sorted.
     #[error("{}", enumerate(.0))]
-    Unreached(Vec<UnreachedNamespace>),
+    Unreached(Vec<UnpublishedNamespace>),
     /// An error of another kind of store.
     #[error("{0}")]
     Other(String),
@@ -64,7 +64,7 @@ pub enum StoreError {
 
 /// A namespace where the trust bundle cannot be published.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-pub struct UnreachedNamespace {
+pub struct UnpublishedNamespace {
     /// The namespace.
     pub namespace: String,
     /// The reason.
@@ -166,7 +166,7 @@ impl std::fmt::Display for SecretName {
     }
 }
 
-impl std::fmt::Display for UnreachedNamespace {
+impl std::fmt::Display for UnpublishedNamespace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "namespace {}: {}", self.namespace, self.reason)
     }

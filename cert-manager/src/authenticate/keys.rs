@@ -48,13 +48,13 @@ pub(crate) struct KeyFiles {
 /// The keys of all files at the last check.
 struct LoadedKeys {
     keys: Arc<[VerificationKey]>,
-    stamps: Vec<Option<FileStamp>>,
+    stamps: Vec<Option<KeyFileStamp>>,
     checked: Instant,
 }
 
 /// Changes when a file is written or replaced.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct FileStamp {
+struct KeyFileStamp {
     modified: SystemTime,
     length: u64,
     inode: u64,
@@ -101,11 +101,15 @@ impl KeyFiles {
 }
 
 /// The stamps of all files in order; `None` for one that cannot be read.
-fn stamps(paths: &[PathBuf]) -> Vec<Option<FileStamp>> {
+fn stamps(paths: &[PathBuf]) -> Vec<Option<KeyFileStamp>> {
     use std::os::unix::fs::MetadataExt;
     let stamp = |path: &PathBuf| {
         let metadata = fs::metadata(path).ok()?;
-        Some(FileStamp { modified: metadata.modified().ok()?, length: metadata.len(), inode: metadata.ino() })
+        Some(KeyFileStamp {
+            modified: metadata.modified().ok()?,
+            length: metadata.len(),
+            inode: metadata.ino(),
+        })
     };
     paths.iter().map(stamp).collect()
 }

@@ -18,7 +18,7 @@ use super::state::{
 };
 use crate::check_schedule::CheckSchedule;
 use crate::issuer::{Issuer, IssuerProblems, RequiredNames};
-use crate::store::{BundlePublisher, RootStore, StoreError, StoredValues, UnreachedNamespace, enumerate};
+use crate::store::{BundlePublisher, RootStore, StoreError, StoredValues, UnpublishedNamespace, enumerate};
 use crate::x509::WriteError;
 
 #[cfg(test)]
@@ -50,7 +50,7 @@ struct Publication {
     /// Why publishing failed altogether, for a reason that does not concern a single namespace.
     error: Option<String>,
     /// Namespaces where it cannot be published; it is published everywhere else.
-    unreached: Vec<UnreachedNamespace>,
+    unreached: Vec<UnpublishedNamespace>,
     /// When publishing last recovered.
     works_since: SystemTime,
 }
@@ -136,7 +136,7 @@ pub struct RotationStatus {
     pub bridge_ends: Option<String>,
     /// Namespaces where the trust bundle cannot be published. A step that skips them has to name them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub unreached: Vec<UnreachedNamespace>,
+    pub unreached: Vec<UnpublishedNamespace>,
     /// The latest expiry of a certificate under a root that the next step drops, RFC 3339; the next step waits for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub old_certificates_end: Option<String>,
@@ -302,7 +302,7 @@ impl Authority {
         self.0.state.borrow().clone()
     }
 
-    fn unreached(&self) -> Vec<UnreachedNamespace> {
+    fn unreached(&self) -> Vec<UnpublishedNamespace> {
         self.0.publication.lock().unwrap_or_else(PoisonError::into_inner).unreached.clone()
     }
 
@@ -439,10 +439,10 @@ impl Authority {
         }
         let mut publication = self.0.publication.lock().unwrap_or_else(PoisonError::into_inner);
         let last = &publication.unreached;
-        for UnreachedNamespace { namespace, reason } in unreached.iter().filter(|one| !last.contains(one)) {
+        for UnpublishedNamespace { namespace, reason } in unreached.iter().filter(|one| !last.contains(one)) {
             error!(namespace, reason, "the trust bundle cannot be published here; tried again");
         }
-        let is_here = |all: &[UnreachedNamespace], one: &UnreachedNamespace| {
+        let is_here = |all: &[UnpublishedNamespace], one: &UnpublishedNamespace| {
             all.iter().any(|other| other.namespace == one.namespace)
         };
         let reached = last.iter().filter(|one| !is_here(&unreached, one)).count();

@@ -25,13 +25,13 @@ pub(crate) const MOST_LABEL_BYTES: usize = 8 * 1024;
 #[derive(Clone)]
 pub(crate) struct Namespaces {
     control_plane: Arc<str>,
-    mirror: Arc<ObjectMirror<NamespaceMembership>>,
+    mirror: Arc<ObjectMirror<MeshMembership>>,
     _watch: Arc<AbortOnDrop>,
 }
 
 /// The relevant fields of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NamespaceMembership {
+pub(crate) struct MeshMembership {
     /// Whether it is in the mesh, or the control plane's own.
     pub(crate) is_ours: bool,
     /// Whether it is being deleted: its Pods run for a while longer, and nothing can be created in it.
@@ -66,12 +66,12 @@ impl Namespaces {
     }
 
     /// All of them, once they are listed; `None` if they are not within `patience`.
-    pub(crate) async fn all(&self, patience: Duration) -> Option<BTreeMap<Name, NamespaceMembership>> {
+    pub(crate) async fn all(&self, patience: Duration) -> Option<BTreeMap<Name, MeshMembership>> {
         self.mirror.all(patience).await
     }
 
     /// All of them, if they were listed already.
-    pub(crate) fn now(&self) -> Option<BTreeMap<Name, NamespaceMembership>> {
+    pub(crate) fn now(&self) -> Option<BTreeMap<Name, MeshMembership>> {
         self.mirror.now()
     }
 
@@ -86,9 +86,9 @@ impl Namespaces {
     }
 
     /// One of them; `None` if it was not listed yet. The control plane's own always exists.
-    pub(crate) fn find(&self, name: &str) -> Option<NamespaceMembership> {
+    pub(crate) fn find(&self, name: &str) -> Option<MeshMembership> {
         if self.is_control_plane(name) {
-            return Some(NamespaceMembership { is_ours: true, is_going: false, labels: None });
+            return Some(MeshMembership { is_ours: true, is_going: false, labels: None });
         }
         self.mirror.find(&named("", name))
     }
@@ -99,7 +99,7 @@ fn read(
     text: &str,
     mesh_name: &str,
     control_plane: &str,
-) -> serde_json::Result<MirroredObject<NamespaceMembership>> {
+) -> serde_json::Result<MirroredObject<MeshMembership>> {
     #[derive(Deserialize)]
     struct LabelledNamespace<L> {
         #[serde(bound = "L: Deserialize<'de>")]
@@ -111,7 +111,7 @@ fn read(
     let LabelledNamespace::<BoundedEntries<MOST_LABELS, MOST_LABEL_BYTES>> { metadata: all } =
         serde_json::from_str(text)?;
     let labels = all.labels.unwrap_or_default();
-    let value = NamespaceMembership {
+    let value = MeshMembership {
         is_ours: is_in_mesh || name == control_plane,
         is_going: metadata.deletion_timestamp.is_some(),
         labels: (!labels.has_more).then(|| Arc::new(labels.entries)),
@@ -131,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    fn of(metadata: &Value) -> NamespaceMembership {
+    fn of(metadata: &Value) -> MeshMembership {
         read(&json!({ "metadata": metadata }).to_string(), "osm", "tidegate-system").unwrap().value
     }
 
@@ -150,7 +150,7 @@ mod tests {
         let held = allocation_counter::measure(|| {
             let MirroredObject { name, value } = read(&text, "osm", "tidegate-system").unwrap();
             assert_eq!(name, named("", "shop"));
-            assert_eq!(value, NamespaceMembership { is_ours: true, is_going: false, labels: None });
+            assert_eq!(value, MeshMembership { is_ours: true, is_going: false, labels: None });
         });
         assert!(held.bytes_max < 32 << 10, "{} bytes for {} of text", held.bytes_max, text.len());
     }
@@ -165,7 +165,7 @@ mod tests {
         let is_going = json!({"name": "tidegate-system", "deletionTimestamp": "2026-01-01T00:00:00Z"});
         assert_eq!(
             of(&is_going),
-            NamespaceMembership { is_ours: true, is_going: true, labels: Some(Arc::default()) }
+            MeshMembership { is_ours: true, is_going: true, labels: Some(Arc::default()) }
         );
     }
 }

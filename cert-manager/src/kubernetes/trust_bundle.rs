@@ -27,9 +27,9 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::follow::{MirroredObject, ObjectMirror, named};
-use super::namespaces::{NamespaceMembership, Namespaces};
+use super::namespaces::{MeshMembership, Namespaces};
 use super::{OwnerLabels, bounded, is_ours, labels};
-use crate::store::{BundlePublisher, PublishedBundle, StoreError, UnreachedNamespace};
+use crate::store::{BundlePublisher, PublishedBundle, StoreError, UnpublishedNamespace};
 
 #[cfg(test)]
 mod tests;
@@ -123,9 +123,9 @@ impl TrustBundleConfigMaps {
             (self.namespaces.all(PATIENCE).await?, self.published.all(PATIENCE).await?);
         let digest = Some(sha256(pem));
         // One that is being deleted cannot be written to.
-        let staying = namespaces.into_iter().filter(|(_, NamespaceMembership { is_going, .. })| !is_going);
+        let staying = namespaces.into_iter().filter(|(_, MeshMembership { is_going, .. })| !is_going);
         let missing = staying.filter_map(
-            |(Name { name: namespace, .. }, NamespaceMembership { is_ours: is_wanted, .. })| {
+            |(Name { name: namespace, .. }, MeshMembership { is_ours: is_wanted, .. })| {
                 let found = published.get(&named(&namespace, &self.name));
                 let is_missing = match found {
                     Some(found) if found.is_ours => found.digest != digest || found.is_immutable,
@@ -144,9 +144,9 @@ impl TrustBundleConfigMaps {
     }
 
     /// Makes one namespace right; a failure is reported with the namespace and does not concern the others.
-    async fn write(&self, missing: Missing, pem: &str) -> Result<(), UnreachedNamespace> {
+    async fn write(&self, missing: Missing, pem: &str) -> Result<(), UnpublishedNamespace> {
         let namespace = missing.namespace.clone();
-        self.try_write(missing, pem).await.map_err(|reason| UnreachedNamespace { namespace, reason })
+        self.try_write(missing, pem).await.map_err(|reason| UnpublishedNamespace { namespace, reason })
     }
 
     async fn try_write(&self, missing: Missing, pem: &str) -> Result<(), String> {

@@ -129,7 +129,7 @@ struct Refusing(watch::Receiver<bool>);
 #[tonic::async_trait]
 impl BundlePublisher for Refusing {
     async fn publish(&self, _: &str) -> Result<(), StoreError> {
-        let shop = UnreachedNamespace { namespace: "shop".to_owned(), reason: "it is full".to_owned() };
+        let shop = UnpublishedNamespace { namespace: "shop".to_owned(), reason: "it is full".to_owned() };
         if *self.0.borrow() { Err(StoreError::Unreached(vec![shop])) } else { Ok(()) }
     }
 

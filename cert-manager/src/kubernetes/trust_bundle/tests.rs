@@ -172,7 +172,7 @@ async fn one_that_is_immutable_and_cannot_go_is_named_and_the_others_are_written
     }
     immutable(&api, "shop", &["example.com/stays"]);
     let publisher = start(&api, CONTROL_PLANE, "osm", &Arc::default());
-    let expected = UnreachedNamespace {
+    let expected = UnpublishedNamespace {
         namespace: "shop".to_owned(),
         reason: "ConfigMap tidegate-trust-bundle is immutable, and its finalizers keep it from being deleted"
             .to_owned(),
