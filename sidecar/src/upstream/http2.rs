@@ -171,11 +171,14 @@ impl Http2 {
         Some(Lease { connection, all: self.clone(), share: Some(share) })
     }
 
-    /// Requests that the app would take on as many connections as there may be.
+    /// Requests that the app would take on as many connections as there may be, and those on connections that take no
+    /// more: these finish, and have no part in the room of the others.
     fn most_requests(&self, open: &[Rc<Http2Connection>]) -> usize {
         let taken: usize = open.iter().map(|connection| connection.most_streams.get()).sum();
         let newest = open.last().map_or(STREAMS, |connection| connection.most_streams.get());
-        taken + self.connector.limits().upstream_connections.saturating_sub(open.len()) * newest
+        let on_open: usize = open.iter().map(|connection| connection.streams.get()).sum();
+        let finishing = self.shares.taken().saturating_sub(on_open);
+        finishing + taken + self.connector.limits().upstream_connections.saturating_sub(open.len()) * newest
     }
 
     /// Gives what room there is to those who wait for it, the longest wait first. A client that has its share is passed

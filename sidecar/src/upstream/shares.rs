@@ -76,6 +76,11 @@ impl RequestShares {
         )
     }
 
+    /// Places that are taken.
+    pub(super) fn taken(&self) -> usize {
+        self.taken.get()
+    }
+
     /// A place that counts for all of these holders, each with the limit that is reported if it holds too much.
     fn take_for(
         self: &Rc<Self>,

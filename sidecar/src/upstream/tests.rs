@@ -562,10 +562,10 @@ fn an_http_2_connection_that_is_too_old_gets_no_more_requests_and_finishes_those
             assert!(futures_util::poll!(&mut waiting).is_pending());
             assert_eq!(server.connections.get(), 1);
             world.upstreams.sweep(Instant::now() + age * 12 / 10);
-            until(|| server.connections.get() == 2).await;
-            assert_eq!(server.ended.get(), 0);
+            let answer = waiting.await;
+            assert_eq!((server.connections.get(), server.ended.get()), (2, 0));
             server.gate.open.notify_waiters();
-            waiting.await
+            answer
         });
         assert_eq!(answers, (Ok(200), Ok(200), Ok(200)));
         until(|| server.ended.get() == 1).await;
