@@ -10,6 +10,8 @@ pub(crate) const LARGE_PATH: &str = "/100m";
 const MAX_HEADERS: usize = 64;
 /// Bytes of a client's read buffer, and so of a response's head.
 const BUFFER: usize = 32 * 1024;
+/// Bytes of a request's body that are written at once.
+const PIECE: usize = 64 * 1024;
 /// Bytes of a response, head included, that are kept for inspection.
 const KEPT: usize = 4096;
 
@@ -75,8 +77,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> HttpConnection<S> {
     /// Fails on a closed connection, on bytes that are not an HTTP response, on a response without `content-length` and
     /// on bytes beyond its end.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<ReceivedAnswer> {
+        self.exchange_with_body(request, 0).await
+    }
+
+    /// [`Self::exchange`] with a body of this many bytes behind the request's head.
+    pub(crate) async fn exchange_with_body(
+        &mut self,
+        request: &[u8],
+        body_bytes: u64,
+    ) -> Result<ReceivedAnswer> {
         let sent = async {
             self.stream.write_all(request).await?;
+            let piece = vec![b'u'; PIECE.min(usize::try_from(body_bytes).unwrap_or(PIECE))];
+            let mut left = body_bytes;
+            while left > 0 {
+                let size = piece.len().min(usize::try_from(left).unwrap_or(PIECE));
+                self.stream.write_all(&piece[..size]).await?;
+                left -= size as u64;
+            }
             // TLS may have buffered bytes that the socket did not accept, for instance when the task's budget is used
             // up.
             self.stream.flush().await

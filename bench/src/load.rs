@@ -1,7 +1,7 @@
 //! The load generator: one kind of load on one address, one JSON report.
 //!
 //! One thread, raw HTTP/1.1 over plain TCP or mTLS; HTTP/2 for large bodies. Status and length of every response are
-//! checked. Only what happens inside the measured window is reported, and the CPU time of the watched process is
+//! checked. Only what happens inside the measured window is reported, and the CPU time of the watched processes is
 //! sampled at its start and end.
 
 mod connection;
@@ -36,9 +36,9 @@ pub(crate) struct LoadOptions {
     /// Its key, PEM.
     #[arg(long)]
     key: Option<PathBuf>,
-    /// Process whose CPU time and memory, including its children's, are reported.
+    /// Processes whose CPU time is reported, including their children's; memory is that of the first. May be repeated.
     #[arg(long)]
-    watch_pid: Option<u32>,
+    watch_pid: Vec<u32>,
     #[command(subcommand)]
     kind: LoadKind,
 }
@@ -97,7 +97,13 @@ pub(crate) enum LoadKind {
         #[arg(long, default_value_t = 3.0)]
         seconds: f64,
     },
-    /// The same over HTTP/2.
+    /// One connection that uploads 100 MB again and again.
+    Upload {
+        /// Minimum length of the window, which ends with a transfer.
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+    },
+    /// One HTTP/2 connection that downloads 100 MB again and again.
     Http2Download {
         /// Minimum length of the window, which ends with a transfer.
         #[arg(long, default_value_t = 3.0)]
@@ -126,11 +132,11 @@ pub(crate) struct LoadMeasurement {
     pub(crate) body_bytes: u64,
     /// Time from request, or from when it was due, to response.
     pub(crate) latency: Latency,
-    /// CPU time of the watched process in the window.
+    /// CPU time of the watched processes in the window.
     pub(crate) proxy_cpu_seconds: Option<f64>,
     /// CPU time of the load itself in the window.
     pub(crate) load_cpu_seconds: f64,
-    /// Resident memory of the watched process, before the first connection and at the window's end.
+    /// Resident memory of the first watched process, before the first connection and at the window's end.
     pub(crate) proxy_kib_before: Option<u64>,
     /// The same at the window's end.
     pub(crate) proxy_kib_after: Option<u64>,
@@ -166,23 +172,29 @@ async fn run(options: LoadOptions) -> Result<LoadMeasurement> {
         }
         _ => LoadEndpoint::plain(options.address),
     };
+    let watched = &options.watch_pid;
     match options.kind {
         LoadKind::Closed { connections, seconds, warm_up } => {
-            kinds::closed(endpoint, options.watch_pid, connections, warm_up, seconds).await
+            kinds::closed(endpoint, watched, connections, warm_up, seconds).await
         }
         LoadKind::Open { rate, connections, seconds, warm_up } => {
-            kinds::open(endpoint, options.watch_pid, rate, connections, warm_up, seconds).await
+            kinds::open(endpoint, watched, rate, connections, warm_up, seconds).await
         }
         LoadKind::Handshakes { connections, seconds, warm_up } => {
-            kinds::handshakes(endpoint, options.watch_pid, connections, warm_up, seconds).await
+            kinds::handshakes(endpoint, watched, connections, warm_up, seconds).await
         }
-        LoadKind::Idle { connections } => kinds::idle(endpoint, options.watch_pid, connections).await,
-        LoadKind::Download { seconds } => kinds::download(endpoint, options.watch_pid, seconds).await,
+        LoadKind::Idle { connections } => kinds::idle(endpoint, watched, connections).await,
+        LoadKind::Download { seconds } => {
+            kinds::transfer(endpoint, watched, seconds, LoadExchange::download()).await
+        }
+        LoadKind::Upload { seconds } => {
+            kinds::transfer(endpoint, watched, seconds, LoadExchange::upload()).await
+        }
         LoadKind::Http2Download { seconds } => {
-            http2::transfer(endpoint, options.watch_pid, seconds, http2::TransferDirection::Down).await
+            http2::transfer(endpoint, watched, seconds, http2::TransferDirection::Down).await
         }
         LoadKind::Http2Upload { seconds } => {
-            http2::transfer(endpoint, options.watch_pid, seconds, http2::TransferDirection::Up).await
+            http2::transfer(endpoint, watched, seconds, http2::TransferDirection::Up).await
         }
     }
 }
@@ -231,6 +243,7 @@ impl LoadKind {
             ),
             Self::Idle { connections } => words("idle", &[("connections", connections.to_string())]),
             Self::Download { seconds } => words("download", &[("seconds", seconds.to_string())]),
+            Self::Upload { seconds } => words("upload", &[("seconds", seconds.to_string())]),
             Self::Http2Download { seconds } => words("http2-download", &[("seconds", seconds.to_string())]),
             Self::Http2Upload { seconds } => words("http2-upload", &[("seconds", seconds.to_string())]),
         }

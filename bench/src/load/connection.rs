@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
 use crate::http::{HttpConnection, ReceivedAnswer};
 use crate::tls::{ClientIdentity, ClientStream, Dialer};
 
@@ -26,6 +27,8 @@ pub(crate) struct LoadEndpoint {
 pub(crate) struct LoadExchange {
     /// Head of the request.
     request: Vec<u8>,
+    /// Length of its body.
+    upload_bytes: u64,
     /// Expected length of the response's body.
     body_bytes: u64,
 }
@@ -93,16 +96,28 @@ impl LoadExchange {
         Self::new(path, body_bytes, "connection: close\r\n")
     }
 
+    /// A GET of the large response.
+    pub(crate) fn download() -> Self {
+        Self::keep_alive(LARGE_PATH, LARGE_BYTES)
+    }
+
+    /// A POST of the large body, answered with the small response.
+    pub(crate) fn upload() -> Self {
+        let length = format!("content-length: {LARGE_BYTES}\r\n");
+        Self {
+            request: head("POST", LARGE_PATH, &length),
+            upload_bytes: LARGE_BYTES,
+            body_bytes: SMALL_BYTES,
+        }
+    }
+
     fn new(path: &str, body_bytes: u64, connection: &str) -> Self {
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nhost: httpbin\r\nuser-agent: tidegate-bench\r\naccept: */*\r\n{connection}\r\n"
-        );
-        Self { request: request.into_bytes(), body_bytes }
+        Self { request: head("GET", path, connection), upload_bytes: 0, body_bytes }
     }
 
     /// Fails unless the response is 200 with a body of the expected length; returns that length.
     pub(crate) async fn on(&self, client: &mut HttpConnection<ClientStream>) -> Result<u64> {
-        let answer = client.exchange(&self.request).await?;
+        let answer = client.exchange_with_body(&self.request, self.upload_bytes).await?;
         ensure!(answer.status == 200, "answer has status {}", answer.status);
         ensure!(answer.body_bytes == self.body_bytes, "body of {} bytes", answer.body_bytes);
         Ok(answer.body_bytes)
@@ -115,4 +130,12 @@ impl LoadExchange {
     ) -> Result<ReceivedAnswer> {
         client.exchange(&self.request).await
     }
+}
+
+/// A request's head with an additional field.
+fn head(method: &str, path: &str, field: &str) -> Vec<u8> {
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: httpbin\r\nuser-agent: tidegate-bench\r\naccept: */*\r\n{field}\r\n"
+    )
+    .into_bytes()
 }

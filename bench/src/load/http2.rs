@@ -30,11 +30,11 @@ pub(super) enum TransferDirection {
 /// Repeats transfers until the time has passed.
 pub(super) async fn transfer(
     endpoint: LoadEndpoint,
-    watch_pid: Option<u32>,
+    watched: &[u32],
     seconds: f64,
     direction: TransferDirection,
 ) -> Result<LoadMeasurement> {
-    let meter = UsageMeter::new(watch_pid)?;
+    let meter = UsageMeter::new(watched)?;
     let recorder = ResponseRecorder::new();
     let stream = endpoint.connect_stream().await?;
     let (mut client, connection) = Builder::new()
@@ -138,7 +138,7 @@ mod tests {
                     });
                 }
             });
-            let report = transfer(LoadEndpoint::plain(address), None, 0.001, direction).await.unwrap();
+            let report = transfer(LoadEndpoint::plain(address), &[], 0.001, direction).await.unwrap();
             assert_eq!(report.errors, 0);
             assert_eq!(report.body_bytes, report.requests * LARGE_BYTES);
             assert!(report.requests > 0);

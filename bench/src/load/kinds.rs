@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::LoadMeasurement;
 use super::connection::{LoadEndpoint, LoadExchange};
 use super::window::{ResponseRecorder, UsageMeter};
-use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
+use crate::app::{LARGE_BYTES, SMALL_BYTES};
 use crate::http::HttpConnection;
 use crate::tls::ClientStream;
 
@@ -30,12 +30,12 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// One request at a time on each connection.
 pub(super) async fn closed(
     endpoint: LoadEndpoint,
-    watch_pid: Option<u32>,
+    watched: &[u32],
     connections: usize,
     warm_up: f64,
     seconds: f64,
 ) -> Result<LoadMeasurement> {
-    let meter = UsageMeter::new(watch_pid)?;
+    let meter = UsageMeter::new(watched)?;
     let recorder = ResponseRecorder::new();
     let exchange = Arc::new(LoadExchange::keep_alive(SMALL_PATH, SMALL_BYTES));
     let mut tasks = JoinSet::new();
@@ -61,12 +61,12 @@ pub(super) async fn closed(
 /// A new connection for each request.
 pub(super) async fn handshakes(
     endpoint: LoadEndpoint,
-    watch_pid: Option<u32>,
+    watched: &[u32],
     connections: usize,
     warm_up: f64,
     seconds: f64,
 ) -> Result<LoadMeasurement> {
-    let meter = UsageMeter::new(watch_pid)?;
+    let meter = UsageMeter::new(watched)?;
     let recorder = ResponseRecorder::new();
     let exchange = Arc::new(LoadExchange::last(SMALL_PATH, SMALL_BYTES));
     let mut tasks = JoinSet::new();
@@ -99,14 +99,14 @@ pub(super) async fn handshakes(
 /// Requests are due at equal intervals, regardless of earlier ones, and wait for a free connection.
 pub(super) async fn open(
     endpoint: LoadEndpoint,
-    watch_pid: Option<u32>,
+    watched: &[u32],
     rate: u32,
     connections: usize,
     warm_up: f64,
     seconds: f64,
 ) -> Result<LoadMeasurement> {
     ensure!(rate > 0, "a rate of 0 requests a second measures nothing");
-    let meter = UsageMeter::new(watch_pid)?;
+    let meter = UsageMeter::new(watched)?;
     let recorder = ResponseRecorder::new();
     let exchange = Arc::new(LoadExchange::keep_alive(SMALL_PATH, SMALL_BYTES));
     let queue = Arc::new(RequestQueue::default());
@@ -146,10 +146,10 @@ pub(super) async fn open(
 /// One request on each connection, which then stays open.
 pub(super) async fn idle(
     endpoint: LoadEndpoint,
-    watch_pid: Option<u32>,
+    watched: &[u32],
     connections: usize,
 ) -> Result<LoadMeasurement> {
-    let window_meter = UsageMeter::new(watch_pid)?;
+    let window_meter = UsageMeter::new(watched)?;
     let recorder = ResponseRecorder::new();
     let window = window_meter.open(&recorder)?;
     let exchange = LoadExchange::keep_alive(SMALL_PATH, SMALL_BYTES);
@@ -164,24 +164,24 @@ pub(super) async fn idle(
     Ok(report)
 }
 
-/// One large download after another.
-pub(super) async fn download(
+/// One large body after another, in the direction of the exchange.
+pub(super) async fn transfer(
     endpoint: LoadEndpoint,
-    watch_pid: Option<u32>,
+    watched: &[u32],
     seconds: f64,
+    exchange: LoadExchange,
 ) -> Result<LoadMeasurement> {
-    let meter = UsageMeter::new(watch_pid)?;
+    let meter = UsageMeter::new(watched)?;
     let recorder = ResponseRecorder::new();
     let mut client = endpoint.connect().await?;
     // The first response grows the buffers of proxy and kernel.
     LoadExchange::keep_alive(SMALL_PATH, SMALL_BYTES).on(&mut client).await?;
-    let exchange = LoadExchange::keep_alive(LARGE_PATH, LARGE_BYTES);
     let window = meter.open(&recorder)?;
     let began = Instant::now();
     while began.elapsed().as_secs_f64() < seconds {
         let sent = Instant::now();
-        let bytes = exchange.on(&mut client).await?;
-        recorder.answered(sent.elapsed(), bytes);
+        exchange.on(&mut client).await?;
+        recorder.answered(sent.elapsed(), LARGE_BYTES);
     }
     Ok(window.close(false)?.report())
 }

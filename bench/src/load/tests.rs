@@ -20,7 +20,15 @@ async fn app() -> SocketAddr {
 }
 
 fn plain(address: SocketAddr, kind: LoadKind) -> LoadOptions {
-    LoadOptions { address, ca: None, server_name: None, certificate: None, key: None, watch_pid: None, kind }
+    LoadOptions {
+        address,
+        ca: None,
+        server_name: None,
+        certificate: None,
+        key: None,
+        watch_pid: vec![],
+        kind,
+    }
 }
 
 #[tokio::test]
@@ -30,6 +38,32 @@ async fn a_closed_loop_counts_answers_of_the_right_length() {
     assert!(report.requests > 0 && report.errors == 0, "{report:?}");
     assert_eq!(report.body_bytes, report.requests * 1024);
     assert!(report.latency.p50 > 0.0 && report.latency.max >= report.latency.p999);
+}
+
+#[tokio::test]
+async fn large_bodies_go_both_ways_and_are_counted() {
+    for kind in [LoadKind::Download { seconds: 0.001 }, LoadKind::Upload { seconds: 0.001 }] {
+        let report = run(plain(app().await, kind)).await.unwrap();
+        assert_eq!(
+            (report.requests, report.errors, report.body_bytes),
+            (1, 0, app::LARGE_BYTES),
+            "{report:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn cpu_time_is_that_of_all_watched_processes_and_memory_that_of_the_first() {
+    let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let options = LoadOptions {
+        watch_pid: vec![other.id(), std::process::id()],
+        ..plain(app().await, LoadKind::Closed { connections: 1, seconds: 0.3, warm_up: 0.0 })
+    };
+    let report = run(options).await.unwrap();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(report.proxy_cpu_seconds.unwrap() > 0.0, "this process works, the first one sleeps: {report:?}");
+    assert!(report.proxy_kib_after.unwrap() < 10_000, "the first one is small: {report:?}");
 }
 
 #[tokio::test]
@@ -132,6 +166,7 @@ async fn the_arguments_of_a_kind_of_load_are_understood_as_that_kind() {
         LoadKind::Handshakes { connections: 3, seconds: 1.5, warm_up: 0.25 },
         LoadKind::Idle { connections: 9 },
         LoadKind::Download { seconds: 2.0 },
+        LoadKind::Upload { seconds: 2.0 },
     ] {
         let words = std::iter::once("load".to_owned()).chain(kind.arguments());
         assert_eq!(format!("{:?}", Arguments::parse_from(words).kind), format!("{kind:?}"));

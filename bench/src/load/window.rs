@@ -29,9 +29,11 @@ struct Recorded {
 
 /// The processes whose resource usage is reported.
 pub(super) struct UsageMeter {
-    /// The watched process and its descendants; `None` without one.
-    proxy: Option<Vec<u32>>,
-    /// Their resident memory before the first connection.
+    /// The watched processes and their descendants; `None` without one.
+    proxies: Option<Vec<u32>>,
+    /// The first watched process and its descendants.
+    first: Option<Vec<u32>>,
+    /// Resident memory of the first before the first connection.
     kib_before: Option<u64>,
 }
 
@@ -83,11 +85,13 @@ impl ResponseRecorder {
 }
 
 impl UsageMeter {
-    /// Samples the memory before the first connection.
-    pub(super) fn new(watch_pid: Option<u32>) -> Result<Self> {
-        let proxy = watch_pid.map(usage::family).transpose()?;
-        let kib_before = proxy.as_deref().map(usage::resident_kib).transpose()?;
-        Ok(Self { proxy, kib_before })
+    /// Samples the memory before the first connection. CPU time is that of all watched processes, memory that of the
+    /// first.
+    pub(super) fn new(watched: &[u32]) -> Result<Self> {
+        let families: Vec<_> = watched.iter().map(|pid| usage::family(*pid)).collect::<Result<_>>()?;
+        let first = families.first().cloned();
+        let kib_before = first.as_deref().map(usage::resident_kib).transpose()?;
+        Ok(Self { proxies: first.is_some().then(|| families.concat()), first, kib_before })
     }
 
     /// Opens the window: takes the first sample of CPU time.
@@ -106,7 +110,7 @@ impl UsageMeter {
 
     /// CPU time of the watched processes so far, in seconds.
     fn proxy_cpu(&self) -> Result<Option<f64>> {
-        self.proxy.as_deref().map(usage::cpu_seconds).transpose()
+        self.proxies.as_deref().map(usage::cpu_seconds).transpose()
     }
 }
 
@@ -118,7 +122,7 @@ impl MeasuredWindow {
         let proxy_cpu_seconds =
             self.meter.proxy_cpu()?.zip(self.proxy_cpu).map(|(after, before)| after - before);
         let load_cpu_seconds = usage::cpu_seconds(&[std::process::id()])? - self.load_cpu;
-        let proxy_kib_after = self.meter.proxy.as_deref().map(usage::resident_kib).transpose()?;
+        let proxy_kib_after = self.meter.first.as_deref().map(usage::resident_kib).transpose()?;
         let usage = LoadMeasurement {
             seconds,
             proxy_cpu_seconds,
