@@ -35,11 +35,12 @@ golden:
 fuzz target="" seconds="300":
     fuzz/run {{target}} {{seconds}}
 
-# Measure the sidecar against other proxies and write bench/README.md's table.
+# Measure the sidecar against other proxies, alone and in pairs, and write bench/README.md's tables.
 bench:
     bench/setup.sh
     cargo build --release --workspace
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --write-readme
+    "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --topology pair --write-readme
 
 # Regenerate sidecar/hot.ld, which makes the linker place the functions that a sidecar runs side by side; as root, some minutes.
 layout:

@@ -1,4 +1,4 @@
-//! The certificates of a run: one CA, a server, an admitted client and another client. ECDSA P-256.
+//! The certificates of a run: one CA, a server, two admitted clients and another client. ECDSA P-256.
 //!
 //! nginx and HAProxy can read a client's common name but not its alternative names, so each certificate carries its
 //! name in both.
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, SanType,
 };
 
 use crate::tls::ClientIdentity;
@@ -18,6 +18,10 @@ use crate::tls::ClientIdentity;
 pub(crate) const ALLOWED: &str = "ingress-nginx.ingress-nginx.cluster.local";
 /// A name from the same CA that the proxies refuse.
 pub(crate) const FOREIGN: &str = "intruder.elsewhere.cluster.local";
+/// The identity of the client's side of a pair, which the other side admits.
+pub(crate) const CALLER: &str = "caller.httpbin.cluster.local";
+/// Its other spelling. Sidecars require both in each other's certificates.
+const CALLER_URI: &str = "spiffe://cluster.local/ns/httpbin/sa/caller";
 /// The name in the proxies' own certificate, which clients verify.
 pub(crate) const SERVER: &str = "httpbin.httpbin.cluster.local";
 
@@ -34,6 +38,10 @@ pub(crate) struct RunCertificates {
     pub(crate) server_with_key: PathBuf,
     /// A client that the proxies admit, as [`ALLOWED`].
     pub(crate) allowed: ClientIdentity,
+    /// The client's side of a pair, as [`CALLER`].
+    pub(crate) caller: ClientIdentity,
+    /// The same in one file.
+    pub(crate) caller_with_key: PathBuf,
     /// A client of the same CA that the proxies refuse, as [`FOREIGN`].
     pub(crate) foreign: ClientIdentity,
 }
@@ -52,15 +60,21 @@ impl RunCertificates {
             server: identity(directory, "server"),
             server_with_key: directory.join("server.pem"),
             allowed: identity(directory, "allowed"),
+            caller: identity(directory, "caller"),
+            caller_with_key: directory.join("caller.pem"),
             foreign: identity(directory, "foreign"),
         };
         fs::write(&paths.ca, ca.pem())?;
         fs::write(&paths.ca_key, ca.key().serialize_pem())?;
-        issue(&ca, SERVER, ExtendedKeyUsagePurpose::ServerAuth, &paths.server)?;
-        issue(&ca, ALLOWED, ExtendedKeyUsagePurpose::ClientAuth, &paths.allowed)?;
-        issue(&ca, FOREIGN, ExtendedKeyUsagePurpose::ClientAuth, &paths.foreign)?;
-        let both = fs::read_to_string(&paths.server.certificate)? + &fs::read_to_string(&paths.server.key)?;
-        fs::write(&paths.server_with_key, both)?;
+        let name = |name: &str| CertificateParams::new([name.to_owned()]);
+        let mut caller = name(CALLER)?;
+        caller.subject_alt_names.push(SanType::URI(CALLER_URI.try_into()?));
+        issue(&ca, SERVER, name(SERVER)?, ExtendedKeyUsagePurpose::ServerAuth, &paths.server)?;
+        issue(&ca, ALLOWED, name(ALLOWED)?, ExtendedKeyUsagePurpose::ClientAuth, &paths.allowed)?;
+        issue(&ca, CALLER, caller, ExtendedKeyUsagePurpose::ClientAuth, &paths.caller)?;
+        issue(&ca, FOREIGN, name(FOREIGN)?, ExtendedKeyUsagePurpose::ClientAuth, &paths.foreign)?;
+        join(&paths.server, &paths.server_with_key)?;
+        join(&paths.caller, &paths.caller_with_key)?;
         Ok(paths)
     }
 }
@@ -73,15 +87,20 @@ fn identity(directory: &Path, name: &str) -> ClientIdentity {
     }
 }
 
-/// Issues a leaf certificate for `name` and writes it with its key.
+/// Writes certificate and key into one file.
+fn join(files: &ClientIdentity, file: &Path) -> Result<()> {
+    Ok(fs::write(file, fs::read_to_string(&files.certificate)? + &fs::read_to_string(&files.key)?)?)
+}
+
+/// Issues a leaf certificate with this common name and the alternative names of `params`, and writes it with its key.
 fn issue(
     ca: &CertifiedIssuer<'_, KeyPair>,
     name: &str,
+    mut params: CertificateParams,
     usage: ExtendedKeyUsagePurpose,
     files: &ClientIdentity,
 ) -> Result<()> {
     let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new([name.to_owned()])?;
     // Otherwise the library's default name would be the subject.
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);

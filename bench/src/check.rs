@@ -7,15 +7,16 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::app::{SMALL_BYTES, SMALL_FILL};
 use crate::load::{LoadEndpoint, LoadExchange};
-use crate::targets::{ClientFiles, Running};
+use crate::targets::{MtlsListener, Running};
 use crate::tls::ClientIdentity;
+use crate::topology::Topology;
 
 /// Timeout from a target's start until it serves.
 const START: Duration = Duration::from_secs(20);
 /// Pause between two attempts.
 const POLL: Duration = Duration::from_millis(20);
-/// Status with which every target refuses a client by its name.
-const FORBIDDEN: u16 = 403;
+/// How every target of topology "ingress" refuses a client by its name.
+const FORBIDDEN: &str = "status 403";
 
 /// Waits until the admitted client gets the app's response.
 pub(crate) async fn wait_until_serving(running: &mut Running) -> Result<()> {
@@ -36,47 +37,68 @@ pub(crate) async fn wait_until_serving(running: &mut Running) -> Result<()> {
     Err(last_error.context(format!("does not serve after {START:?}; its log: {}", running.log_tails())))
 }
 
-/// Checks that a client of the same CA with another name gets 403 and a client without a certificate gets nothing.
-///
-/// Returns how the latter was refused; `None` for a target without TLS.
-pub(crate) async fn refuses_others(running: &Running) -> Result<Option<String>> {
-    let Some(files) = &running.tls else { return Ok(None) };
-    let exchange = LoadExchange::keep_alive("/1k", SMALL_BYTES);
+/// How clients that must not reach the app were refused.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct ObservedRefusals {
+    /// A client of the same CA with another name.
+    pub(crate) foreign: Option<String>,
+    /// A client without a certificate.
+    pub(crate) nameless: Option<String>,
+}
 
-    let mut foreign =
-        endpoint(running, files, Some(&files.foreign))?.connect().await.context("foreign client")?;
-    let answer = exchange.any_answer_on(&mut foreign).await.context("foreign client")?;
-    ensure!(answer.status == FORBIDDEN, "a client with another name got {}, not {FORBIDDEN}", answer.status);
+/// Checks at the listener that enforces the policy that the admitted client gets the app's response, and a client of the
+/// same CA with another name and a client without a certificate get nothing of it: of an ingress, the former gets 403.
+pub(crate) async fn refuses_others(running: &Running, topology: Topology) -> Result<ObservedRefusals> {
+    let Some(listener) = running.guarded() else { return Ok(ObservedRefusals::default()) };
+    let files = &listener.files;
+    // Otherwise a listener that refuses everyone would pass.
+    let admitted = endpoint(&listener, Some(&files.allowed))?;
+    answered_by_app(&admitted).await.context("admitted client")?;
+    let foreign =
+        refusal(&endpoint(&listener, Some(&files.foreign))?).await.context("a client with another name")?;
+    ensure!(
+        topology == Topology::Pair || foreign == FORBIDDEN,
+        "a client with another name: {foreign}, not {FORBIDDEN}"
+    );
+    let nameless = refusal(&endpoint(&listener, None)?).await.context("a client without a certificate")?;
+    Ok(ObservedRefusals { foreign: Some(foreign), nameless: Some(nameless) })
+}
 
-    let nameless = endpoint(running, files, None)?;
+/// How a client is refused: by a status, or by an error of its connection. Fails if it is admitted.
+async fn refusal(endpoint: &LoadEndpoint) -> Result<String> {
     let attempt = async {
-        let mut client = nameless.connect().await?;
-        exchange.any_answer_on(&mut client).await
+        let mut client = endpoint.connect().await?;
+        LoadExchange::keep_alive("/1k", SMALL_BYTES).any_answer_on(&mut client).await
     };
     match attempt.await {
-        Ok(answer) if (400..500).contains(&answer.status) => Ok(Some(format!("status {}", answer.status))),
-        Ok(answer) => bail!("a client without a certificate got {}", answer.status),
-        Err(error) => Ok(Some(format!("{error:#}"))),
+        Ok(answer) if (400..500).contains(&answer.status) => Ok(format!("status {}", answer.status)),
+        Ok(answer) => bail!("admitted with status {}", answer.status),
+        Err(error) => Ok(format!("{error:#}")),
     }
 }
 
 /// Whether the admitted client gets the app's response.
 async fn served(running: &Running) -> Result<()> {
-    let endpoint = match &running.tls {
-        None => LoadEndpoint::plain(running.address),
-        Some(files) => endpoint(running, files, Some(&files.allowed))?,
+    let endpoint = match (&running.tls, running.guarded()) {
+        (Some(files), Some(listener)) => endpoint(&listener, Some(&files.allowed))?,
+        _ => LoadEndpoint::plain(running.address),
     };
+    answered_by_app(&endpoint).await
+}
+
+/// Fails unless the app's response comes.
+async fn answered_by_app(endpoint: &LoadEndpoint) -> Result<()> {
     let mut client = endpoint.connect().await?;
     LoadExchange::keep_alive("/1k", SMALL_BYTES).on(&mut client).await?;
     ensure!(client.body_start().iter().all(|byte| *byte == SMALL_FILL), "the answer is not the app's");
     Ok(())
 }
 
-/// A client's way to the target, with this identity or without a certificate.
-fn endpoint(
-    running: &Running,
-    files: &ClientFiles,
-    identity: Option<&ClientIdentity>,
-) -> Result<LoadEndpoint> {
-    LoadEndpoint::tls(running.address, &files.ca, &files.server_name, identity, &[])
+/// A client's way to a listener, with this identity or without a certificate.
+fn endpoint(listener: &MtlsListener, identity: Option<&ClientIdentity>) -> Result<LoadEndpoint> {
+    let MtlsListener { address, files, protocols } = listener;
+    LoadEndpoint::tls(*address, &files.ca, &files.server_name, identity, protocols)
 }
+
+#[cfg(test)]
+mod tests;

@@ -251,4 +251,4 @@ impl LoadKind {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

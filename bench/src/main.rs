@@ -1,7 +1,8 @@
 //! `tidegate-bench`: measures Tidegate against nginx, HAProxy and Envoy on one machine.
 //!
-//! Topology "ingress": mTLS client → proxy that admits one client name → plaintext HTTP/1.1 app. One program plays
-//! every part, each in its own process so that it can be pinned to a core:
+//! Topology "ingress": mTLS client → proxy that admits one client name → plaintext HTTP/1.1 app. Topology "pair":
+//! plaintext client → proxy → mTLS → proxy that admits the first one's name → app. One program plays every other part,
+//! each in its own process so that it can be pinned to a core:
 //!
 //! - [`run`] starts app, proxies and load, in interleaved rounds, and reports. Start reading here.
 //! - [`load`] is the load generator, [`app`] the app behind the proxies.
@@ -23,6 +24,7 @@ mod run;
 mod targets;
 mod template;
 mod tls;
+mod topology;
 
 use clap::{Parser, Subcommand};
 

@@ -19,7 +19,7 @@ pub(crate) use table::number;
 /// Flags of `report`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReportOptions {
-    /// results.json of an earlier run.
+    /// results.json or pair.json of an earlier run.
     #[arg(default_value_os_t = default_folder().join("results.json"))]
     results: PathBuf,
     /// Also put table and chart into bench/README.md.
@@ -36,20 +36,21 @@ pub(crate) fn main(options: ReportOptions) -> Result<()> {
     write(&results, folder, options.write_readme)
 }
 
-/// Writes results.json, results.md and results.svg to `folder` and the table to standard output.
+/// Writes JSON, Markdown and chart to `folder`, named after the topology, and the table to standard output.
 pub(crate) fn write(results: &Results, folder: &Path, write_readme: bool) -> Result<()> {
     fs::create_dir_all(folder)?;
+    let name = results.settings.topology.report_name();
     let markdown = table::render(results) + "\n" + &goals::render(results);
     let svg = chart::render(results);
-    fs::write(folder.join("results.json"), serde_json::to_string_pretty(results)?)?;
-    fs::write(folder.join("results.md"), &markdown)?;
-    fs::write(folder.join("results.svg"), &svg)?;
+    fs::write(folder.join(format!("{name}.json")), serde_json::to_string_pretty(results)?)?;
+    fs::write(folder.join(format!("{name}.md")), &markdown)?;
+    fs::write(folder.join(format!("{name}.svg")), &svg)?;
     println!("{markdown}");
     if write_readme {
-        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("results.svg");
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("{name}.svg"));
         fs::write(&chart, &svg).with_context(|| format!("cannot write {}", chart.display()))?;
-        let section = format!("{}\n\n![Chart of the table's main rows](results.svg)", markdown.trim());
-        write_section("results", &section)?;
+        let section = format!("{}\n\n![Chart of the table's main rows]({name}.svg)", markdown.trim());
+        write_section(name, &section)?;
     }
     Ok(())
 }

@@ -12,9 +12,10 @@ use crate::app;
 use crate::certificates::RunCertificates;
 use crate::check;
 use crate::load;
-use crate::process::{Process, usage};
+use crate::process::Process;
 use crate::report::{self, Machine, Measures, Results, RunSettings};
 use crate::targets::{Programs, Running, Target, TargetSite};
+use crate::topology::Topology;
 
 /// How much longer than expected a load may take until it counts as stalled.
 const STALL: Duration = Duration::from_secs(60);
@@ -22,7 +23,10 @@ const STALL: Duration = Duration::from_secs(60);
 /// Flags of `run`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunOptions {
-    /// Targets to measure; all by default.
+    /// How client, proxies and app are connected.
+    #[arg(long, default_value = "ingress")]
+    topology: Topology,
+    /// Targets to measure; all of the topology by default.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Target>,
     /// Number of measurements per target.
@@ -46,13 +50,13 @@ pub(crate) struct RunOptions {
     /// Idle connections, to measure the memory of one.
     #[arg(long, default_value_t = 1000)]
     idle: usize,
-    /// Core of the proxy.
+    /// Core of the proxy, or of both proxies of a pair.
     #[arg(long, default_value_t = 0)]
     proxy_core: usize,
     /// Core of load and app.
     #[arg(long, default_value_t = 1)]
     load_core: usize,
-    /// Folder for results.json, results.md and results.svg.
+    /// Folder for results.json, results.md and results.svg; of a pair, for pair.json, pair.md and pair.svg.
     #[arg(long, default_value_os_t = report::default_folder())]
     out: PathBuf,
     /// Also put table and chart into bench/README.md.
@@ -97,7 +101,12 @@ pub(crate) fn main(options: RunOptions) -> Result<()> {
 
 /// Runs all rounds.
 async fn measure(options: &RunOptions) -> Result<Results> {
-    let targets = if options.only.is_empty() { Target::ALL.to_vec() } else { options.only.clone() };
+    let topology = options.topology;
+    let all = Target::all(topology);
+    let targets = if options.only.is_empty() { all.to_vec() } else { options.only.clone() };
+    if let Some(other) = targets.iter().find(|target| !all.contains(target)) {
+        bail!("{other} is not measured in topology \"{topology}\"");
+    }
     ensure!(options.rounds > 0, "--rounds must be at least 1");
     ensure_core(options.proxy_core)?;
     ensure_core(options.load_core)?;
@@ -124,6 +133,7 @@ async fn measure(options: &RunOptions) -> Result<Results> {
         machine: Machine::this()?,
         versions,
         settings: RunSettings {
+            topology,
             seconds: options.seconds,
             connections: options.connections.clone(),
             rates: options.rates.clone(),
@@ -159,7 +169,9 @@ impl Bench<'_> {
     async fn measure(&self, target: Target, round: usize) -> Result<Measures> {
         let directory = self.directory.join(format!("{round}-{target}"));
         std::fs::create_dir(&directory)?;
+        let topology = self.options.topology;
         let site = TargetSite {
+            topology,
             directory: &directory,
             certificates: &self.certificates,
             app: self.app,
@@ -169,11 +181,8 @@ impl Bench<'_> {
         };
         let mut running = target.start(&site).await?;
         check::wait_until_serving(&mut running).await?;
-        let fresh_kib = running
-            .measured
-            .map(|pid| usage::family(pid).and_then(|family| usage::resident_kib(&family)))
-            .transpose()?;
-        let refusal = check::refuses_others(&running).await?;
+        let fresh_kib = running.resident_kib()?;
+        let refusals = check::refuses_others(&running, topology).await?;
 
         let RunOptions { seconds, open_seconds, warm_up, idle, .. } = *self.options;
         // First, before load has grown its buffers.
@@ -193,23 +202,31 @@ impl Bench<'_> {
         let kind = load::LoadKind::Handshakes { connections: 16, seconds, warm_up };
         let handshakes = self.load(&running, &directory, kind).await?;
         let download = self.load(&running, &directory, load::LoadKind::Download { seconds }).await?;
-        let (mut http2_download, mut http2_upload) = (None, None);
-        // The app only speaks HTTP/1.1.
-        if running.measured.is_some() {
-            let kinds = [load::LoadKind::Http2Download { seconds }, load::LoadKind::Http2Upload { seconds }];
-            for (kind, report) in kinds.into_iter().zip([&mut http2_download, &mut http2_upload]) {
-                *report = Some(self.load(&running, &directory, kind).await?);
+        let (mut upload, mut http2_download, mut http2_upload) = (None, None, None);
+        match topology {
+            Topology::Pair => {
+                upload = Some(self.load(&running, &directory, load::LoadKind::Upload { seconds }).await?);
+            }
+            // The app only speaks HTTP/1.1.
+            Topology::Ingress if running.measured.is_empty() => {}
+            Topology::Ingress => {
+                let kind = load::LoadKind::Http2Download { seconds };
+                http2_download = Some(self.load(&running, &directory, kind).await?);
+                let kind = load::LoadKind::Http2Upload { seconds };
+                http2_upload = Some(self.load(&running, &directory, kind).await?);
             }
         }
         running.ensure_running()?;
         Ok(Measures {
-            refusal,
+            refusal: refusals.nameless,
+            foreign_refusal: refusals.foreign,
             fresh_kib,
             idle,
             closed,
             open,
             handshakes,
             download,
+            upload,
             http2_download,
             http2_upload,
         })
@@ -233,7 +250,7 @@ impl Bench<'_> {
                 arguments.extend([flag.to_owned(), value]);
             }
         }
-        if let Some(pid) = running.measured {
+        for pid in &running.measured {
             arguments.extend(["--watch-pid".to_owned(), pid.to_string()]);
         }
         arguments.extend(kind.arguments());

@@ -14,23 +14,29 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::certificates::{RunCertificates, SERVER};
-use crate::process::Process;
+use crate::process::{Process, usage};
 use crate::tls::ClientIdentity;
+use crate::topology::Topology;
 
 /// Address of the compared proxies: outgoing connections do not take their ports from it.
 const PEERS: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 10);
 
 /// A measured target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Target {
     /// Client → app, plaintext: without a proxy.
     Direct,
-    /// Tidegate's sidecar.
+    /// Tidegate's sidecar, and HTTP.
     Tidegate,
+    /// Tidegate's sidecar, for which the bytes are opaque.
+    TidegateTcp,
     Nginx,
     Haproxy,
+    /// Envoy, and HTTP.
     Envoy,
+    /// Envoy, for which the bytes are opaque.
+    EnvoyTcp,
 }
 
 /// Paths of the programs.
@@ -52,13 +58,15 @@ pub(crate) struct Programs {
 
 /// What a target is started with.
 pub(crate) struct TargetSite<'a> {
+    /// How the target is connected with client and app.
+    pub(crate) topology: Topology,
     /// An empty folder for configuration, state and logs.
     pub(crate) directory: &'a Path,
     /// Certificates of the proxy, and of the clients that it admits and refuses.
     pub(crate) certificates: &'a RunCertificates,
     /// Address of the app.
     pub(crate) app: SocketAddr,
-    /// Core of the measured process.
+    /// Core of the measured processes.
     pub(crate) core: usize,
     /// Core of load and app, and of a target's other processes.
     pub(crate) load_core: usize,
@@ -69,14 +77,34 @@ pub(crate) struct TargetSite<'a> {
 /// A started target. Its processes stop when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// Its processes, the measured one first.
+    /// Its processes, the measured ones first.
     processes: Vec<Process>,
-    /// The process that carries the traffic, whose CPU time and memory are measured, including its children's.
-    pub(crate) measured: Option<u32>,
+    /// The processes that carry the traffic, the client's side first. CPU time is that of all, memory that of the
+    /// first, including their children's.
+    pub(crate) measured: Vec<u32>,
     /// The address that clients connect to.
     pub(crate) address: SocketAddr,
     /// How clients connect; `None` for plaintext.
     pub(crate) tls: Option<ClientFiles>,
+    /// The mTLS listener between the two sides of a pair; `None` without one.
+    pub(crate) inner: Option<MtlsListener>,
+}
+
+/// A listener that admits one client by its certificate.
+#[derive(Debug, Clone)]
+pub(crate) struct MtlsListener {
+    /// Its address.
+    pub(crate) address: SocketAddr,
+    /// How clients connect.
+    pub(crate) files: ClientFiles,
+    /// The protocols that they offer by ALPN.
+    pub(crate) protocols: &'static [&'static [u8]],
+}
+
+/// A started proxy, and where it listens.
+struct StartedProxy {
+    process: Process,
+    listen: SocketAddr,
 }
 
 /// What a client needs to connect to a target.
@@ -93,17 +121,30 @@ pub(crate) struct ClientFiles {
 }
 
 impl Target {
-    /// All targets, in the order of the columns.
-    pub(crate) const ALL: [Self; 5] = [Self::Direct, Self::Tidegate, Self::Nginx, Self::Haproxy, Self::Envoy];
+    /// The targets that are measured in a topology, in the order of the columns.
+    pub(crate) fn all(topology: Topology) -> &'static [Self] {
+        match topology {
+            Topology::Ingress => &[Self::Direct, Self::Tidegate, Self::Nginx, Self::Haproxy, Self::Envoy],
+            Topology::Pair => &[
+                Self::Direct,
+                Self::Tidegate,
+                Self::TidegateTcp,
+                Self::Nginx,
+                Self::Haproxy,
+                Self::Envoy,
+                Self::EnvoyTcp,
+            ],
+        }
+    }
 
     /// The version that its program reports; `None` without a program. If it is missing, the error says how to get it.
     pub(crate) fn version(self, programs: &Programs) -> Result<Option<String>> {
         let (program, flag) = match self {
             Self::Direct => return Ok(None),
-            Self::Tidegate => (programs.tidegate()?.sidecar, "--version"),
+            Self::Tidegate | Self::TidegateTcp => (programs.tidegate()?.sidecar, "--version"),
             Self::Nginx => (programs.nginx()?, "-v"),
             Self::Haproxy => (programs.haproxy()?, "-v"),
-            Self::Envoy => (programs.envoy()?, "--version"),
+            Self::Envoy | Self::EnvoyTcp => (programs.envoy()?, "--version"),
         };
         let output = Command::new(&program)
             .arg(flag)
@@ -114,30 +155,41 @@ impl Target {
                 .into_owned();
         let number =
             version_number(&text).with_context(|| format!("{self} does not report a version: {text}"))?;
-        Ok(Some(format!("{self} {number}")))
+        Ok(Some(format!("{} {number}", self.program())))
     }
 
     /// Starts the target. It may not serve yet.
     pub(crate) async fn start(self, site: &TargetSite<'_>) -> Result<Running> {
         match self {
             Self::Direct => Ok(Running::without_proxy(site.app)),
-            Self::Tidegate => tidegate::start(site).await,
-            Self::Nginx => nginx::start(site),
-            Self::Haproxy => haproxy::start(site),
-            Self::Envoy => envoy::start(site),
+            Self::Tidegate => tidegate::start(site, "http").await,
+            Self::TidegateTcp => tidegate::start(site, "tcp").await,
+            Self::Nginx => start_peer(site, nginx::inbound, nginx::outbound),
+            Self::Haproxy => start_peer(site, haproxy::inbound, haproxy::outbound),
+            Self::Envoy => start_peer(site, envoy::http_inbound, envoy::http_outbound),
+            Self::EnvoyTcp => start_peer(site, envoy::tcp_inbound, envoy::tcp_outbound),
+        }
+    }
+
+    /// The name of its program.
+    fn program(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Tidegate | Self::TidegateTcp => "Tidegate",
+            Self::Nginx => "nginx",
+            Self::Haproxy => "HAProxy",
+            Self::Envoy | Self::EnvoyTcp => "Envoy",
         }
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Direct => "direct",
-            Self::Tidegate => "Tidegate",
-            Self::Nginx => "nginx",
-            Self::Haproxy => "HAProxy",
-            Self::Envoy => "Envoy",
-        })
+        formatter.write_str(self.program())?;
+        if matches!(self, Self::TidegateTcp | Self::EnvoyTcp) {
+            formatter.write_str(" TCP")?;
+        }
+        Ok(())
     }
 }
 
@@ -168,18 +220,47 @@ impl Programs {
 impl Running {
     /// The app without a proxy.
     pub(crate) fn without_proxy(app: SocketAddr) -> Self {
-        Self { processes: vec![], measured: None, address: app, tls: None }
+        Self { processes: vec![], measured: vec![], address: app, tls: None, inner: None }
     }
 
-    /// A single process that carries all traffic, with clients identified by the run's own certificates.
-    fn single(process: Process, address: SocketAddr, certificates: &RunCertificates) -> Self {
-        let tls = ClientFiles {
-            ca: certificates.ca.clone(),
-            server_name: SERVER.to_owned(),
-            allowed: certificates.allowed.clone(),
-            foreign: certificates.foreign.clone(),
+    /// One proxy that carries all traffic, with clients identified by the run's own certificates.
+    fn single(proxy: StartedProxy, site: &TargetSite<'_>) -> Self {
+        let tls = ClientFiles::of(site.certificates, &site.certificates.allowed);
+        Self {
+            measured: vec![proxy.process.id()],
+            processes: vec![proxy.process],
+            address: proxy.listen,
+            tls: Some(tls),
+            inner: None,
+        }
+    }
+
+    /// Two proxies, the second one identified by the run's own certificates.
+    fn pair(outbound: StartedProxy, inbound: StartedProxy, site: &TargetSite<'_>) -> Self {
+        let files = ClientFiles::of(site.certificates, &site.certificates.caller);
+        Self {
+            measured: vec![outbound.process.id(), inbound.process.id()],
+            processes: vec![outbound.process, inbound.process],
+            address: outbound.listen,
+            tls: None,
+            inner: Some(MtlsListener { address: inbound.listen, files, protocols: &[] }),
+        }
+    }
+
+    /// The listener that admits one client; `None` without a proxy.
+    pub(crate) fn guarded(&self) -> Option<MtlsListener> {
+        let own = |files: &ClientFiles| MtlsListener {
+            address: self.address,
+            files: files.clone(),
+            protocols: &[],
         };
-        Self { measured: Some(process.id()), processes: vec![process], address, tls: Some(tls) }
+        self.inner.clone().or_else(|| self.tls.as_ref().map(own))
+    }
+
+    /// Resident memory of the client's side; `None` without a proxy.
+    pub(crate) fn resident_kib(&self) -> Result<Option<u64>> {
+        let first = self.measured.first().copied();
+        first.map(|pid| usage::resident_kib(&usage::family(pid)?)).transpose()
     }
 
     /// Fails, with the end of its log, if one of its processes has exited.
@@ -190,6 +271,31 @@ impl Running {
     /// The ends of its processes' logs.
     pub(crate) fn log_tails(&self) -> String {
         self.processes.iter().map(Process::log_tail).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl ClientFiles {
+    /// A proxy with the run's own certificates that admits `allowed`.
+    pub(crate) fn of(certificates: &RunCertificates, allowed: &ClientIdentity) -> Self {
+        Self {
+            ca: certificates.ca.clone(),
+            server_name: SERVER.to_owned(),
+            allowed: allowed.clone(),
+            foreign: certificates.foreign.clone(),
+        }
+    }
+}
+
+/// Starts the proxy in front of the app, and for a pair the one beside the client, which connects to it.
+fn start_peer(
+    site: &TargetSite<'_>,
+    inbound: fn(&TargetSite<'_>) -> Result<StartedProxy>,
+    outbound: fn(&TargetSite<'_>, SocketAddr) -> Result<StartedProxy>,
+) -> Result<Running> {
+    let inbound = inbound(site)?;
+    match site.topology {
+        Topology::Ingress => Ok(Running::single(inbound, site)),
+        Topology::Pair => Ok(Running::pair(outbound(site, inbound.listen)?, inbound, site)),
     }
 }
 

@@ -173,10 +173,10 @@ async fn the_arguments_of_a_kind_of_load_are_understood_as_that_kind() {
     }
 }
 
-type Handshakes = Arc<std::sync::Mutex<Vec<rustls::HandshakeKind>>>;
+pub(crate) type Handshakes = Arc<std::sync::Mutex<Vec<rustls::HandshakeKind>>>;
 
-/// Serves the small response over mTLS; it offers session tickets, so that a resuming client would be detected.
-async fn tls_server(certificates: &RunCertificates) -> (SocketAddr, Handshakes) {
+/// Serves the small response over mTLS to every client of the CA; it offers session tickets, so that a resuming client would be detected.
+pub(crate) async fn tls_server(certificates: &RunCertificates) -> (SocketAddr, Handshakes) {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&certificates.ca).unwrap()).unwrap();

@@ -10,7 +10,7 @@ const PANEL_WIDTH: usize = 400;
 const BAR_HEIGHT: usize = 18;
 const BAR_STEP: usize = 26;
 const TITLE_HEIGHT: usize = 30;
-const LABEL_WIDTH: usize = 70;
+const LABEL_WIDTH: usize = 84;
 const FIGURE_WIDTH: usize = 70;
 const MARGIN: usize = 16;
 const COLUMNS: usize = 2;
@@ -93,8 +93,10 @@ fn colour(target: Target) -> &'static str {
     match target {
         Target::Direct => "#bbbbbb",
         Target::Tidegate => "#1b7f8c",
+        Target::TidegateTcp => "#7fb8bf",
         Target::Nginx => "#7a9e5f",
         Target::Haproxy => "#8c7fb0",
         Target::Envoy => "#c9905a",
+        Target::EnvoyTcp => "#e2c3a3",
     }
 }

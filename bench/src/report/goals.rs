@@ -1,19 +1,23 @@
 //! Tidegate's goals, and whether they were reached.
 
 use super::Results;
-use super::metrics::{MAIN_CONNECTIONS, Metric};
+use super::metrics::{MAIN_CONNECTIONS, Metric, Quantile, Transfer};
 use super::table::number;
 use crate::targets::Target;
+use crate::topology::Topology;
 
-/// A bound on a figure of Tidegate's, absolute or relative to another target's.
+/// A bound on a figure of Tidegate's, absolute or relative to other targets'.
 #[derive(Debug)]
 pub(super) struct Goal {
     /// Name in the table.
     name: &'static str,
     /// The figure.
     metric: Metric,
-    /// The target whose figure it is divided by; `None` for an absolute bound.
-    beside: Option<Target>,
+    /// Whose figure it is.
+    of: Target,
+    /// The targets whose figures it is divided by. Of several, the one to which the ratio is worst counts: the best one.
+    /// Empty for an absolute bound.
+    beside: &'static [Target],
     /// The bound that the figure must meet.
     bound: Bound,
     /// Unit of figure and bound.
@@ -29,49 +33,85 @@ pub(crate) enum Bound {
     AtMost(f64),
 }
 
-/// All goals, in the order of the table.
-const GOALS: [Goal; 5] = [
-    Goal {
-        name: "requests/s at 64 connections",
-        metric: Metric::Throughput { connections: MAIN_CONNECTIONS },
-        beside: Some(Target::Nginx),
-        bound: Bound::AtLeast(1.4),
-        unit: "× nginx's",
-    },
-    Goal {
-        name: "CPU per request at 64 connections",
-        metric: Metric::CpuClosed { connections: MAIN_CONNECTIONS },
-        beside: Some(Target::Nginx),
-        bound: Bound::AtMost(0.7),
-        unit: "× nginx's",
-    },
-    Goal {
-        name: "new mTLS connections/s",
-        metric: Metric::Handshakes,
-        beside: Some(Target::Envoy),
-        bound: Bound::AtLeast(1.0),
-        unit: "× Envoy's",
-    },
-    Goal {
-        name: "RSS, fresh",
-        metric: Metric::FreshMegabytes,
-        beside: None,
-        bound: Bound::AtMost(10.0),
-        unit: "MB",
-    },
-    Goal {
-        name: "memory per idle mTLS connection",
-        metric: Metric::KibPerIdleConnection,
-        beside: None,
-        bound: Bound::AtMost(12.0),
-        unit: "KiB",
-    },
+const THROUGHPUT: Metric = Metric::Throughput { connections: MAIN_CONNECTIONS };
+const CPU: Metric = Metric::CpuClosed { connections: MAIN_CONNECTIONS };
+const DOWNLOAD: Metric = Metric::Megabytes(Transfer::Download);
+/// The peers that speak HTTP.
+const PEERS: &[Target] = &[Target::Nginx, Target::Haproxy, Target::Envoy];
+
+/// All goals of topology "ingress", in the order of the table.
+const INGRESS: [Goal; 5] = [
+    goal("requests/s at 64 connections", THROUGHPUT).times(
+        &[Target::Nginx],
+        "× nginx's",
+        Bound::AtLeast(1.4),
+    ),
+    goal("CPU per request at 64 connections", CPU).times(&[Target::Nginx], "× nginx's", Bound::AtMost(0.7)),
+    goal("new mTLS connections/s", Metric::Handshakes).times(
+        &[Target::Envoy],
+        "× Envoy's",
+        Bound::AtLeast(1.0),
+    ),
+    goal("RSS, fresh", Metric::FreshMegabytes).at_most(10.0, "MB"),
+    goal("memory per idle mTLS connection", Metric::KibPerIdleConnection).at_most(12.0, "KiB"),
 ];
+
+/// All goals of topology "pair", in the order of the table.
+const PAIR: [Goal; 11] = [
+    goal("requests/s at 64 connections", THROUGHPUT).times(
+        &[Target::Nginx],
+        "× nginx's",
+        Bound::AtLeast(2.2),
+    ),
+    goal("requests/s at 64 connections", THROUGHPUT).times(
+        &[Target::Envoy],
+        "× Envoy's",
+        Bound::AtLeast(6.0),
+    ),
+    goal("requests/s at 64 connections", THROUGHPUT).times(
+        &[Target::TidegateTcp],
+        "× its own for opaque TCP",
+        Bound::AtLeast(0.9),
+    ),
+    goal("CPU per request at 64 connections", CPU).times(&[Target::Nginx], "× nginx's", Bound::AtMost(0.45)),
+    goal("p99 at 1000/s", Metric::LatencyMicros { rate: 1000, quantile: Quantile::P99 }).times(
+        PEERS,
+        "× the best peer's",
+        Bound::AtMost(1.0),
+    ),
+    goal("p99 at 3000/s", Metric::LatencyMicros { rate: 3000, quantile: Quantile::P99 }).times(
+        PEERS,
+        "× the best peer's",
+        Bound::AtMost(1.0),
+    ),
+    goal("new connections/s", Metric::Handshakes).times(&[Target::Nginx], "× nginx's", Bound::AtLeast(1.0)),
+    goal("100 MB download", DOWNLOAD).times(&[Target::EnvoyTcp], "× Envoy TCP's", Bound::AtLeast(1.0)),
+    Goal {
+        of: Target::TidegateTcp,
+        ..goal("100 MB download, opaque TCP", DOWNLOAD).times(
+            &[Target::EnvoyTcp],
+            "× Envoy TCP's",
+            Bound::AtLeast(1.0),
+        )
+    },
+    goal("RSS of the client's side, fresh", Metric::FreshMegabytes).at_most(10.0, "MB"),
+    goal("memory per idle connection of the client's side", Metric::KibPerIdleConnection)
+        .at_most(12.0, "KiB"),
+];
+
+/// A goal of Tidegate's for HTTP, still without its bound.
+const fn goal(name: &'static str, metric: Metric) -> Goal {
+    Goal { name, metric, of: Target::Tidegate, beside: &[], bound: Bound::AtLeast(0.0), unit: "" }
+}
 
 /// Table of goals.
 pub(super) fn render(results: &Results) -> String {
     let mut text = "| goal | bound | measured | |\n|---|---|---:|---|\n".to_owned();
-    for goal in &GOALS {
+    let goals = match results.settings.topology {
+        Topology::Ingress => &INGRESS[..],
+        Topology::Pair => &PAIR,
+    };
+    for goal in goals {
         let measured = goal.measured(results);
         let (figure, verdict) = verdict(measured, goal.bound);
         text += &format!("| {} | {} {} | {figure} | {verdict} |\n", goal.name, goal.bound.text(), goal.unit);
@@ -89,12 +129,26 @@ pub(crate) fn verdict(measured: Option<f64>, bound: Bound) -> (String, &'static 
 }
 
 impl Goal {
-    /// Tidegate's figure, or its ratio to the other target's.
+    /// Relative to other targets.
+    const fn times(self, beside: &'static [Target], unit: &'static str, bound: Bound) -> Self {
+        Self { beside, unit, bound, ..self }
+    }
+
+    /// An absolute upper bound.
+    const fn at_most(self, bound: f64, unit: &'static str) -> Self {
+        Self { unit, bound: Bound::AtMost(bound), ..self }
+    }
+
+    /// Tidegate's figure, or its ratio to the best of the other targets'.
     fn measured(&self, results: &Results) -> Option<f64> {
-        match self.beside {
-            None => self.metric.median(results, Target::Tidegate),
-            Some(other) => self.metric.ratio(results, Target::Tidegate, other),
+        if self.beside.is_empty() {
+            return self.metric.median(results, self.of);
         }
+        let ratios = self.beside.iter().filter_map(|other| self.metric.ratio(results, self.of, *other));
+        ratios.reduce(match self.bound {
+            Bound::AtLeast(_) => f64::min,
+            Bound::AtMost(_) => f64::max,
+        })
     }
 }
 

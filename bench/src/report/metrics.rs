@@ -3,6 +3,7 @@
 use super::{Measures, Results, RunSettings};
 use crate::load::LoadMeasurement;
 use crate::targets::Target;
+use crate::topology::Topology;
 
 /// The closed loop that the goals refer to.
 pub(super) const MAIN_CONNECTIONS: usize = 64;
@@ -41,6 +42,8 @@ pub(super) enum Metric {
 pub(super) enum Transfer {
     /// From the app, over HTTP/1.1.
     Download,
+    /// To the app, over HTTP/1.1.
+    Upload,
     /// From the app, over HTTP/2.
     Http2Download,
     /// To the app, over HTTP/2.
@@ -79,7 +82,11 @@ impl Metric {
             Self::IdleMegabytes,
             Self::KibPerIdleConnection,
         ]);
-        for transfer in [Transfer::Download, Transfer::Http2Download, Transfer::Http2Upload] {
+        let transfers = match settings.topology {
+            Topology::Ingress => &[Transfer::Download, Transfer::Http2Download, Transfer::Http2Upload][..],
+            Topology::Pair => &[Transfer::Download, Transfer::Upload],
+        };
+        for transfer in transfers.iter().copied() {
             rows.extend([Self::Megabytes(transfer), Self::CpuPerGigabyte(transfer)]);
         }
         rows
@@ -87,16 +94,23 @@ impl Metric {
 
     /// The row's label.
     pub(super) fn label(self, settings: &RunSettings) -> String {
+        let side = match settings.topology {
+            Topology::Ingress => "",
+            Topology::Pair => " of the client's side",
+        };
         match self {
             Self::Throughput { connections } => format!("requests/s, {}", counted(connections)),
             Self::CpuClosed { connections } => format!("CPU s per 10 k requests, {}", counted(connections)),
             Self::LatencyMicros { rate, quantile } => format!("{} µs at {rate}/s", quantile.label()),
             Self::CpuOpen { rate } => format!("CPU s per 10 k requests at {rate}/s"),
-            Self::Handshakes => "new mTLS connections/s".to_owned(),
+            Self::Handshakes => match settings.topology {
+                Topology::Ingress => "new mTLS connections/s".to_owned(),
+                Topology::Pair => "new connections/s".to_owned(),
+            },
             Self::CpuMillisPerHandshake => "CPU ms per new connection".to_owned(),
-            Self::FreshMegabytes => "RSS MB, fresh".to_owned(),
-            Self::IdleMegabytes => format!("RSS MB, {} idle connections", settings.idle),
-            Self::KibPerIdleConnection => "KiB per idle connection".to_owned(),
+            Self::FreshMegabytes => format!("RSS MB{side}, fresh"),
+            Self::IdleMegabytes => format!("RSS MB{side}, {} idle connections", settings.idle),
+            Self::KibPerIdleConnection => format!("KiB per idle connection{side}"),
             Self::Megabytes(transfer) => format!("100 MB {}, MB/s", transfer.label()),
             Self::CpuPerGigabyte(transfer) => format!("CPU s per GB, {}", transfer.label()),
         }
@@ -183,6 +197,7 @@ impl Transfer {
     fn label(self) -> &'static str {
         match self {
             Self::Download => "download",
+            Self::Upload => "upload",
             Self::Http2Download => "download over HTTP/2",
             Self::Http2Upload => "upload over HTTP/2",
         }
@@ -192,6 +207,7 @@ impl Transfer {
     fn of(self, measures: &Measures) -> Option<&LoadMeasurement> {
         match self {
             Self::Download => Some(&measures.download),
+            Self::Upload => measures.upload.as_ref(),
             Self::Http2Download => measures.http2_download.as_ref(),
             Self::Http2Upload => measures.http2_upload.as_ref(),
         }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::LoadMeasurement;
 use crate::targets::Target;
+use crate::topology::Topology;
 
 /// The rounds of a run, and the conditions under which they were measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub(crate) struct Machine {
 /// The settings of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RunSettings {
+    /// How client, proxies and app were connected.
+    #[serde(default)]
+    pub(crate) topology: Topology,
     /// Length of each measurement.
     pub(crate) seconds: f64,
     /// Numbers of connections of the closed loop.
@@ -51,7 +55,10 @@ pub(crate) struct RunSettings {
 pub(crate) struct Measures {
     /// How a client without a certificate was refused; `None` without TLS.
     pub(crate) refusal: Option<String>,
-    /// Resident memory after the first request.
+    /// How a client of the same CA with another name was refused; `None` without TLS.
+    #[serde(default)]
+    pub(crate) foreign_refusal: Option<String>,
+    /// Resident memory after the first request, of a pair the client's side's.
     pub(crate) fresh_kib: Option<u64>,
     /// Idle connections.
     pub(crate) idle: LoadMeasurement,
@@ -63,6 +70,9 @@ pub(crate) struct Measures {
     pub(crate) handshakes: LoadMeasurement,
     /// Large downloads over HTTP/1.1.
     pub(crate) download: LoadMeasurement,
+    /// Large uploads over HTTP/1.1; only of a pair.
+    #[serde(default)]
+    pub(crate) upload: Option<LoadMeasurement>,
     /// `None` if the target does not use HTTP/2.
     #[serde(default)]
     pub(crate) http2_download: Option<LoadMeasurement>,
@@ -106,9 +116,14 @@ impl Measures {
             ("handshakes".to_owned(), &self.handshakes),
             ("download".to_owned(), &self.download),
         ];
-        let http2 = [("http2 download", &self.http2_download), ("http2 upload", &self.http2_upload)];
-        loads
-            .extend(http2.into_iter().filter_map(|(load, report)| Some((load.to_owned(), report.as_ref()?))));
+        let others = [
+            ("upload", &self.upload),
+            ("http2 download", &self.http2_download),
+            ("http2 upload", &self.http2_upload),
+        ];
+        loads.extend(
+            others.into_iter().filter_map(|(load, report)| Some((load.to_owned(), report.as_ref()?))),
+        );
         loads.extend(self.closed.iter().map(|(number, report)| (format!("{number} connections"), report)));
         loads.extend(self.open.iter().map(|(rate, report)| (format!("{rate}/s"), report)));
         loads

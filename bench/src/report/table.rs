@@ -9,6 +9,9 @@ const BOUND_BY_LOAD: &str = "‡";
 /// The table in Markdown.
 pub(super) fn render(results: &Results) -> String {
     let targets = results.targets();
+    let mut versions: Vec<_> = results.versions.values().cloned().collect();
+    // One program may stand for two targets, side by side.
+    versions.dedup();
     let mut text = format!(
         "{}, {}, {} round{} of {} s. {}.\n\n",
         results.machine.processor,
@@ -16,7 +19,7 @@ pub(super) fn render(results: &Results) -> String {
         results.rounds.len(),
         if results.rounds.len() == 1 { "" } else { "s" },
         results.settings.seconds,
-        results.versions.values().cloned().collect::<Vec<_>>().join(", "),
+        versions.join(", "),
     );
     text += "| |";
     for target in &targets {

@@ -4,6 +4,7 @@ use super::metrics::{Metric, Quantile, Transfer, median};
 use super::*;
 use crate::load::{Latency, LoadMeasurement};
 use crate::targets::Target;
+use crate::topology::Topology;
 
 /// A round in which a target answered `requests` in one second and used `cpu` seconds for them.
 fn measures(requests: u64, cpu: Option<f64>) -> Measures {
@@ -19,11 +20,13 @@ fn measures(requests: u64, cpu: Option<f64>) -> Measures {
     };
     Measures {
         refusal: None,
+        foreign_refusal: None,
         fresh_kib: cpu.map(|_| 9_000),
         idle: report.clone(),
         closed: BTreeMap::from([(64, report.clone())]),
         open: BTreeMap::from([(1000, report.clone())]),
         handshakes: report.clone(),
+        upload: Some(report.clone()),
         http2_download: cpu.map(|_| report.clone()),
         http2_upload: cpu.map(|_| report.clone()),
         download: report,
@@ -35,9 +38,21 @@ fn results(rounds: Vec<BTreeMap<Target, Measures>>) -> Results {
         finished: 0,
         machine: Machine { processor: "2 × P".to_owned(), kernel: "Linux 6".to_owned() },
         versions: BTreeMap::new(),
-        settings: RunSettings { seconds: 1.0, connections: vec![64], rates: vec![1000], idle: 1000 },
+        settings: RunSettings {
+            topology: Topology::Ingress,
+            seconds: 1.0,
+            connections: vec![64],
+            rates: vec![1000],
+            idle: 1000,
+        },
         rounds,
     }
+}
+
+fn pair(rounds: Vec<BTreeMap<Target, Measures>>) -> Results {
+    let mut results = results(rounds);
+    results.settings.topology = Topology::Pair;
+    results
 }
 
 const THROUGHPUT: Metric = Metric::Throughput { connections: 64 };
@@ -75,7 +90,7 @@ fn each_figure_has_the_unit_that_its_label_says() {
     assert_eq!(of(Metric::LatencyMicros { rate: 1000, quantile: Quantile::P999 }), 400.0);
     assert!((of(Metric::FreshMegabytes) - 9.216).abs() < 1e-9);
     assert_eq!(of(Metric::KibPerIdleConnection), 8.0);
-    for transfer in [Transfer::Download, Transfer::Http2Download, Transfer::Http2Upload] {
+    for transfer in [Transfer::Download, Transfer::Upload, Transfer::Http2Download, Transfer::Http2Upload] {
         assert_eq!(of(Metric::Megabytes(transfer)), 500.0);
         assert!((of(Metric::CpuPerGigabyte(transfer)) - 1.6).abs() < 1e-9);
     }
@@ -121,6 +136,55 @@ fn goals_are_reached_not_reached_or_not_measured() {
 }
 
 #[test]
+fn a_pair_has_rows_and_goals_of_its_own() {
+    let mut slow = measures(10_000, Some(0.9));
+    slow.open.get_mut(&1000).unwrap().latency.p99 = 250.0;
+    let round = BTreeMap::from([
+        (Target::Tidegate, measures(23_000, Some(0.9))),
+        (Target::TidegateTcp, measures(25_000, Some(0.9))),
+        (Target::Nginx, measures(10_000, Some(0.9))),
+        (Target::Haproxy, slow),
+        (Target::EnvoyTcp, measures(5_000, Some(0.9))),
+    ]);
+    let mut results = pair(vec![round]);
+    results.versions = [(Target::Tidegate, "Tidegate 0.1.0"), (Target::TidegateTcp, "Tidegate 0.1.0")]
+        .map(|(target, version)| (target, version.to_owned()))
+        .into();
+    let table = table::render(&results);
+    assert!(table.contains("1 round of 1 s. Tidegate 0.1.0.\n"), "one program, named once: {table}");
+    assert!(table.contains("| | Tidegate | Tidegate TCP | nginx | HAProxy | Envoy TCP |\n"), "{table}");
+    for row in ["| new connections/s |", "| RSS MB of the client's side, fresh |", "| 100 MB upload, MB/s |"]
+    {
+        assert!(table.contains(row), "{row}: {table}");
+    }
+    assert!(!table.contains("HTTP/2"), "{table}");
+    let goals = goals::render(&results);
+    for row in [
+        "| requests/s at 64 connections | ≥ 2.2 × nginx's | 2.30 | reached |",
+        "| requests/s at 64 connections | ≥ 6 × Envoy's | – | not measured |",
+        "| requests/s at 64 connections | ≥ 0.9 × its own for opaque TCP | 0.92 | reached |",
+        "| CPU per request at 64 connections | ≤ 0.45 × nginx's | 0.43 | reached |",
+        "| p99 at 1000/s | ≤ 1 × the best peer's | 1.20 | **not reached** |",
+        "| 100 MB download, opaque TCP | ≥ 1 × Envoy TCP's | 1.00 | reached |",
+    ] {
+        assert!(goals.contains(row), "{row}: {goals}");
+    }
+    assert_eq!(serde_json::to_value(&results).unwrap()["settings"]["topology"], "pair");
+}
+
+#[test]
+fn the_report_of_each_topology_has_files_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    for results in [results(vec![]), pair(vec![])] {
+        write(&results, folder.path(), false).unwrap();
+    }
+    let mut files: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    files.sort();
+    assert_eq!(files, ["pair.json", "pair.md", "pair.svg", "results.json", "results.md", "results.svg"]);
+}
+
+#[test]
 fn failed_requests_are_named_with_target_round_and_load() {
     let mut failing = measures(10, Some(0.1));
     failing.handshakes.errors = 3;
@@ -145,7 +209,7 @@ fn the_chart_has_a_bar_for_each_figure_and_the_longest_fills_the_room() {
     ]);
     let svg = chart::render(&results(vec![round]));
     assert_eq!(svg.matches("<rect").count(), 1 + 8 * 2);
-    assert!(svg.contains("width=\"244.0\"") && svg.contains("width=\"122.0\""), "{svg}");
+    assert!(svg.contains("width=\"230.0\"") && svg.contains("width=\"115.0\""), "{svg}");
     assert!(svg.ends_with("</svg>\n"));
 }
 

@@ -1,31 +1,65 @@
-//! Envoy: one worker, the HTTP RBAC filter with the client's alternative name.
+//! Envoy: one worker, the RBAC filter with the client's alternative name, for HTTP or for opaque bytes.
 
 use std::fs;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use super::{Running, TargetSite, free_address};
-use crate::certificates::ALLOWED;
+use super::{StartedProxy, TargetSite, free_address};
+use crate::certificates::SERVER;
 use crate::process::Process;
 use crate::template;
 
-/// Configuration with placeholders.
-const TEMPLATE: &str = include_str!("../../templates/envoy.yaml");
+/// In front of the app: configuration with placeholders.
+pub(super) const HTTP_INBOUND: &str = include_str!("../../templates/envoy.yaml");
+/// The same for opaque bytes.
+pub(super) const TCP_INBOUND: &str = include_str!("../../templates/envoy-tcp.yaml");
+/// Beside the client of a pair.
+pub(super) const HTTP_OUTBOUND: &str = include_str!("../../templates/outbound/envoy.yaml");
+/// The same for opaque bytes.
+pub(super) const TCP_OUTBOUND: &str = include_str!("../../templates/outbound/envoy-tcp.yaml");
 
-/// Starts Envoy on an unused port.
-pub(super) fn start(site: &TargetSite<'_>) -> Result<Running> {
+/// Starts Envoy in front of the app, on an unused port.
+pub(super) fn http_inbound(site: &TargetSite<'_>) -> Result<StartedProxy> {
+    inbound(site, HTTP_INBOUND)
+}
+
+/// The same for opaque bytes.
+pub(super) fn tcp_inbound(site: &TargetSite<'_>) -> Result<StartedProxy> {
+    inbound(site, TCP_INBOUND)
+}
+
+/// Starts Envoy beside the client; it connects to `to`.
+pub(super) fn http_outbound(site: &TargetSite<'_>, to: SocketAddr) -> Result<StartedProxy> {
+    outbound(site, HTTP_OUTBOUND, to)
+}
+
+/// The same for opaque bytes.
+pub(super) fn tcp_outbound(site: &TargetSite<'_>, to: SocketAddr) -> Result<StartedProxy> {
+    outbound(site, TCP_OUTBOUND, to)
+}
+
+fn inbound(site: &TargetSite<'_>, template: &str) -> Result<StartedProxy> {
     let listen = free_address()?;
-    let config = site.directory.join("envoy.yaml");
-    fs::write(&config, render(site, listen)?)?;
+    start(site, "envoy", listen, &render_inbound(site, template, listen)?)
+}
+
+fn outbound(site: &TargetSite<'_>, template: &str, to: SocketAddr) -> Result<StartedProxy> {
+    let listen = free_address()?;
+    start(site, "envoy-outbound", listen, &render_outbound(site, template, listen, to)?)
+}
+
+fn start(site: &TargetSite<'_>, name: &str, listen: SocketAddr, config: &str) -> Result<StartedProxy> {
+    let file = site.directory.join(format!("{name}.yaml"));
+    fs::write(&file, config)?;
     let process = Process::start(
-        "envoy",
+        name,
         site.core,
         site.directory,
         &site.programs.envoy()?,
         [
             "--config-path".as_ref(),
-            config.as_os_str(),
+            file.as_os_str(),
             "--concurrency".as_ref(),
             "1".as_ref(),
             "--disable-hot-restart".as_ref(),
@@ -33,15 +67,15 @@ pub(super) fn start(site: &TargetSite<'_>) -> Result<Running> {
             "warning".as_ref(),
         ],
     )?;
-    Ok(Running::single(process, listen, site.certificates))
+    Ok(StartedProxy { process, listen })
 }
 
-/// The configuration of a run.
-pub(super) fn render(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String> {
+/// The configuration in front of the app.
+pub(super) fn render_inbound(site: &TargetSite<'_>, template: &str, listen: SocketAddr) -> Result<String> {
     template::render(
-        TEMPLATE,
+        template,
         &[
-            ("allowed", ALLOWED.to_owned()),
+            ("allowed", site.topology.admitted().to_owned()),
             ("app_address", site.app.ip().to_string()),
             ("app_port", site.app.port().to_string()),
             ("listen_address", listen.ip().to_string()),
@@ -51,5 +85,28 @@ pub(super) fn render(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String
             ("ca", site.certificates.ca.display().to_string()),
         ],
     )
-    .context("envoy.yaml")
+    .context("Envoy's configuration in front of the app")
+}
+
+/// The configuration beside the client.
+pub(super) fn render_outbound(
+    site: &TargetSite<'_>,
+    template: &str,
+    listen: SocketAddr,
+    to: SocketAddr,
+) -> Result<String> {
+    template::render(
+        template,
+        &[
+            ("server_name", SERVER.to_owned()),
+            ("to_address", to.ip().to_string()),
+            ("to_port", to.port().to_string()),
+            ("listen_address", listen.ip().to_string()),
+            ("listen_port", listen.port().to_string()),
+            ("certificate", site.certificates.caller.certificate.display().to_string()),
+            ("key", site.certificates.caller.key.display().to_string()),
+            ("ca", site.certificates.ca.display().to_string()),
+        ],
+    )
+    .context("Envoy's configuration beside the client")
 }

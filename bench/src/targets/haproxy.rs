@@ -5,35 +5,47 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use super::{Running, TargetSite, free_address};
-use crate::certificates::ALLOWED;
+use super::{StartedProxy, TargetSite, free_address};
+use crate::certificates::SERVER;
 use crate::process::Process;
 use crate::template;
 
-/// Configuration with placeholders.
-const TEMPLATE: &str = include_str!("../../templates/haproxy.cfg");
+/// In front of the app: configuration with placeholders.
+const INBOUND: &str = include_str!("../../templates/haproxy.cfg");
+/// Beside the client of a pair.
+const OUTBOUND: &str = include_str!("../../templates/outbound/haproxy.cfg");
 
-/// Starts HAProxy on an unused port.
-pub(super) fn start(site: &TargetSite<'_>) -> Result<Running> {
+/// Starts HAProxy in front of the app, on an unused port.
+pub(super) fn inbound(site: &TargetSite<'_>) -> Result<StartedProxy> {
     let listen = free_address()?;
-    let config = site.directory.join("haproxy.cfg");
-    fs::write(&config, render(site, listen)?)?;
+    start(site, "haproxy", listen, &render_inbound(site, listen)?)
+}
+
+/// Starts HAProxy beside the client; it connects to `to`.
+pub(super) fn outbound(site: &TargetSite<'_>, to: SocketAddr) -> Result<StartedProxy> {
+    let listen = free_address()?;
+    start(site, "haproxy-outbound", listen, &render_outbound(site, listen, to)?)
+}
+
+fn start(site: &TargetSite<'_>, name: &str, listen: SocketAddr, config: &str) -> Result<StartedProxy> {
+    let file = site.directory.join(format!("{name}.cfg"));
+    fs::write(&file, config)?;
     let process = Process::start(
-        "haproxy",
+        name,
         site.core,
         site.directory,
         &site.programs.haproxy()?,
-        ["-db".as_ref(), "-f".as_ref(), config.as_os_str()],
+        ["-db".as_ref(), "-f".as_ref(), file.as_os_str()],
     )?;
-    Ok(Running::single(process, listen, site.certificates))
+    Ok(StartedProxy { process, listen })
 }
 
-/// The configuration of a run.
-pub(super) fn render(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String> {
+/// The configuration in front of the app.
+pub(super) fn render_inbound(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String> {
     template::render(
-        TEMPLATE,
+        INBOUND,
         &[
-            ("allowed", ALLOWED.to_owned()),
+            ("allowed", site.topology.admitted().to_owned()),
             ("app", site.app.to_string()),
             ("listen", listen.to_string()),
             ("certificate_with_key", site.certificates.server_with_key.display().to_string()),
@@ -41,4 +53,19 @@ pub(super) fn render(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String
         ],
     )
     .context("haproxy.cfg")
+}
+
+/// The configuration beside the client.
+pub(super) fn render_outbound(site: &TargetSite<'_>, listen: SocketAddr, to: SocketAddr) -> Result<String> {
+    template::render(
+        OUTBOUND,
+        &[
+            ("to", to.to_string()),
+            ("server_name", SERVER.to_owned()),
+            ("listen", listen.to_string()),
+            ("certificate_with_key", site.certificates.caller_with_key.display().to_string()),
+            ("ca", site.certificates.ca.display().to_string()),
+        ],
+    )
+    .context("outbound/haproxy.cfg")
 }

@@ -5,21 +5,33 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use super::{Running, TargetSite, free_address};
-use crate::certificates::ALLOWED;
+use super::{StartedProxy, TargetSite, free_address};
+use crate::certificates::SERVER;
 use crate::process::Process;
 use crate::template;
 
-/// Configuration with placeholders.
-const TEMPLATE: &str = include_str!("../../templates/nginx.conf");
+/// In front of the app: configuration with placeholders.
+const INBOUND: &str = include_str!("../../templates/nginx.conf");
+/// Beside the client of a pair.
+const OUTBOUND: &str = include_str!("../../templates/outbound/nginx.conf");
 
-/// Starts nginx on an unused port.
-pub(super) fn start(site: &TargetSite<'_>) -> Result<Running> {
+/// Starts nginx in front of the app, on an unused port.
+pub(super) fn inbound(site: &TargetSite<'_>) -> Result<StartedProxy> {
     let listen = free_address()?;
-    let config = site.directory.join("nginx.conf");
-    fs::write(&config, render(site, listen)?)?;
+    start(site, "nginx", listen, &render_inbound(site, listen)?)
+}
+
+/// Starts nginx beside the client; it connects to `to`.
+pub(super) fn outbound(site: &TargetSite<'_>, to: SocketAddr) -> Result<StartedProxy> {
+    let listen = free_address()?;
+    start(site, "nginx-outbound", listen, &render_outbound(site, listen, to)?)
+}
+
+fn start(site: &TargetSite<'_>, name: &str, listen: SocketAddr, config: &str) -> Result<StartedProxy> {
+    let file = site.directory.join(format!("{name}.conf"));
+    fs::write(&file, config)?;
     let process = Process::start(
-        "nginx",
+        name,
         site.core,
         site.directory,
         &site.programs.nginx()?,
@@ -29,22 +41,20 @@ pub(super) fn start(site: &TargetSite<'_>) -> Result<Running> {
             "-p".as_ref(),
             site.directory.as_os_str(),
             "-c".as_ref(),
-            config.as_os_str(),
+            file.as_os_str(),
         ],
     )?;
-    Ok(Running::single(process, listen, site.certificates))
+    Ok(StartedProxy { process, listen })
 }
 
-/// The configuration of a run.
-pub(super) fn render(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String> {
-    // Otherwise root nginx would drop to a user that cannot read the run's folder.
-    let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
+/// The configuration in front of the app.
+pub(super) fn render_inbound(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String> {
     template::render(
-        TEMPLATE,
+        INBOUND,
         &[
             ("directory", site.directory.display().to_string()),
-            ("user", user.to_owned()),
-            ("allowed", ALLOWED.to_owned()),
+            ("user", user().to_owned()),
+            ("allowed", site.topology.admitted().to_owned()),
             ("app", site.app.to_string()),
             ("listen", listen.to_string()),
             ("certificate", site.certificates.server.certificate.display().to_string()),
@@ -53,4 +63,27 @@ pub(super) fn render(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String
         ],
     )
     .context("nginx.conf")
+}
+
+/// The configuration beside the client.
+pub(super) fn render_outbound(site: &TargetSite<'_>, listen: SocketAddr, to: SocketAddr) -> Result<String> {
+    template::render(
+        OUTBOUND,
+        &[
+            ("directory", site.directory.display().to_string()),
+            ("user", user().to_owned()),
+            ("to", to.to_string()),
+            ("server_name", SERVER.to_owned()),
+            ("listen", listen.to_string()),
+            ("certificate", site.certificates.caller.certificate.display().to_string()),
+            ("key", site.certificates.caller.key.display().to_string()),
+            ("ca", site.certificates.ca.display().to_string()),
+        ],
+    )
+    .context("outbound/nginx.conf")
+}
+
+/// Without this directive, root nginx would drop to a user that cannot read the run's folder.
+fn user() -> &'static str {
+    if rustix::process::geteuid().is_root() { "user root;" } else { "" }
 }

@@ -16,7 +16,8 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
     let programs = programs();
     let app = "127.0.0.1:4001".parse().unwrap();
     let listen = "127.0.7.10:4002".parse().unwrap();
-    let site = TargetSite {
+    let mut site = TargetSite {
+        topology: Topology::Ingress,
         directory: directory.path(),
         certificates: &certificates,
         app,
@@ -26,19 +27,19 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
     };
     let ca = format!("{}", certificates.ca.display());
 
-    let nginx = nginx::render(&site, listen).unwrap();
+    let nginx = nginx::render_inbound(&site, listen).unwrap();
     for part in ["listen 127.0.7.10:4002 ssl", "server 127.0.0.1:4001;", "ssl_verify_client on;", &ca] {
         assert!(nginx.contains(part), "{part} is not in {nginx}");
     }
     assert!(nginx.contains("\"CN=ingress-nginx.ingress-nginx.cluster.local\" 1;"));
 
-    let haproxy = haproxy::render(&site, listen).unwrap();
+    let haproxy = haproxy::render_inbound(&site, listen).unwrap();
     for part in ["bind 127.0.7.10:4002", "server app 127.0.0.1:4001", "verify required", &ca] {
         assert!(haproxy.contains(part), "{part} is not in {haproxy}");
     }
     assert!(haproxy.contains("unless { ssl_c_s_dn(cn) -m str ingress-nginx.ingress-nginx.cluster.local }"));
 
-    let envoy = envoy::render(&site, listen).unwrap();
+    let envoy = envoy::render_inbound(&site, envoy::HTTP_INBOUND, listen).unwrap();
     for part in [
         "{address: 127.0.7.10, port_value: 4002}",
         "{address: 127.0.0.1, port_value: 4001}",
@@ -48,6 +49,80 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
     ] {
         assert!(envoy.contains(part), "{part} is not in {envoy}");
     }
+
+    site.topology = Topology::Pair;
+    for config in [
+        nginx::render_inbound(&site, listen).unwrap(),
+        haproxy::render_inbound(&site, listen).unwrap(),
+        envoy::render_inbound(&site, envoy::HTTP_INBOUND, listen).unwrap(),
+        envoy::render_inbound(&site, envoy::TCP_INBOUND, listen).unwrap(),
+    ] {
+        assert!(config.contains("caller.httpbin.cluster.local"), "{config}");
+        assert!(!config.contains("ingress-nginx"), "{config}");
+    }
+}
+
+#[test]
+fn the_client_s_side_of_each_pair_presents_its_certificate_and_verifies_the_other_side() {
+    let (directory, certificates) = certificates();
+    let programs = programs();
+    let site = TargetSite {
+        topology: Topology::Pair,
+        directory: directory.path(),
+        certificates: &certificates,
+        app: "127.0.0.1:4001".parse().unwrap(),
+        core: 0,
+        load_core: 1,
+        programs: &programs,
+    };
+    let [listen, to] = ["127.0.7.10:4003", "127.0.7.10:4002"].map(|address| address.parse().unwrap());
+    let ca = certificates.ca.display();
+    let (certificate, key) = (certificates.caller.certificate.display(), certificates.caller.key.display());
+    let both = certificates.caller_with_key.display();
+    let server = SERVER;
+
+    let nginx = nginx::render_outbound(&site, listen, to).unwrap();
+    for part in [
+        "listen 127.0.7.10:4003 ".to_owned(),
+        "server 127.0.7.10:4002;".to_owned(),
+        format!("proxy_ssl_certificate {certificate};"),
+        format!("proxy_ssl_certificate_key {key};"),
+        format!("proxy_ssl_trusted_certificate {ca};"),
+        "proxy_ssl_verify on;".to_owned(),
+        format!("proxy_ssl_name {server};"),
+    ] {
+        assert!(nginx.contains(&part), "{part} is not in {nginx}");
+    }
+    let haproxy = haproxy::render_outbound(&site, listen, to).unwrap();
+    for part in [
+        "bind 127.0.7.10:4003 ".to_owned(),
+        format!(
+            "127.0.7.10:4002 pool-max-conn 256 ssl crt {both} ca-file {ca} verify required verifyhost {server}"
+        ),
+    ] {
+        assert!(haproxy.contains(&part), "{part} is not in {haproxy}");
+    }
+    for template in [envoy::HTTP_OUTBOUND, envoy::TCP_OUTBOUND] {
+        let envoy = envoy::render_outbound(&site, template, listen, to).unwrap();
+        for part in [
+            "{address: 127.0.7.10, port_value: 4003}".to_owned(),
+            "{address: 127.0.7.10, port_value: 4002}".to_owned(),
+            format!("certificate_chain: {{filename: \"{certificate}\"}}"),
+            format!("trusted_ca: {{filename: \"{ca}\"}}"),
+            format!("- {{san_type: DNS, matcher: {{exact: {server}}}}}"),
+        ] {
+            assert!(envoy.contains(&part), "{part} is not in {envoy}");
+        }
+    }
+}
+
+#[test]
+fn opaque_tcp_is_measured_in_pairs_only() {
+    let [ingress, pair] = [Topology::Ingress, Topology::Pair].map(Target::all);
+    for target in [Target::TidegateTcp, Target::EnvoyTcp] {
+        assert!(pair.contains(&target) && !ingress.contains(&target));
+    }
+    assert!(ingress.is_sorted() && pair.is_sorted(), "the order of the report's columns");
 }
 
 #[test]

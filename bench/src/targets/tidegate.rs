@@ -1,8 +1,9 @@
-//! Tidegate: only the sidecar is measured; the CA and the controller that it needs run beside it.
+//! Tidegate: only the sidecars are measured; the CA and the controller that they need run beside them.
 //!
-//! All three are the real programs. The CA signs with the run's own root, so that the refused client is the same as for
+//! All are the real programs. The CA signs with the run's own root, so that the refused client is the same as for
 //! the other proxies; the admitted client has the certificate that the CA issues for the ingress gateway.
 
+mod caller;
 mod tokens;
 
 use std::fs;
@@ -13,16 +14,20 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::net::TcpStream;
 
+use self::caller::CallerSidecar;
 use self::tokens::TokenKey;
-use super::{ClientFiles, PEERS, Running, TargetSite, free_addresses};
+use super::{ClientFiles, MtlsListener, PEERS, Running, TargetSite, free_addresses};
 use crate::certificates::{ALLOWED, SERVER};
 use crate::http::HttpConnection;
 use crate::process::Process;
 use crate::template;
 use crate::tls::ClientIdentity;
+use crate::topology::Topology;
 
-/// Kubernetes objects with placeholders.
-const MANIFESTS: &str = include_str!("../../templates/tidegate.yaml");
+/// Kubernetes objects of topology "ingress", with placeholders.
+const INGRESS: &str = include_str!("../../templates/tidegate.yaml");
+/// Kubernetes objects of topology "pair".
+const PAIR: &str = include_str!("../../templates/pair.yaml");
 /// The pod's address; its sidecar listens there on the port of the app.
 const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 1));
 /// Namespace and name of the ingress gateway's Secret.
@@ -66,6 +71,8 @@ struct LocalMesh {
     controller_token: PathBuf,
     /// The sidecar's service account token.
     sidecar_token: PathBuf,
+    /// The sidecar beside the client of a pair.
+    caller: Option<CallerSidecar>,
     /// Folder that the CA writes the gateway's certificate to.
     secrets: PathBuf,
     /// Folder of the CA's state.
@@ -75,11 +82,11 @@ struct LocalMesh {
 /// A program's flags, each with its value.
 struct ProgramFlags(Vec<String>);
 
-/// Starts CA, controller and sidecar, each after the previous one is ready, and waits until the sidecar has its
-/// certificate and its policy.
-pub(super) async fn start(site: &TargetSite<'_>) -> Result<Running> {
+/// Starts CA, controller and sidecars, each after the previous one is ready, and waits until a sidecar has its
+/// certificate and its policy. `protocol` is what the app's port declares.
+pub(super) async fn start(site: &TargetSite<'_>, protocol: &str) -> Result<Running> {
     let programs = site.programs.tidegate()?;
-    let mesh = LocalMesh::prepare(site)?;
+    let mesh = LocalMesh::prepare(site, protocol)?;
 
     let start = |name, core, program: &Path, arguments: ProgramFlags| {
         Process::start(name, core, site.directory, program, arguments.0)
@@ -96,15 +103,34 @@ pub(super) async fn start(site: &TargetSite<'_>) -> Result<Running> {
     let mut sidecar = start("sidecar", site.core, &programs.sidecar, mesh.sidecar_arguments(site))?;
     until("sidecar", &mut sidecar, async || ready(mesh.sidecar_admin).await).await?;
 
+    let Some(caller) = &mesh.caller else {
+        return Ok(Running {
+            measured: vec![sidecar.id()],
+            processes: vec![sidecar, controller, ca],
+            address: listen(site),
+            tls: Some(ClientFiles {
+                ca: gateway.join("ca.crt"),
+                server_name: SERVER.to_owned(),
+                allowed: ClientIdentity {
+                    certificate: gateway.join("tls.crt"),
+                    key: gateway.join("tls.key"),
+                },
+                foreign: site.certificates.foreign.clone(),
+            }),
+            inner: None,
+        });
+    };
+    let mut outbound = start("caller", site.core, &programs.sidecar, caller.arguments(site, &mesh))?;
+    until("caller", &mut outbound, async || ready(caller.admin).await).await?;
     Ok(Running {
-        measured: Some(sidecar.id()),
-        processes: vec![sidecar, controller, ca],
-        address: listen(site),
-        tls: Some(ClientFiles {
-            ca: gateway.join("ca.crt"),
-            server_name: SERVER.to_owned(),
-            allowed: ClientIdentity { certificate: gateway.join("tls.crt"), key: gateway.join("tls.key") },
-            foreign: site.certificates.foreign.clone(),
+        measured: vec![outbound.id(), sidecar.id()],
+        processes: vec![outbound, sidecar, controller, ca],
+        address: caller.outbound,
+        tls: None,
+        inner: Some(MtlsListener {
+            address: listen(site),
+            files: ClientFiles::of(site.certificates, &site.certificates.caller),
+            protocols: &[b"tidegate/tcp"],
         }),
     })
 }
@@ -138,9 +164,10 @@ impl ReleasePrograms {
 
 impl LocalMesh {
     /// Writes the programs' input: manifests, tokens and the key that signs the tokens.
-    fn prepare(site: &TargetSite<'_>) -> Result<Self> {
+    fn prepare(site: &TargetSite<'_>, protocol: &str) -> Result<Self> {
         let [ca, ca_admin, discovery, controller_admin, sidecar_admin] = free_addresses()?;
         let path = |name: &str| site.directory.join(name);
+        let key = TokenKey::generate()?;
         let mesh = Self {
             ca,
             ca_admin,
@@ -152,12 +179,15 @@ impl LocalMesh {
             token_key_file: path("token-key.pub"),
             controller_token: path("controller.token"),
             sidecar_token: path("sidecar.token"),
+            caller: match site.topology {
+                Topology::Ingress => None,
+                Topology::Pair => Some(CallerSidecar::prepare(site, &key)?),
+            },
             secrets: path("secrets"),
             store: path("store"),
         };
         fs::create_dir(&mesh.manifests)?;
-        fs::write(mesh.manifests.join("httpbin.yaml"), render(site.app)?)?;
-        let key = TokenKey::generate()?;
+        fs::write(mesh.manifests.join("httpbin.yaml"), render(site, protocol)?)?;
         fs::write(&mesh.token_key_file, key.public_pem())?;
         fs::write(&mesh.controller_token, key.token("tidegate-system", "tidegate-controller")?)?;
         fs::write(&mesh.sidecar_token, key.token("httpbin", "httpbin")?)?;
@@ -193,16 +223,21 @@ impl LocalMesh {
             .with("--token-file", self.controller_token.display())
     }
 
-    /// Flags of the sidecar.
+    /// Flags of the sidecar in front of the app.
     fn sidecar_arguments(&self, site: &TargetSite<'_>) -> ProgramFlags {
-        ProgramFlags(Vec::new())
-            .with("--workload", "httpbin/httpbin")
+        self.workload_arguments("httpbin/httpbin", self.sidecar_admin, &self.sidecar_token)
             .with("--inbound", format!("{}={}", listen(site), site.app))
+    }
+
+    /// Flags of any sidecar.
+    fn workload_arguments(&self, workload: &str, admin: SocketAddr, token: &Path) -> ProgramFlags {
+        ProgramFlags(Vec::new())
+            .with("--workload", workload)
             .with("--discovery-address", format!("https://{}", self.discovery))
-            .with("--admin-address", self.sidecar_admin)
+            .with("--admin-address", admin)
             .with("--ca-address", format!("https://{}", self.ca))
             .with("--ca-trust-bundle", self.trust_bundle.display())
-            .with("--token-file", self.sidecar_token.display())
+            .with("--token-file", token.display())
             .with("--workers", 1)
             .with("--access-log-format", "off")
     }
@@ -216,20 +251,27 @@ impl ProgramFlags {
     }
 }
 
-/// The Kubernetes objects of a run.
-pub(super) fn render(app: SocketAddr) -> Result<String> {
-    template::render(
-        MANIFESTS,
-        &[
-            ("port", app.port().to_string()),
-            ("pod_address", POD.to_string()),
-            ("allowed", ALLOWED.to_owned()),
-        ],
-    )
-    .context("tidegate.yaml")
+/// The Kubernetes objects of a run; `protocol` is what the app's port declares.
+pub(super) fn render(site: &TargetSite<'_>, protocol: &str) -> Result<String> {
+    let mut values = vec![
+        ("port", site.app.port().to_string()),
+        ("pod_address", POD.to_string()),
+        ("protocol", protocol.to_owned()),
+    ];
+    match site.topology {
+        Topology::Ingress => {
+            values.push(("allowed", ALLOWED.to_owned()));
+            template::render(INGRESS, &values).context("tidegate.yaml")
+        }
+        Topology::Pair => {
+            values.push(("caller_address", caller::POD.to_string()));
+            values.push(("service_address", caller::SERVICE.to_string()));
+            template::render(PAIR, &values).context("pair.yaml")
+        }
+    }
 }
 
-/// Address of the sidecar's listener.
+/// Address of the listener of the sidecar in front of the app.
 fn listen(site: &TargetSite<'_>) -> SocketAddr {
     SocketAddr::new(POD, site.app.port())
 }

@@ -22,9 +22,24 @@ fn the_programs_are_found_by_their_folder_or_by_any_program_in_it() {
     assert_eq!(ReleasePrograms::find(&path("tidegate")).unwrap(), programs);
 }
 
+/// A site of topology "ingress" or "pair" whose app listens on port 4001.
+fn site<'a>(
+    topology: Topology,
+    directory: &'a Path,
+    certificates: &'a RunCertificates,
+    programs: &'a targets::Programs,
+) -> TargetSite<'a> {
+    let app = "127.0.0.1:4001".parse().unwrap();
+    TargetSite { topology, directory, certificates, app, core: 0, load_core: 1, programs }
+}
+
 #[test]
 fn the_manifests_put_the_sidecar_before_the_apps_port() {
-    let manifests = render("127.0.0.1:4001".parse().unwrap()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = RunCertificates::create(directory.path()).unwrap();
+    let programs = targets::tests::programs();
+    let site = site(Topology::Ingress, directory.path(), &certificates, &programs);
+    let manifests = render(&site, "http").unwrap();
     for part in [
         "podIP: 127.0.7.1\n",
         "targetPort: 4001\n",
@@ -40,15 +55,8 @@ fn each_program_is_configured_with_what_the_others_offer() {
     let directory = tempfile::tempdir().unwrap();
     let certificates = RunCertificates::create(directory.path()).unwrap();
     let programs = targets::tests::programs();
-    let site = TargetSite {
-        directory: directory.path(),
-        certificates: &certificates,
-        app: "127.0.0.1:4001".parse().unwrap(),
-        core: 0,
-        load_core: 1,
-        programs: &programs,
-    };
-    let mesh = LocalMesh::prepare(&site).unwrap();
+    let site = site(Topology::Ingress, directory.path(), &certificates, &programs);
+    let mesh = LocalMesh::prepare(&site, "http").unwrap();
     let ca = mesh.ca_arguments(&site).0.join(" ");
     let controller = mesh.controller_arguments().0.join(" ");
     let sidecar = mesh.sidecar_arguments(&site).0.join(" ");
@@ -64,6 +72,51 @@ fn each_program_is_configured_with_what_the_others_offer() {
         assert!(arguments.contains(&format!("--token-file {}", token.display())), "{arguments}");
         assert!(arguments.contains(&mesh.trust_bundle.display().to_string()), "{arguments}");
         assert_eq!(fs::read_to_string(token).unwrap().split('.').count(), 3);
+    }
+}
+
+#[test]
+fn the_caller_of_a_pair_dials_a_service_whose_port_declares_the_protocol() {
+    let certificates_directory = tempfile::tempdir().unwrap();
+    let certificates = RunCertificates::create(certificates_directory.path()).unwrap();
+    let programs = targets::tests::programs();
+    for protocol in ["http", "tcp"] {
+        let directory = tempfile::tempdir().unwrap();
+        let site = site(Topology::Pair, directory.path(), &certificates, &programs);
+        let mesh = LocalMesh::prepare(&site, protocol).unwrap();
+        let caller = mesh.caller.as_ref().unwrap();
+        let arguments = caller.arguments(&site, &mesh).0.join(" ");
+        assert!(arguments.contains("--workload httpbin/caller"), "{arguments}");
+        assert!(
+            arguments.contains(&format!("--outbound {}=10.96.0.10:4001", caller.outbound)),
+            "{arguments}"
+        );
+        let manifests = fs::read_to_string(mesh.manifests.join("httpbin.yaml")).unwrap();
+        for part in [
+            "clusterIP: 10.96.0.10\n".to_owned(),
+            format!(
+                "  - name: {protocol}\n    port: 4001\n    targetPort: 4001\n    appProtocol: {protocol}\n"
+            ),
+            "- addresses: [127.0.7.1]\n".to_owned(),
+            "podIP: 127.0.7.2\n".to_owned(),
+        ] {
+            assert!(manifests.contains(&part), "{part} is not in {manifests}");
+        }
+        let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(&manifests).unwrap();
+        let kinds: Vec<_> = objects.iter().filter_map(|object| object["kind"].as_str()).collect();
+        assert_eq!(
+            kinds,
+            [
+                "MeshConfig",
+                "Namespace",
+                "ServiceAccount",
+                "ServiceAccount",
+                "Service",
+                "EndpointSlice",
+                "Pod",
+                "Pod"
+            ]
+        );
     }
 }
 

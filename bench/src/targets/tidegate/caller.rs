@@ -1,0 +1,44 @@
+//! The sidecar beside the client of a pair.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::tokens::TokenKey;
+use super::{LocalMesh, ProgramFlags, TargetSite, free_addresses};
+
+/// The caller's address.
+pub(super) const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 2));
+/// The Service's address, which the client dials: no host has it, but the sidecar knows the endpoint behind it.
+pub(super) const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
+
+/// Addresses and files of the caller's sidecar.
+#[derive(Debug)]
+pub(super) struct CallerSidecar {
+    /// Its admin server.
+    pub(super) admin: SocketAddr,
+    /// Where the client connects to, in place of the Service.
+    pub(super) outbound: SocketAddr,
+    /// Its service account token.
+    token: PathBuf,
+}
+
+impl CallerSidecar {
+    /// Writes the sidecar's token.
+    pub(super) fn prepare(site: &TargetSite<'_>, key: &TokenKey) -> Result<Self> {
+        let [admin, outbound] = free_addresses()?;
+        let token = site.directory.join("caller.token");
+        fs::write(&token, key.token("httpbin", "caller")?)?;
+        Ok(Self { admin, outbound, token })
+    }
+
+    /// Flags of the sidecar. Its inbound listener, which a sidecar must have, is not used.
+    pub(super) fn arguments(&self, site: &TargetSite<'_>, mesh: &LocalMesh) -> ProgramFlags {
+        let port = site.app.port();
+        mesh.workload_arguments("httpbin/caller", self.admin, &self.token)
+            .with("--inbound", format!("{}={}", SocketAddr::new(POD, port), site.app))
+            .with("--outbound", format!("{}={}", self.outbound, SocketAddr::new(SERVICE, port)))
+    }
+}
