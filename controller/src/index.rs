@@ -27,7 +27,7 @@ use crate::object::kinds::kinds;
 use crate::object::pod::has_ended;
 use crate::object::unreadable::Unreadable;
 use crate::object::{Change, Kind, Object, ObjectKey, ObjectName};
-use crate::service::selects;
+use crate::service::{is_headless, selects};
 
 pub(crate) use affected::Affected;
 pub(crate) use endpoint_slices::{pod_of, service_of};
@@ -367,6 +367,12 @@ impl Index {
         affected.namespaces.insert(service.namespace.clone());
         let addresses = self.service(service).into_iter().flat_map(|service| cluster_ips(service));
         affected.addresses.extend(addresses);
+        if self.service(service).is_some_and(|service| is_headless(service)) {
+            // What their ports carry is declared by the Service.
+            let endpoints = self.slices_of(service).flat_map(|slice| slice.endpoints.iter().flatten());
+            let addresses = endpoints.flat_map(|endpoint| &endpoint.addresses);
+            affected.addresses.extend(addresses.filter_map(|address| address.parse::<IpAddr>().ok()));
+        }
         affected.services.insert(service.clone());
         self.affect_source(service, affected);
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use k8s_openapi::api::core::v1::{ContainerPort, Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tidegate_core::PortProtocol;
 use tidegate_core::contract::names;
 use tidegate_core::policy::AppProtocol;
 
@@ -92,7 +93,18 @@ pub(crate) fn numbered_target(port: &ServicePort) -> Option<u16> {
     u16::try_from(number).ok().filter(|number| *number > 0)
 }
 
-/// The app's protocol: from the Service port's `appProtocol`, else from the prefix of the port's name. Unknown values
+/// What connections to a Service's port carry, and what its endpoints speak.
+pub(crate) fn port_protocol(port: &ServicePort) -> PortProtocol {
+    let numbers = u16::try_from(port.port).ok().into_iter().chain(numbered_target(port));
+    PortProtocol::of(port.app_protocol.as_deref(), port.name.as_deref(), numbers)
+}
+
+/// Whether clients get the addresses of a Service's endpoints instead of one of its own.
+pub(crate) fn is_headless(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
+}
+
+/// The app's protocol once an ingress controller's TLS is terminated: from the Service port's `appProtocol`, else from the prefix of the port's name. Unknown values
 /// are ignored.
 pub(crate) fn app_protocol(app_protocol: Option<&str>, port_name: Option<&str>) -> AppProtocol {
     let by_word = |word: &str| match word.to_ascii_lowercase().as_str() {
@@ -120,6 +132,11 @@ pub(crate) fn declared_ports(pod: &Pod) -> impl Iterator<Item = (u16, AppProtoco
         let number = u16::try_from(port.container_port).ok().filter(|number| *number > 0)?;
         Some((number, app_protocol(None, port.name.as_deref())))
     })
+}
+
+/// The name of the container's port with this number, if it has one.
+pub(crate) fn container_port_name(pod: &Pod, number: u16) -> Option<&str> {
+    container_ports(pod).find(|port| port.container_port == i32::from(number))?.name.as_deref()
 }
 
 /// All declared TCP ports of the app's containers and of native sidecars (init containers with a restart policy), in

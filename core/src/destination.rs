@@ -39,8 +39,13 @@ pub enum DestinationTarget {
 }
 
 impl Destination {
+    /// A destination whose connections, or the requests in them, are forwarded to a backend.
+    pub fn backend(protocol: AppProtocol, backend: BackendRef) -> Self {
+        Self::Routed { protocol, target: DestinationTarget::Backend(backend) }
+    }
+
     /// A destination whose connections are forwarded to a backend as opaque bytes.
     pub fn opaque(backend: BackendRef) -> Self {
-        Self::Routed { protocol: AppProtocol::Tcp, target: DestinationTarget::Backend(backend) }
+        Self::backend(AppProtocol::Tcp, backend)
     }
 }

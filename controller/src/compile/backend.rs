@@ -14,16 +14,16 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
-use tidegate_core::Identity;
-use tidegate_core::backend::{Backend, BackendProtocol, BackendRef, Endpoint, Transport};
+use tidegate_core::backend::{Backend, BackendRef, Endpoint, Transport};
 use tidegate_core::contract::{flags, names, ports};
+use tidegate_core::{Identity, PortProtocol};
 use tidegate_crds::injection;
 
 use super::destination::{Resolved, Resolver};
-use crate::index::{pod_addresses, pod_of};
+use crate::index::{pod_addresses, pod_of, service_of};
 use crate::object::pod::service_account;
 use crate::object::{Kind, ObjectName};
-use crate::service::tcp_ports;
+use crate::service::{container_port_name, is_headless, port_protocol, tcp_ports};
 
 impl Resolver<'_> {
     /// The endpoints of both families behind a name, of which a connection takes those of the address that was dialled.
@@ -31,14 +31,14 @@ impl Resolver<'_> {
     pub(crate) fn backend(&self, name: &BackendRef) -> Resolved<Option<Backend>> {
         let object = ObjectName::new(name.object.namespace.clone(), name.object.name.clone());
         let mut pods = BTreeSet::new();
-        let endpoints = match &*name.object.kind {
+        let found = match &*name.object.kind {
             kind if kind == Kind::Service.as_str() => self.behind_service(&object, name.port, &mut pods),
             kind if kind == Kind::Pod.as_str() => self.behind_pod(&object, name.port, &mut pods),
             _ => None,
         };
-        let value = endpoints.map(|endpoints| Backend {
+        let value = found.map(|(protocol, endpoints)| Backend {
             name: name.clone(),
-            protocol: BackendProtocol::Tcp,
+            protocol: protocol.spoken(),
             endpoints: endpoints.into_iter().map(|(address, how)| Endpoint::new(address, how)).collect(),
         });
         Resolved { value, pods }
@@ -50,14 +50,14 @@ impl Resolver<'_> {
         name: &ObjectName,
         port: u16,
         pods: &mut BTreeSet<ObjectName>,
-    ) -> Option<BTreeMap<SocketAddr, Transport>> {
+    ) -> Option<(PortProtocol, BTreeMap<SocketAddr, Transport>)> {
         let service = self.index.service(name)?;
         let port = tcp_ports(service).find(|listed| listed.port == i32::from(port))?;
         let mut endpoints = BTreeMap::new();
         for is_ipv4 in [true, false] {
             endpoints.extend(self.service_endpoints(&self.slices(name, is_ipv4), port, pods));
         }
-        Some(endpoints)
+        Some((port_protocol(port), endpoints))
     }
 
     /// A Pod's own addresses, for a destination that was dialled by Pod IP. `None` unless its sidecar takes
@@ -67,12 +67,30 @@ impl Resolver<'_> {
         name: &ObjectName,
         port: u16,
         pods: &mut BTreeSet<ObjectName>,
-    ) -> Option<BTreeMap<SocketAddr, Transport>> {
+    ) -> Option<(PortProtocol, BTreeMap<SocketAddr, Transport>)> {
         pods.insert(name.clone());
         let pod = self.index.pod(name)?;
         let identity = self.workload(name, pod, port)?;
         let mesh = |ip| (SocketAddr::new(ip, port), Transport::Mesh(identity.clone()));
-        Some(pod_addresses(pod).map(mesh).collect())
+        let protocol = self.pod_port_protocol(name, pod, port);
+        Some((protocol, pod_addresses(pod).map(mesh).collect()))
+    }
+
+    /// The protocol of a Pod's port, for clients that dial the Pod's own address: as a headless Service declares it, in
+    /// front of which clients get such addresses, else by the name of the container's port.
+    pub(super) fn pod_port_protocol(&self, name: &ObjectName, pod: &Pod, port: u16) -> PortProtocol {
+        let of_slice = |slice: &Arc<EndpointSlice>| {
+            let service = service_of(slice)?;
+            let service = self.index.service(&service).filter(|service| is_headless(service))?;
+            let listed = slice.ports.iter().flatten().find(|listed| listed.port == Some(i32::from(port)))?;
+            let declared = tcp_ports(service)
+                .find(|declared| declared.name.as_deref() == listed.name.as_deref().filter(|n| !n.is_empty()))
+                .and_then(|declared| declared.app_protocol.as_deref());
+            let app_protocol = listed.app_protocol.as_deref().or(declared);
+            Some(PortProtocol::of(app_protocol, listed.name.as_deref(), [port]))
+        };
+        let by_service = self.index.slices_of_pod(name).find_map(of_slice);
+        by_service.unwrap_or_else(|| PortProtocol::of(None, container_port_name(pod, port), [port]))
     }
 
     /// A Service's EndpointSlices of one family.

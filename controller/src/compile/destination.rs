@@ -16,7 +16,7 @@ use tidegate_core::{Destination, TrustDomain};
 
 use crate::index::Index;
 use crate::object::{Kind, ObjectName};
-use crate::service::tcp_ports;
+use crate::service::{port_protocol, tcp_ports};
 
 /// Resolves addresses, and the names of backends, by the objects of one moment.
 #[derive(Clone, Copy)]
@@ -71,7 +71,8 @@ impl Resolver<'_> {
         if !is_meshed && (!endpoints.is_empty() || !is_ours_to_say) {
             return Destination::Passthrough;
         }
-        Destination::opaque(BackendRef { object: name.to_ref(Kind::Service), port: address.port() })
+        let backend = BackendRef { object: name.to_ref(Kind::Service), port: address.port() };
+        Destination::backend(port_protocol(port).carried(), backend)
     }
 
     /// The Pod that has this address: of several, one that lives.
@@ -80,7 +81,8 @@ impl Resolver<'_> {
             pods.insert(name.clone());
             if self.workload(name, pod, address.port()).is_some() {
                 let backend = BackendRef { object: name.to_ref(Kind::Pod), port: address.port() };
-                return Destination::opaque(backend);
+                let protocol = self.pod_port_protocol(name, pod, address.port());
+                return Destination::backend(protocol.carried(), backend);
             }
         }
         Destination::Passthrough

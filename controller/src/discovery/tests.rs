@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::api::core::v1::Pod;
 use rustls_pki_types::ServerName;
 use tidegate_core::backend::{Backend, BackendRef, Endpoint, Transport};
+use tidegate_core::policy::AppProtocol;
 use tidegate_core::policy::InboundPolicy;
 use tidegate_core::{Destination, ObjectRef};
 use tidegate_proto::discovery as wire;
@@ -610,7 +611,7 @@ async fn a_destination_comes_with_its_backend_and_then_the_backend_alone_with_ea
     }
     assert_eq!(destination(&seen[OUTSIDE]), Destination::Passthrough);
     let name = BackendRef { object: ObjectRef::new("Service", "httpbin", "httpbin"), port: 80 };
-    assert_eq!(destination(&seen[SERVICE_IP]), Destination::opaque(name));
+    assert_eq!(destination(&seen[SERVICE_IP]), Destination::backend(AppProtocol::Http, name));
     let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
     let endpoint = Endpoint::new("127.0.0.11:14001".parse().unwrap(), Transport::Mesh(identity));
     assert_eq!(endpoints(&seen[BACKEND]), [endpoint]);

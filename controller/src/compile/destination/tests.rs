@@ -1,6 +1,7 @@
 use tidegate_core::ObjectRef;
-use tidegate_core::backend::{Backend, Endpoint};
+use tidegate_core::backend::{Backend, BackendProtocol, Endpoint};
 use tidegate_core::destination::DestinationTarget;
+use tidegate_core::policy::AppProtocol;
 use tidegate_crds::injection;
 
 use super::*;
@@ -203,6 +204,49 @@ fn a_pod_s_own_address_is_that_pod_for_every_client() {
     let documents = [&headless[..], &slice, &a, &b];
     assert_eq!(told(&documents, "10.1.0.1:8080"), "shop/a 10.1.0.1:8080=a");
     assert_eq!(told(&documents, "10.1.0.2:9999"), "shop/b 10.1.0.2:9999=b");
+}
+
+/// What connections to an address carry, and what its backend speaks.
+fn carried(documents: &[&str], address: &str) -> (AppProtocol, BackendProtocol) {
+    let Destination::Routed { protocol, target: DestinationTarget::Backend(name) } =
+        resolve(documents, address).value
+    else {
+        panic!("not in the mesh")
+    };
+    (protocol, backend(documents, &name).value.unwrap().protocol)
+}
+
+#[test]
+fn a_service_s_port_declares_what_connections_carry_and_endpoints_speak() {
+    let slice = |name: &str| slice("IPv4", &format!("{{{name}port: 8080}}"), &[("10.1.0.1", "a", "")]);
+    let a = pod("a", &["10.1.0.1"], "");
+    for (name, more, expected) in [
+        ("name: http, ", "", (AppProtocol::Http, BackendProtocol::Http)),
+        ("name: http, ", ", appProtocol: kubernetes.io/h2c", (AppProtocol::H2c, BackendProtocol::Http2)),
+        ("name: web, ", ", appProtocol: ws", (AppProtocol::Http, BackendProtocol::Http1)),
+        ("name: web, ", "", (AppProtocol::Undeclared, BackendProtocol::Http)),
+        ("name: https, ", "", (AppProtocol::Tcp, BackendProtocol::Tcp)),
+        ("name: http, ", ", appProtocol: example.com/mine", (AppProtocol::Tcp, BackendProtocol::Tcp)),
+        ("", ", targetPort: 5432", (AppProtocol::Tcp, BackendProtocol::Tcp)),
+    ] {
+        let service = service(&format!("clusterIP: 10.96.0.10, ports: [{{{name}port: 80{more}}}]"));
+        let documents = [&service[..], &slice(name), &a];
+        assert_eq!(carried(&documents, "10.96.0.10:80"), expected, "{name}{more}");
+    }
+}
+
+#[test]
+fn a_pod_s_own_port_is_what_its_headless_service_says_else_its_container_s_name() {
+    let slice = slice("IPv4", "{name: grpc, port: 8080}", &[("10.1.0.1", "a", "")]);
+    let a = pod("a", &["10.1.0.1"], "")
+        .replace("containers: []", "containers: [{name: app, ports: [{name: http, containerPort: 8080}]}]");
+    let headless = service("clusterIP: None, ports: [{name: grpc, port: 8080}]");
+    let (http, grpc) =
+        ((AppProtocol::Http, BackendProtocol::Http), (AppProtocol::H2c, BackendProtocol::Http2));
+    assert_eq!(carried(&[&headless, &slice, &a], "10.1.0.1:8080"), grpc);
+    assert_eq!(carried(&[&service(CART), &slice, &a], "10.1.0.1:8080"), http);
+    assert_eq!(carried(&[&a], "10.1.0.1:8080"), http);
+    assert_eq!(carried(&[&a], "10.1.0.1:9090").0, AppProtocol::Undeclared);
 }
 
 #[test]

@@ -1,0 +1,181 @@
+//! The protocol of a Service's port, by what its author has declared.
+//!
+//! The order is Open Service Mesh's: `appProtocol`, then the prefix of the port's name. A name that begins with no known
+//! protocol declares nothing, because names such as `web` and `main` are common; an unknown `appProtocol` is a protocol
+//! that is not HTTP as far as is known, so its bytes are passed on.
+
+use crate::backend::BackendProtocol;
+use crate::policy::AppProtocol;
+
+/// What connections to a port carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortProtocol {
+    /// HTTP in the client's version.
+    Http,
+    /// HTTP/1.1, because the app serves websockets.
+    Http1,
+    /// HTTP/2 with prior knowledge, such as gRPC.
+    Http2,
+    /// Bytes that are not parsed: another protocol, or the app's own TLS.
+    Tcp,
+    /// The same, and the server sends first.
+    TcpServerFirst,
+    /// `appProtocol` has a value that is not known: bytes that are not parsed.
+    Unknown,
+    /// Nothing is declared.
+    Undeclared,
+}
+
+/// A protocol's name, and what connections carry then. `appProtocol` is one of them; a port's name is one of them or
+/// begins with one and a dash, the longest first.
+const NAMES: [(&str, PortProtocol); 29] = [
+    ("tcp-server-first", PortProtocol::TcpServerFirst),
+    ("kubernetes.io/h2c", PortProtocol::Http2),
+    ("kubernetes.io/wss", PortProtocol::Tcp),
+    ("kubernetes.io/ws", PortProtocol::Http1),
+    ("postgresql", PortProtocol::Tcp),
+    ("memcached", PortProtocol::Tcp),
+    ("cassandra", PortProtocol::Tcp),
+    ("grpc-web", PortProtocol::Http),
+    ("postgres", PortProtocol::Tcp),
+    ("http2", PortProtocol::Http2),
+    ("https", PortProtocol::Tcp),
+    ("kafka", PortProtocol::Tcp),
+    ("mongo", PortProtocol::Tcp),
+    ("mysql", PortProtocol::TcpServerFirst),
+    ("redis", PortProtocol::Tcp),
+    ("amqp", PortProtocol::Tcp),
+    ("grpc", PortProtocol::Http2),
+    ("http", PortProtocol::Http),
+    ("imap", PortProtocol::TcpServerFirst),
+    ("ldap", PortProtocol::Tcp),
+    ("mqtt", PortProtocol::Tcp),
+    ("nats", PortProtocol::TcpServerFirst),
+    ("smtp", PortProtocol::TcpServerFirst),
+    ("h2c", PortProtocol::Http2),
+    ("ssh", PortProtocol::TcpServerFirst),
+    ("tcp", PortProtocol::Tcp),
+    ("tls", PortProtocol::Tcp),
+    ("wss", PortProtocol::Tcp),
+    ("ws", PortProtocol::Http1),
+];
+
+/// Ports whose servers usually send first, or whose clients do not speak HTTP: SMTP, MySQL, Galera, PostgreSQL, Redis,
+/// Elasticsearch's transport, memcached. The same as Linkerd's default opaque ports.
+const OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4444, 5432, 6379, 9300, 11211];
+
+impl PortProtocol {
+    /// The protocol of a port with this `appProtocol` and name. `numbers`: the Service's port, and that of its endpoints
+    /// where it is a number.
+    pub fn of(
+        app_protocol: Option<&str>,
+        port_name: Option<&str>,
+        numbers: impl IntoIterator<Item = u16>,
+    ) -> Self {
+        let declared = match app_protocol {
+            Some(word) => by_word(word).unwrap_or(Self::Unknown),
+            None => port_name.and_then(by_prefix).unwrap_or(Self::Undeclared),
+        };
+        let is_opaque = || numbers.into_iter().any(|number| OPAQUE_PORTS.contains(&number));
+        if declared == Self::Undeclared && is_opaque() { Self::Tcp } else { declared }
+    }
+
+    /// What connections to the port carry, in the form of destinations.
+    pub fn carried(self) -> AppProtocol {
+        match self {
+            Self::Http | Self::Http1 => AppProtocol::Http,
+            Self::Http2 => AppProtocol::H2c,
+            Self::Tcp | Self::Unknown => AppProtocol::Tcp,
+            Self::TcpServerFirst => AppProtocol::TcpServerFirst,
+            Self::Undeclared => AppProtocol::Undeclared,
+        }
+    }
+
+    /// What the port's endpoints speak. Where nothing is declared, requests that are detected keep their version.
+    pub fn spoken(self) -> BackendProtocol {
+        match self {
+            Self::Http | Self::Undeclared => BackendProtocol::Http,
+            Self::Http1 => BackendProtocol::Http1,
+            Self::Http2 => BackendProtocol::Http2,
+            Self::Tcp | Self::TcpServerFirst | Self::Unknown => BackendProtocol::Tcp,
+        }
+    }
+}
+
+fn by_word(word: &str) -> Option<PortProtocol> {
+    NAMES.into_iter().find_map(|(name, protocol)| word.eq_ignore_ascii_case(name).then_some(protocol))
+}
+
+fn by_prefix(port_name: &str) -> Option<PortProtocol> {
+    let has_prefix = |name: &str| {
+        port_name.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    NAMES.into_iter().find_map(|(name, protocol)| has_prefix(name).then_some(protocol))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_app_protocol_decides_then_the_name_s_prefix_then_the_number() {
+        for (app_protocol, name, number, expected) in [
+            (None, None, 8080, PortProtocol::Undeclared),
+            (None, Some("web"), 8080, PortProtocol::Undeclared),
+            (None, Some("httpd"), 8080, PortProtocol::Undeclared),
+            (None, Some("http"), 8080, PortProtocol::Http),
+            (None, Some("http-admin"), 8080, PortProtocol::Http),
+            (None, Some("http"), 6379, PortProtocol::Http),
+            (None, Some("http2-api"), 8080, PortProtocol::Http2),
+            (None, Some("https"), 8443, PortProtocol::Tcp),
+            (None, Some("grpc"), 8080, PortProtocol::Http2),
+            (None, Some("grpc-api"), 8080, PortProtocol::Http2),
+            (None, Some("grpc-web"), 8080, PortProtocol::Http),
+            (None, Some("tcp"), 8080, PortProtocol::Tcp),
+            (None, Some("tcp-db"), 8080, PortProtocol::Tcp),
+            (None, Some("tcp-server-first-smtp"), 8080, PortProtocol::TcpServerFirst),
+            (None, Some("tls-api"), 8080, PortProtocol::Tcp),
+            (None, Some("mysql"), 8080, PortProtocol::TcpServerFirst),
+            (None, Some("redis-main"), 8080, PortProtocol::Tcp),
+            (None, None, 5432, PortProtocol::Tcp),
+            (None, Some("main"), 25, PortProtocol::Tcp),
+            (Some("http"), Some("grpc-api"), 8080, PortProtocol::Http),
+            (Some("HTTP"), None, 8080, PortProtocol::Http),
+            (Some("https"), Some("http"), 8080, PortProtocol::Tcp),
+            (Some("tls"), None, 8080, PortProtocol::Tcp),
+            (Some("gRPC"), None, 8080, PortProtocol::Http2),
+            (Some("http2"), None, 8080, PortProtocol::Http2),
+            (Some("kubernetes.io/h2c"), None, 8080, PortProtocol::Http2),
+            (Some("kubernetes.io/ws"), Some("tcp-x"), 8080, PortProtocol::Http1),
+            (Some("kubernetes.io/wss"), None, 8080, PortProtocol::Tcp),
+            (Some("tcp"), Some("http"), 8080, PortProtocol::Tcp),
+            (Some("tcp-server-first"), None, 8080, PortProtocol::TcpServerFirst),
+            (Some("example.com/mine"), Some("http"), 8080, PortProtocol::Unknown),
+            (Some("http-x"), Some("http"), 8080, PortProtocol::Unknown),
+            (Some(""), Some("http"), 8080, PortProtocol::Unknown),
+        ] {
+            let protocol = PortProtocol::of(app_protocol, name, [80, number]);
+            assert_eq!(protocol, expected, "{app_protocol:?} {name:?} {number}");
+        }
+        assert_eq!(PortProtocol::of(None, None, [3306, 8080]), PortProtocol::Tcp);
+    }
+
+    #[test]
+    fn only_http_is_parsed() {
+        for (_, protocol) in NAMES {
+            assert_eq!(protocol.carried().is_opaque(), protocol.spoken() == BackendProtocol::Tcp);
+        }
+        assert!(PortProtocol::Unknown.carried().is_opaque());
+        assert!(!PortProtocol::Undeclared.carried().is_opaque());
+    }
+
+    #[test]
+    fn a_longer_name_comes_before_its_own_beginning() {
+        for (at, (name, _)) in NAMES.iter().enumerate() {
+            assert!(
+                NAMES[..at].iter().all(|(earlier, _)| !name.starts_with(&format!("{earlier}-"))),
+                "{name}"
+            );
+        }
+    }
+}
