@@ -79,7 +79,7 @@ async fn config(State(view): State<ConfigView>) -> Json<Value> {
 fn destination((address, version, target): &(SocketAddr, String, Option<Arc<ResolvedDestination>>)) -> Value {
     let Some(target) = target else { return json!({"address": address, "state": "asked"}) };
     let endpoint = |choice: &BalancedEndpoint| {
-        let Endpoint { address, transport, .. } = &choice.endpoint;
+        let Endpoint { address, transport, .. } = &*choice.endpoint;
         let identity = match transport {
             Transport::Mesh(identity) => Some(identity),
             Transport::Plain | Transport::Tls(_) => None,
@@ -96,6 +96,7 @@ fn destination((address, version, target): &(SocketAddr, String, Option<Arc<Reso
             "version": version,
             "state": "mesh",
             "service": name,
+            "protocol": target.protocol(),
             "endpoints": target.endpoints().map(endpoint).collect::<Vec<_>>(),
         }),
     }

@@ -45,7 +45,42 @@ pub struct VerifiedCertificate {
     pub names: Box<str>,
 }
 
+/// A connection that the app has opened.
+pub struct OutboundInfo {
+    /// The app's end.
+    pub peer: SocketAddr,
+    /// Address that the app dialled.
+    pub dialled: SocketAddr,
+    /// `<namespace>/<name>` of the Service or Pod behind it; `None`: outside the mesh.
+    pub service: Option<Arc<str>>,
+}
+
+/// The connection on which requests come.
+#[derive(Clone)]
+pub enum ServedConnection {
+    /// A client's connection to the app.
+    Inbound(Rc<ConnectionInfo>),
+    /// The app's own connection to a destination.
+    Outbound(Rc<OutboundInfo>),
+}
+
+impl ServedConnection {
+    /// Address that the client dialled.
+    pub(crate) fn dialled(&self) -> SocketAddr {
+        match self {
+            Self::Inbound(info) => info.local,
+            Self::Outbound(info) => info.dialled,
+        }
+    }
+}
+
 impl ConnectionInfo {
+    /// Whether the client speaks HTTPS, as far as the app is concerned. The TLS between sidecars carries what the client
+    /// has sent to its own sidecar in plaintext.
+    pub(crate) fn is_https(&self) -> bool {
+        self.tls && !matches!(self.terms, Terms::MeshTls(_))
+    }
+
     /// What the first bytes showed, in the form that the policy takes.
     pub fn opening(&self) -> Opening<'_> {
         match self.terms {

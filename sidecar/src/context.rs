@@ -21,7 +21,7 @@ pub(crate) struct WorkerContext {
     /// Interned certificates of peers.
     pub(crate) certificates: RefCell<Certificates>,
     /// Log of refused connections.
-    pub(crate) refusals: RefusalLog,
+    pub(crate) refusals: Rc<RefusalLog>,
     /// The workload's SPIFFE URI, with the snapshot generation that it comes from.
     identity: RefCell<(u64, Arc<str>)>,
 }
@@ -34,7 +34,7 @@ impl WorkerContext {
             destinations,
             http,
             certificates: RefCell::default(),
-            refusals: RefusalLog::default(),
+            refusals: Rc::default(),
             identity: RefCell::new((0, Arc::default())),
         }
     }

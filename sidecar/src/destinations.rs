@@ -6,7 +6,9 @@
 //! as anything refers to it ([`references`]).
 
 mod backend;
+mod choice;
 mod endpoint;
+mod live;
 mod peak_ewma;
 mod references;
 mod resolved;
@@ -25,16 +27,18 @@ use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
 pub(crate) use backend::BalancedEndpoint;
-pub(crate) use endpoint::LoadSlot;
+pub(crate) use choice::EndpointChoice;
+pub(crate) use live::LiveDestination;
 pub(crate) use references::{ReferencedView, ReferencesFull};
 pub(crate) use resolved::ResolvedDestination;
 
+use endpoint::LoadSlot;
 use references::References;
 
 /// The most addresses that are kept. More are made room for by what was used longest ago.
 const MOST: usize = 4096;
 
-/// An address that was not dialled for this long is forgotten.
+/// An address that was not dialled for this long, and that no open connection follows, is forgotten.
 const UNUSED_AFTER: Duration = Duration::from_secs(600);
 
 /// Every address in use.
@@ -100,10 +104,9 @@ struct AddressEntry {
 impl Destinations {
     /// Looks an address up; subscribes to one that is not there.
     pub(crate) fn look_up(&self, address: SocketAddr) -> Lookup {
-        let now = Instant::now();
         let mut state = self.lock();
         if let Some(entry) = state.addresses.get_mut(&address) {
-            entry.used = now;
+            entry.used = Instant::now();
             let known = entry.target.borrow().clone();
             return match known {
                 Some(target) => Lookup::Known(target),
@@ -111,15 +114,25 @@ impl Destinations {
                 None => Lookup::Asked(entry.target.subscribe()),
             };
         }
-        state.make_room();
-        let (target, receiver) = watch::channel(None);
-        let entry =
-            AddressEntry { destination: None, target, version: String::new(), used: now, is_given_up: false };
-        state.addresses.insert(address, entry);
-        state.enqueue(ResourceName::Destination(address));
+        let receiver = state.add(address);
         drop(state);
         self.news.notify_one();
         Lookup::Asked(receiver)
+    }
+
+    /// What is known of an address, now and later, for as long as what is returned lives; subscribes to one that is not
+    /// there.
+    fn follow(&self, address: SocketAddr) -> watch::Receiver<Option<Arc<ResolvedDestination>>> {
+        let mut state = self.lock();
+        if let Some(entry) = state.addresses.get(&address) {
+            let mut receiver = entry.target.subscribe();
+            receiver.mark_changed();
+            return receiver;
+        }
+        let receiver = state.add(address);
+        drop(state);
+        self.news.notify_one();
+        receiver
     }
 
     /// No answer came in time: until there is a stream again, other connections do not wait.
@@ -242,7 +255,9 @@ impl Destinations {
     /// Forgets what is not used. To be called now and then while there is a stream.
     pub(crate) fn sweep(&self, now: Instant) {
         let mut state = self.lock();
-        let is_unused = |entry: &AddressEntry| now.saturating_duration_since(entry.used) > UNUSED_AFTER;
+        let is_unused = |entry: &AddressEntry| {
+            now.saturating_duration_since(entry.used) > UNUSED_AFTER && entry.target.receiver_count() == 0
+        };
         let unused =
             state.addresses.iter().filter(|(_, entry)| is_unused(entry)).map(|(address, _)| *address);
         for address in unused.collect::<Vec<_>>() {
@@ -283,6 +298,17 @@ impl Destinations {
 }
 
 impl DestinationsState {
+    /// Adds an address, to be subscribed to.
+    fn add(&mut self, address: SocketAddr) -> watch::Receiver<Option<Arc<ResolvedDestination>>> {
+        self.make_room();
+        let (target, receiver) = watch::channel(None);
+        let (version, used) = (String::new(), Instant::now());
+        let entry = AddressEntry { destination: None, target, version, used, is_given_up: false };
+        self.addresses.insert(address, entry);
+        self.enqueue(ResourceName::Destination(address));
+        receiver
+    }
+
     /// Forgets the address that was used longest ago, if there are as many as there may be.
     fn make_room(&mut self) {
         if self.addresses.len() >= MOST

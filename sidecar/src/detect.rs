@@ -18,6 +18,9 @@ pub const MAX_FIRST_BYTES: usize =
 /// The client connection preface of HTTP/2 (RFC 9113 §3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// The longest method that is detected; the longest registered one, `UPDATEREDIRECTREF`, has 17 characters.
+const LONGEST_METHOD: usize = 24;
+
 /// The protocol that the first bytes show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FirstBytes {
@@ -42,6 +45,19 @@ pub enum Preface {
     Other,
 }
 
+/// How plaintext begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpStart {
+    /// More bytes are needed.
+    Incomplete,
+    /// A request of HTTP/1 for a path.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// Anything else, requests to a forward proxy among them.
+    Other,
+}
+
 /// Detects the protocol from all bytes that a client has sent so far.
 pub fn first_bytes(bytes: &[u8]) -> FirstBytes {
     match bytes {
@@ -63,6 +79,24 @@ pub fn http2_preface(bytes: &[u8]) -> Preface {
         Preface::Incomplete
     } else {
         Preface::Other
+    }
+}
+
+/// Looks for HTTP in all that a client has sent so far. A request of HTTP/1 begins with a method in upper case and a
+/// path, or `*`.
+pub fn http_start(bytes: &[u8]) -> HttpStart {
+    match http2_preface(bytes) {
+        Preface::Http2 => return HttpStart::Http2,
+        Preface::Incomplete => return HttpStart::Incomplete,
+        Preface::Other => {}
+    }
+    let is_of_method = |byte: &&u8| byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_');
+    let method = bytes.iter().take_while(is_of_method).count();
+    match bytes.get(method..).unwrap_or_default() {
+        _ if method == 0 || method > LONGEST_METHOD => HttpStart::Other,
+        [] | [b' '] => HttpStart::Incomplete,
+        [b' ', b'/' | b'*', ..] => HttpStart::Http1,
+        _ => HttpStart::Other,
     }
 }
 
@@ -99,6 +133,33 @@ mod tests {
         }
         for bytes in [&b""[..], b"\x16", b"\x16\x03", b"\x16\x03\x01\x00"] {
             assert_eq!(first_bytes(bytes), FirstBytes::Incomplete, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn http_is_detected_by_a_method_and_a_path_or_the_preface() {
+        for (bytes, start) in [
+            (&b""[..], HttpStart::Incomplete),
+            (b"G", HttpStart::Incomplete),
+            (b"GET ", HttpStart::Incomplete),
+            (b"GET /", HttpStart::Http1),
+            (b"OPTIONS * HTTP/1.1", HttpStart::Http1),
+            (b"M-SEARCH /", HttpStart::Http1),
+            (b"P", HttpStart::Incomplete),
+            (b"PRI", HttpStart::Incomplete),
+            (b"PRI * HTTP/1.1", HttpStart::Http1),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", HttpStart::Http2),
+            (b"GET key", HttpStart::Other),
+            (b"GET http://a/", HttpStart::Other),
+            (b"CONNECT a:443 HTTP/1.1", HttpStart::Other),
+            (b"get /", HttpStart::Other),
+            (b" /", HttpStart::Other),
+            (b"*1\r\n$4\r\nPING\r\n", HttpStart::Other),
+            (b"\x16\x03\x01", HttpStart::Other),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", HttpStart::Other),
+            (b"AAAAAAAAAAAAAAAAAAAAAAAAA /", HttpStart::Other),
+        ] {
+            assert_eq!(http_start(bytes), start, "{}", bytes.escape_ascii());
         }
     }
 

@@ -4,7 +4,6 @@
 //! Connections that no rule allows end here, with the reason in the log: by RST before TLS, by a TLS alert because of
 //! the client certificate, by `403` within HTTP.
 
-mod first_bytes;
 mod opaque;
 mod refusal;
 
@@ -27,6 +26,7 @@ use crate::connection_info::ConnectionInfo;
 use crate::context::WorkerContext;
 use crate::detect::client_hello::TLS12;
 use crate::detect::{ClientHello, FirstBytes, Preface};
+use crate::first_bytes::{self, Received};
 use crate::http::{self, handler::Handler};
 use crate::lifeline::{Lifeline, Wait};
 use crate::listener::InboundTarget;
@@ -36,7 +36,6 @@ use crate::stream::{Abort, MaybeTls};
 use crate::tls::ServerTls;
 use crate::tls::stream::{HandshakeFailure, TlsStream};
 
-use first_bytes::Received;
 use refusal::ConnectionRefusal;
 
 /// The client's side of a connection: its address, and the address that it dialled.
@@ -89,11 +88,11 @@ pub(crate) async fn serve(
     };
     match protocol {
         InnerProtocol::Http1 => {
-            let handler = Handler::new(authorizer);
+            let handler = Handler::inbound(authorizer);
             Box::pin(http::h1::serve(stream, received, &handler, line, &context.http)).await;
         }
         InnerProtocol::Http2 => {
-            let handler = Handler::new(authorizer);
+            let handler = Handler::inbound(authorizer);
             Box::pin(http::h2::serve(stream, received, handler, line.clone(), context.http.clone())).await;
         }
         InnerProtocol::Opaque => {

@@ -15,6 +15,7 @@ mod context;
 mod destinations;
 pub mod detect;
 mod discovery;
+mod first_bytes;
 mod flow;
 mod held;
 pub mod http;

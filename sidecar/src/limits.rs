@@ -7,6 +7,9 @@ use std::time::Duration;
 pub struct Limits {
     /// Time for the first bytes of a connection. Envoy's value, which OSM's users see.
     pub detect: Duration,
+    /// Time for the first bytes of a connection that the app opens to a port without a declared protocol; after that
+    /// they are not looked at. Servers that speak first are reached so much later.
+    pub outbound_detect: Duration,
     /// Time for a TLS handshake.
     pub handshake: Duration,
     /// Time for the head of a request, from its first byte to its last.
@@ -56,6 +59,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             detect: Duration::from_secs(15),
+            outbound_detect: Duration::from_millis(200),
             handshake: Duration::from_secs(10),
             headers: Duration::from_secs(30),
             idle: Duration::from_secs(3600),

@@ -132,6 +132,10 @@ pub struct LimitOptions {
     /// Timeout for the first bytes of a connection.
     #[arg(long, env = "TIDEGATE_DETECT_TIMEOUT", value_name = "DURATION", default_value = "15s", value_parser = duration)]
     pub detect_timeout: Duration,
+    /// Timeout for the first bytes of a connection that the app opens to a port without a declared protocol; after that
+    /// they are not looked at. Servers that speak first are reached so much later.
+    #[arg(long, env = "TIDEGATE_OUTBOUND_DETECT_TIMEOUT", value_name = "DURATION", default_value = "200ms", value_parser = duration)]
+    pub outbound_detect_timeout: Duration,
     /// Timeout for a TLS handshake.
     #[arg(long, env = "TIDEGATE_HANDSHAKE_TIMEOUT", value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub handshake_timeout: Duration,
@@ -210,6 +214,7 @@ impl Default for LimitOptions {
         let limits = Limits::default();
         Self {
             detect_timeout: limits.detect,
+            outbound_detect_timeout: limits.outbound_detect,
             handshake_timeout: limits.handshake,
             headers_timeout: limits.headers,
             idle_timeout: limits.idle,
@@ -238,6 +243,7 @@ impl From<&LimitOptions> for Limits {
     fn from(options: &LimitOptions) -> Self {
         Self {
             detect: options.detect_timeout,
+            outbound_detect: options.outbound_detect_timeout,
             handshake: options.handshake_timeout,
             headers: options.headers_timeout,
             idle: options.idle_timeout,

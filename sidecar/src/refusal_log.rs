@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use crate::connection_info::ConnectionInfo;
 use crate::listener::{Direction, Misdirected};
@@ -68,6 +68,27 @@ impl RefusalLog {
     pub(crate) fn no_room_for_record(&self, info: &ConnectionInfo) {
         let reason = &"there is no room for the rest of its TLS record: too much is unfinished";
         self.write(&RefusalLine::of(info, reason));
+    }
+
+    /// Logs an endpoint of the app's destination that cannot be reached. Outside the mesh that is the app's business.
+    pub(crate) fn unreachable(
+        &self,
+        dialled: SocketAddr,
+        service: Option<&str>,
+        endpoint: SocketAddr,
+        error: &dyn fmt::Display,
+    ) {
+        match service {
+            Some(service) => self.unless_flooded(|| {
+                warn!(%dialled, %service, %endpoint, %error, "an endpoint cannot be reached");
+            }),
+            None => debug!(%dialled, %error, "no endpoint could be reached"),
+        }
+    }
+
+    /// Logs a destination of the app's that the controller, or a resource that cannot be used, blocks.
+    pub(crate) fn blocked(&self, dialled: SocketAddr, reason: &str) {
+        self.unless_flooded(|| warn!(%dialled, %reason, "the destination is blocked"));
     }
 
     /// Writes another line that could become frequent, such as that an endpoint is unreachable.

@@ -6,11 +6,12 @@ pub mod metrics;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use tidegate_core::backend::{Endpoint, Transport};
 use tidegate_core::policy::{Decision, Reason, Terms};
 
 use self::access_log::AccessLog;
 use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::{ConnectionInfo, ServedConnection};
 
 /// Why a response is not the app's own; the codes are those of Envoy and Istio, which log parsers understand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -94,9 +95,16 @@ pub struct OutboundRecord<'a> {
     pub dialled: SocketAddr,
     /// `<namespace>/<name>` of the Service or Pod, if the destination is in the mesh.
     pub service: Option<&'a str>,
-    /// The endpoint that was chosen.
-    pub endpoint: Option<SocketAddr>,
-    /// Whether the endpoint is in the mesh.
+    /// The endpoint that was chosen, and tried last.
+    pub endpoint: Option<DialledEndpoint>,
+}
+
+/// An endpoint that a connection or request went to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DialledEndpoint {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Whether it is in the mesh.
     pub is_mutual_tls: bool,
 }
 
@@ -106,11 +114,31 @@ pub struct Telemetry {
     access_log: Option<AccessLog>,
 }
 
-impl Record<'_> {
+impl From<&Endpoint> for DialledEndpoint {
+    fn from(endpoint: &Endpoint) -> Self {
+        Self { address: endpoint.address, is_mutual_tls: matches!(endpoint.transport, Transport::Mesh(_)) }
+    }
+}
+
+impl<'a> Record<'a> {
+    /// The record of a request on this connection, before anything is known of it. `endpoint`: where the app's own
+    /// request went.
+    pub(crate) fn of(connection: &'a ServedConnection, endpoint: Option<DialledEndpoint>) -> Self {
+        match connection {
+            ServedConnection::Inbound(info) => Self { connection: Some(info), ..Self::default() },
+            ServedConnection::Outbound(info) => {
+                let service = info.service.as_deref();
+                let outbound = OutboundRecord { peer: info.peer, dialled: info.dialled, service, endpoint };
+                Self { outbound: Some(outbound), ..Self::default() }
+            }
+        }
+    }
+
     /// How the connection was secured, in Istio's terms.
     fn security(&self) -> &'static str {
         if let Some(outbound) = &self.outbound {
-            return if outbound.is_mutual_tls { "mutual_tls" } else { "none" };
+            let is_mutual_tls = outbound.endpoint.is_some_and(|endpoint| endpoint.is_mutual_tls);
+            return if is_mutual_tls { "mutual_tls" } else { "none" };
         }
         match self.connection.map(|connection| connection.terms) {
             Some(Terms::MeshTls(_) | Terms::IngressMutualTls) => "mutual_tls",

@@ -32,7 +32,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, request};
 use http_body::Body;
 use tidegate_core::backend::Endpoint;
 use tidegate_core::policy::MeshProtocol;
@@ -52,7 +52,7 @@ use self::pool::Pool;
 pub(crate) use self::pool::UNSURE_AFTER;
 use self::shares::{RequestShares, RequestSource, Share};
 pub(crate) use self::stream::UpstreamTls;
-use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
+use crate::connection_info::{ServedConnection, VerifiedCertificate};
 use crate::limits::Limits;
 use crate::snapshot::Snapshots;
 use crate::stream::MaybeTls;
@@ -83,7 +83,21 @@ pub struct ConnectionCounts {
 }
 
 /// A request on its way, until the head of its answer has come. Dropped before, it is cancelled.
-pub(crate) struct Sending(Pin<Box<dyn Future<Output = Result<Response<UpstreamBody>, UpstreamError>>>>);
+pub(crate) struct Sending(Pin<Box<dyn Future<Output = Result<Response<UpstreamBody>, SendFailure>>>>);
+
+/// A request that got no answer.
+pub(crate) struct SendFailure {
+    /// Why.
+    pub(crate) error: UpstreamError,
+    /// The request, if no byte of it was sent, because there is no connection: it may go to another endpoint.
+    pub(crate) unsent: Option<Unsent>,
+}
+
+/// A request of which no byte was sent.
+pub(crate) struct Unsent {
+    head: Box<request::Parts>,
+    body: Outgoing,
+}
 
 impl Upstreams {
     /// No connections yet. TLS is spoken as the newest snapshot has it.
@@ -126,7 +140,7 @@ impl Upstreams {
     /// once more on a new connection; no other is.
     pub(crate) fn send<B>(
         &self,
-        client: &ConnectionInfo,
+        client: &ServedConnection,
         endpoint: &Arc<Endpoint>,
         request: Request<B>,
     ) -> Result<Sending, UpstreamError>
@@ -143,7 +157,7 @@ impl Upstreams {
     /// Sends a request over HTTP/1.1, by the same rule. Its URI is a path, its `host` is set.
     pub(crate) fn send_http1<B>(
         &self,
-        client: &ConnectionInfo,
+        client: &ServedConnection,
         endpoint: &Arc<Endpoint>,
         request: Request<B>,
     ) -> Result<Sending, UpstreamError>
@@ -152,6 +166,27 @@ impl Upstreams {
     {
         let (request, share) = self.admit(&RequestSource::of(client), endpoint, request)?;
         let (http1, endpoint) = (self.http1.clone(), endpoint.clone());
+        Ok(Sending::new(share, async move { http1.send(endpoint, request).await }))
+    }
+
+    /// Sends a request, of which no byte was sent before, to another endpoint. `is_http2`: over HTTP/2, as before.
+    pub(crate) fn resend(
+        &self,
+        client: &ServedConnection,
+        endpoint: &Arc<Endpoint>,
+        is_http2: bool,
+        unsent: Unsent,
+    ) -> Result<Sending, UpstreamError> {
+        let source = RequestSource::of(client);
+        let share = self.place(&source, endpoint)?;
+        let Unsent { head, body } = unsent;
+        body.set_share(share.clone());
+        if is_http2 {
+            let http2 = self.http2(endpoint);
+            return Ok(Sending::new(share, async move { http2.send(source, head, body).await }));
+        }
+        let (http1, endpoint) = (self.http1.clone(), endpoint.clone());
+        let request = Request::from_parts(*head, body);
         Ok(Sending::new(share, async move { http1.send(endpoint, request).await }))
     }
 
@@ -189,9 +224,14 @@ impl Upstreams {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
-        let share = self.requests.take(source, endpoint, self.connector.limits().upstream_requests);
-        let share = share.map(Rc::new).map_err(UpstreamError::Overflow)?;
+        let share = self.place(source, endpoint)?;
         Ok((request.map(|body| Outgoing::new(body, share.clone())), share))
+    }
+
+    /// A place for one more request of this client to this endpoint.
+    fn place(&self, source: &RequestSource, endpoint: &Arc<Endpoint>) -> Result<Rc<Share>, UpstreamError> {
+        let share = self.requests.take(source, endpoint, self.connector.limits().upstream_requests);
+        share.map(Rc::new).map_err(UpstreamError::Overflow)
     }
 
     /// The connections to this endpoint; there is an entry as long as there is one, or a request for one.
@@ -202,18 +242,32 @@ impl Upstreams {
     }
 }
 
+impl From<UpstreamError> for SendFailure {
+    fn from(error: UpstreamError) -> Self {
+        Self { error, unsent: None }
+    }
+}
+
+impl SendFailure {
+    /// If there is no connection, the request is given back.
+    fn unsent(error: UpstreamError, head: Box<request::Parts>, body: Outgoing) -> Self {
+        let unsent = matches!(error, UpstreamError::Connect(_)).then_some(Unsent { head, body });
+        Self { error, unsent }
+    }
+}
+
 impl Sending {
     /// The answer holds the request's place, too.
     fn new(
         share: Rc<Share>,
-        sent: impl Future<Output = Result<Response<UpstreamBody>, UpstreamError>> + 'static,
+        sent: impl Future<Output = Result<Response<UpstreamBody>, SendFailure>> + 'static,
     ) -> Self {
         Self(Box::pin(async move { Ok(sent.await?.map(|body| body.holding(share))) }))
     }
 }
 
 impl Future for Sending {
-    type Output = Result<Response<UpstreamBody>, UpstreamError>;
+    type Output = Result<Response<UpstreamBody>, SendFailure>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.as_mut().poll(context)

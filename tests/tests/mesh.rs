@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, End, RequestOutcome};
+use tidegate_tests::client::{Client, RequestOutcome};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::load::{Load, Shape};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
@@ -20,21 +20,28 @@ use tidegate_tests::objects;
 use tidegate_tests::wait::{self, SOON};
 
 const OK: RequestOutcome = RequestOutcome::Status(200);
-const RESET: RequestOutcome = RequestOutcome::Refused(End::Reset);
+/// What the caller's sidecar answers if it reaches no endpoint.
+const UNREACHABLE: RequestOutcome = RequestOutcome::Status(503);
 /// The Service's address: no host has it, but the sidecar knows the endpoints behind it.
 const CLUSTER_IP: &str = "10.96.0.10:80";
 
 /// A pod that calls the Service in front of `httpbin/httpbin`.
 struct CallerMesh {
     mesh: Mesh,
+    /// Name of the Service's port, which declares what it carries.
+    port: &'static str,
     caller: Daemon,
 }
 
 impl CallerMesh {
     fn start(options: Options) -> Self {
+        Self::calling("http", options)
+    }
+
+    fn calling(port: &'static str, options: Options) -> Self {
         let mut mesh = Mesh::with(options);
         let caller = mesh.caller(CLUSTER_IP);
-        let mut story = Self { mesh, caller };
+        let mut story = Self { mesh, port, caller };
         let pod = story.mesh.target();
         story.endpoints(&[(pod, "httpbin")]);
         story.caller.start_ready();
@@ -43,8 +50,9 @@ impl CallerMesh {
 
     /// Sets the Service's endpoints, each with the Pod that it claims to be.
     fn endpoints(&mut self, endpoints: &[(SocketAddr, &str)]) {
-        let slices = endpoints.iter().enumerate().map(|(i, (address, pod))| slice(i, *address, pod));
-        let documents: Vec<_> = [service()].into_iter().chain(slices).collect();
+        let port = self.port;
+        let slices = endpoints.iter().enumerate().map(|(i, (address, pod))| slice(i, *address, pod, port));
+        let documents: Vec<_> = [service(port)].into_iter().chain(slices).collect();
         self.mesh.apply("service", &documents);
     }
 
@@ -71,16 +79,16 @@ impl CallerMesh {
     }
 }
 
-fn service() -> Value {
+fn service(port: &str) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": "called", "namespace": "httpbin"},
-        "spec": {"clusterIP": "10.96.0.10", "ports": [{"name": "http", "port": 80, "targetPort": PORT}]},
+        "spec": {"clusterIP": "10.96.0.10", "ports": [{"name": port, "port": 80, "targetPort": PORT}]},
     })
 }
 
-fn slice(number: usize, address: SocketAddr, pod: &str) -> Value {
+fn slice(number: usize, address: SocketAddr, pod: &str, port: &str) -> Value {
     json!({
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -94,7 +102,7 @@ fn slice(number: usize, address: SocketAddr, pod: &str) -> Value {
             "addresses": [address.ip().to_string()],
             "targetRef": {"kind": "Pod", "name": pod, "namespace": "httpbin"},
         }],
-        "ports": [{"name": "http", "port": address.port()}],
+        "ports": [{"name": port, "port": address.port()}],
     })
 }
 
@@ -184,7 +192,7 @@ fn an_endpoint_that_is_another_workload_than_the_controller_says_gets_nothing() 
     story.mesh.write_objects("impostor", &impostor.to_string());
     let httpbin = story.mesh.target();
     story.endpoints(&[(httpbin, "impostor")]);
-    assert_eq!(story.app().get("/get"), RESET);
+    assert_eq!(story.app().get("/get"), UNREACHABLE);
     assert!(app.received().is_empty());
     let log = story.caller.log();
     assert!(log.contains("expected impostor.httpbin.cluster.local, but the certificate is for DNS:httpbin.httpbin.cluster.local"), "{log}");
@@ -205,7 +213,7 @@ fn an_endpoint_that_is_gone_costs_no_request() {
     }
     story.endpoints(&[(gone, "httpbin")]);
     story.wait_known(&[gone]);
-    assert_eq!(story.app().get("/get"), RESET, "no endpoint is left");
+    assert_eq!(story.app().get("/get"), UNREACHABLE, "no endpoint is left");
     story.endpoints(&[]);
     wait::until_true("a service without slices is passed through", SOON, || {
         story.known()["state"] == "passthrough"
@@ -213,15 +221,17 @@ fn an_endpoint_that_is_gone_costs_no_request() {
 }
 
 #[test]
-fn without_permissive_mode_a_peer_is_refused_and_open_connections_end() {
+fn without_permissive_mode_a_peer_is_refused_on_open_connections_too() {
     let mut story = CallerMesh::start(Options::default());
     let app = App::echo(story.mesh.app_address());
     let mut open = story.app().connect().unwrap();
     assert_eq!(open.get("/get").unwrap().status(), 200);
     story.mesh.apply("config", &[objects::mesh_config(false)]);
-    assert_eq!(open.end(Duration::from_secs(2)), End::Reset);
+    wait::until_true("requests on the open connection are refused", Duration::from_secs(2), || {
+        open.get("/get").unwrap().status() == 503
+    });
     app.forget();
-    assert_eq!(story.app().get("/get"), RESET);
+    assert_eq!(story.app().get("/get"), UNREACHABLE);
     assert!(app.received().is_empty());
     wait::until_true("the server's sidecar says why", SOON, || {
         story.mesh.sidecar.log().contains("permissive mode is off")
@@ -272,7 +282,8 @@ fn the_controller_is_killed_and_restarted_under_load_between_apps_without_a_fail
 #[test]
 fn a_tcp_stream_between_apps_outlives_its_certificates_and_their_root_and_ends_when_that_is_revoked() {
     let life = Duration::from_secs(8);
-    let story = CallerMesh::start(Options { certificate_life: life, own_root: true, ..Options::default() });
+    let options = Options { certificate_life: life, own_root: true, ..Options::default() };
+    let story = CallerMesh::calling("tcp", options);
     let _app = App::tcp_echo(story.mesh.app_address());
     let mut stream = story.app().connect().unwrap();
     let mut echo = move || {
@@ -368,17 +379,15 @@ fn a_wait_in_the_mesh_ends_once_the_server_answers_and_not_when_a_connection_suc
     assert!(late.log().contains(&expected), "{}", late.log());
 
     let mut waiting = [
-        start("tcp", format!("tcp://{way_out}"), "5m"),
-        start("http", format!("http://{way_out}/get"), "5m"),
+        (start("tcp", format!("tcp://{way_out}"), "5m"), "the connection was reset: no server is there"),
+        (start("http", format!("http://{way_out}/get"), "5m"), "status 503"),
     ];
-    for program in &mut waiting {
-        wait::until_true("it says what it waits for", SOON, || {
-            program.log().contains("the connection was reset: no server is there")
-        });
+    for (program, reason) in &mut waiting {
+        wait::until_true("it says what it waits for", SOON, || program.log().contains(*reason));
         assert_eq!(program.exited(), None);
     }
     let _app = App::echo(story.mesh.app_address());
-    for program in &mut waiting {
+    for (program, _) in &mut waiting {
         let status = wait::until("the server answers", SOON, || program.exited());
         assert!(status.success(), "{}", program.log());
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidegate_core::backend::{Backend, BackendRef, Endpoint, Transport};
+use tidegate_core::backend::{Backend, BackendProtocol, BackendRef, Endpoint, Transport};
 
 use super::endpoint::{EndpointState, LoadSlot, Moment, Peers};
 
@@ -16,13 +16,15 @@ const DRAWS: usize = 4;
 pub(crate) struct BalancedBackend {
     /// `<namespace>/<name>` of the object; `None`: outside the mesh.
     pub(crate) name: Option<Arc<str>>,
+    /// What the endpoints speak.
+    pub(crate) protocol: BackendProtocol,
     pub(crate) endpoints: Vec<BalancedEndpoint>,
 }
 
 /// An endpoint.
 #[derive(Debug)]
 pub(crate) struct BalancedEndpoint {
-    pub(crate) endpoint: Endpoint,
+    pub(crate) endpoint: Arc<Endpoint>,
     state: Arc<EndpointState>,
     peers: Peers,
 }
@@ -40,27 +42,34 @@ impl BalancedBackend {
         };
         let peers: Peers = backend.endpoints.iter().map(state).collect();
         let balanced = |(endpoint, state): (&Endpoint, &Arc<EndpointState>)| BalancedEndpoint {
-            endpoint: endpoint.clone(),
+            endpoint: Arc::new(endpoint.clone()),
             state: state.clone(),
             peers: peers.clone(),
         };
         Self {
             name: Some(name_of(&backend.name)),
+            protocol: backend.protocol,
             endpoints: backend.endpoints.iter().zip(&*peers).map(balanced).collect(),
         }
     }
 
     /// A backend that has no endpoints.
     pub(crate) fn empty(name: &BackendRef) -> Self {
-        Self { name: Some(name_of(name)), endpoints: Vec::new() }
+        Self { name: Some(name_of(name)), ..Self::nothing() }
+    }
+
+    /// Nothing at all.
+    pub(super) fn nothing() -> Self {
+        Self { name: None, protocol: BackendProtocol::Tcp, endpoints: Vec::new() }
     }
 
     /// Outside the mesh: the address that was dialled.
     pub(crate) fn outside(dialled: SocketAddr) -> Self {
-        let endpoint = Endpoint::new(dialled, Transport::Plain);
+        let endpoint = Arc::new(Endpoint::new(dialled, Transport::Plain));
         let state = Arc::<EndpointState>::default();
         let peers = Arc::from([state.clone()]);
-        Self { name: None, endpoints: vec![BalancedEndpoint { endpoint, state, peers }] }
+        let endpoints = vec![BalancedEndpoint { endpoint, state, peers }];
+        Self { name: None, protocol: BackendProtocol::Http, endpoints }
     }
 
     /// The next endpoint to try of those that are `wanted`: of two that are drawn, the one that is expected to respond
@@ -123,7 +132,6 @@ pub(super) fn random_below(count: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use tidegate_core::ObjectRef;
-    use tidegate_core::backend::BackendProtocol;
 
     use super::*;
 

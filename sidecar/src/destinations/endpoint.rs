@@ -143,8 +143,12 @@ impl LoadSlot {
 
     /// The connection is open, or the response has begun.
     pub(crate) fn succeeded(&self) {
-        let now = Moment::now();
-        self.state.latency.observe(now.millis(), now.micros.saturating_sub(self.since.micros));
+        self.succeeded_after(Moment::now().micros.saturating_sub(self.since.micros));
+    }
+
+    /// The same, after so many microseconds.
+    pub(crate) fn succeeded_after(&self, micros: u64) {
+        self.state.latency.observe(Moment::now().millis(), micros);
         self.state.succeeded();
     }
 

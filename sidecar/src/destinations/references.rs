@@ -83,20 +83,23 @@ impl References {
         dialled: SocketAddr,
         destination: &Destination,
     ) -> Option<ResolvedDestination> {
-        let target = match destination {
+        let (target, protocol) = match destination {
             Destination::Passthrough => return Some(ResolvedDestination::outside(dialled)),
             Destination::Blocked(reason) => {
                 return Some(ResolvedDestination::blocked(dialled, reason.clone()));
             }
-            Destination::Routed { target, .. } => target,
+            Destination::Routed { target, protocol } => (target, *protocol),
         };
         let backend = |name: &BackendRef| self.backends.get(name)?.value.clone();
         let backends = match target {
-            DestinationTarget::Backend(name) => vec![(1, backend(name)?)],
+            DestinationTarget::Backend(name) => {
+                let backends = vec![(1, backend(name)?)];
+                return Some(ResolvedDestination::to(dialled, backends).carrying(protocol));
+            }
             DestinationTarget::Routes(name) => {
                 let table = self.routes.get(name)?.value.as_ref()?;
                 let share = |(weight, name): (u32, Option<&BackendRef>)| {
-                    let none = || Arc::new(BalancedBackend { name: None, endpoints: Vec::new() });
+                    let none = || Arc::new(BalancedBackend::nothing());
                     Some((weight, name.map_or_else(|| Some(none()), backend)?))
                 };
                 opaque_shares(table).into_iter().map(share).collect::<Option<_>>()?

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tidegate_core::backend::{BackendRef, Endpoint};
+use tidegate_core::policy::AppProtocol;
 use tidegate_core::route::{Action, BackendTarget, RequestView, RouteTable, WeightedBackend};
 
 use super::backend::{BalancedBackend, BalancedEndpoint, random_below};
@@ -15,6 +16,8 @@ pub(crate) struct ResolvedDestination {
     dialled: SocketAddr,
     /// Backends with their shares of the connections.
     backends: Vec<(u32, Arc<BalancedBackend>)>,
+    /// What connections carry.
+    protocol: AppProtocol,
     /// Why connections are refused.
     blocked: Option<Arc<str>>,
 }
@@ -27,12 +30,22 @@ impl ResolvedDestination {
 
     /// Connections are refused.
     pub(crate) fn blocked(dialled: SocketAddr, reason: Arc<str>) -> Self {
-        Self { dialled, backends: Vec::new(), blocked: Some(reason) }
+        Self { blocked: Some(reason), ..Self::to(dialled, Vec::new()) }
     }
 
-    /// Connections go to these backends, each with its weight.
+    /// Connections go to these backends, each with its weight, as opaque bytes.
     pub(crate) fn to(dialled: SocketAddr, backends: Vec<(u32, Arc<BalancedBackend>)>) -> Self {
-        Self { dialled, backends, blocked: None }
+        Self { dialled, backends, protocol: AppProtocol::Tcp, blocked: None }
+    }
+
+    /// Connections carry this protocol.
+    pub(crate) fn carrying(self, protocol: AppProtocol) -> Self {
+        Self { protocol, ..self }
+    }
+
+    /// What connections carry.
+    pub(crate) fn protocol(&self) -> AppProtocol {
+        self.protocol
     }
 
     /// `<namespace>/<name>` of the Service or Pod, of several the first; `None`: outside the mesh.
@@ -52,12 +65,14 @@ impl ResolvedDestination {
     }
 
     /// The next endpoint to try, of a backend that is drawn by its weight. One that was tried is out.
-    pub(crate) fn choose(&self, tried: &[SocketAddr]) -> Option<&BalancedEndpoint> {
+    pub(super) fn choose(&self, tried: &[SocketAddr]) -> Option<(&BalancedBackend, &BalancedEndpoint)> {
         let backend = match self.backends.as_slice() {
             [(_, only)] => only,
             several => drawn(several)?,
         };
-        backend.choose(|endpoint| self.is_of_family(endpoint) && !tried.contains(&endpoint.address))
+        let is_wanted =
+            |endpoint: &Endpoint| self.is_of_family(endpoint) && !tried.contains(&endpoint.address);
+        Some((backend, backend.choose(is_wanted)?))
     }
 
     /// A client that dials IPv4 may have no way to IPv6 and the other way round: each family of a dual-stack Service leads
@@ -145,7 +160,7 @@ mod tests {
         for (dialled, endpoint) in [("10.96.0.1:80", "10.0.0.1:80"), ("[fd00:96::1]:80", "[fd00::1]:80")] {
             let target = ResolvedDestination::to(dialled.parse().unwrap(), vec![(1, backend.clone())]);
             for _ in 0..20 {
-                assert_eq!(target.choose(&[]).unwrap().endpoint.address.to_string(), endpoint);
+                assert_eq!(target.choose(&[]).unwrap().1.endpoint.address.to_string(), endpoint);
             }
             assert_eq!(target.endpoints().count(), 1);
             assert!(target.choose(&[endpoint.parse().unwrap()]).is_none());
@@ -156,7 +171,7 @@ mod tests {
     fn backends_are_drawn_by_their_weights_and_those_without_weight_never() {
         let [a, b, c] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"].map(|address| backend(&[address]));
         let target = ResolvedDestination::to(dialled(), vec![(0, a), (90, b), (10, c)]);
-        let chosen = || target.choose(&[]).unwrap().endpoint.address.to_string();
+        let chosen = || target.choose(&[]).unwrap().1.endpoint.address.to_string();
         let count = (0..2000).filter(|_| chosen() == "10.0.0.2:80").count();
         assert!((1700..=1900).contains(&count), "{count}");
         assert!((0..200).all(|_| chosen() != "10.0.0.1:80"));

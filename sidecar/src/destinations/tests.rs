@@ -142,8 +142,8 @@ fn a_backend_is_held_once_for_all_its_addresses_and_dropped_with_the_last_of_the
         SubscriptionChanges::default(),
         "the controller has added it itself"
     );
-    let held = known(&destinations, 1).unwrap().choose(&[]).unwrap().hold();
-    assert_eq!(known(&destinations, 2).unwrap().choose(&[]).unwrap().open(), 1, "both count the same");
+    let held = known(&destinations, 1).unwrap().choose(&[]).unwrap().1.hold();
+    assert_eq!(known(&destinations, 2).unwrap().choose(&[]).unwrap().1.open(), 1, "both count the same");
     drop(held);
 
     // Endpoints change without the destinations.

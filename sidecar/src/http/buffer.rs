@@ -151,6 +151,12 @@ impl Buffer {
         }
     }
 
+    /// Takes back what was consumed of the first `length` bytes of memory, and drops what follows them. Valid as
+    /// [`Buffer::past`] is.
+    pub(crate) fn rewind(&mut self, length: usize) {
+        (self.start, self.end) = (0, length.min(self.memory.len()));
+    }
+
     /// Removes all but the first `count` bytes.
     pub(crate) fn truncate(&mut self, count: usize) {
         self.end = self.end.min(self.start + count);

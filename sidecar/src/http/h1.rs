@@ -34,7 +34,7 @@ use super::handler::{Forward, Handled, Handler, HandlerAction, UpstreamProtocol}
 use super::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::{Abort, MaybeTls};
-use crate::telemetry::{Record, ResponseFlag};
+use crate::telemetry::{DialledEndpoint, Record, ResponseFlag};
 use crate::tunnel::{Tunnel, TunnelPatience};
 use crate::upstream::{ConnectError, Deadline, UpstreamError, UpstreamTls};
 
@@ -103,9 +103,9 @@ enum Next {
     /// Answer it ourselves.
     Reply(LocalReply),
     /// Pass it on over HTTP/1. Its head and what is there of its body are ready to be sent.
-    Forward(Arc<Endpoint>),
+    Forward(Forward),
     /// Pass it on over HTTP/2.
-    Bridge(Arc<Endpoint>, Box<Request<()>>),
+    Bridge(Forward, Box<Request<()>>),
 }
 
 /// What to do with the client's connection after an answer.
@@ -128,8 +128,8 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             let after = match self.next().await {
                 Next::End => After::Close,
                 Next::Reply(reply) => self.reply(reply).await,
-                Next::Forward(endpoint) => self.forward(endpoint).await,
-                Next::Bridge(endpoint, request) => Box::pin(bridge::forward(self, endpoint, *request)).await,
+                Next::Forward(forward) => self.forward(forward).await,
+                Next::Bridge(forward, request) => Box::pin(bridge::forward(self, forward, *request)).await,
             };
             self.release();
             match after {
@@ -229,23 +229,21 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         let exchange = &mut self.exchange;
         exchange.open(&head);
         let Handled { decision, action } = self.handler.handle(&head.request);
-        exchange.decision = Some(decision);
-        let (length, info) = (head.length, self.handler.info());
+        exchange.decision = decision;
+        let (length, connection) = (head.length, self.handler.connection());
         let next = match action {
             HandlerAction::Reply(reply) => Err(reply),
-            HandlerAction::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http1 }) => {
-                exchange.write_head(&head, info, &self.env.buffers);
-                Ok(Next::Forward(endpoint))
+            HandlerAction::Forward(forward) if forward.protocol == UpstreamProtocol::Http1 => {
+                exchange.write_head(&head, connection, &self.env.buffers);
+                Ok(Next::Forward(forward))
             }
-            HandlerAction::Forward(Forward { endpoint, protocol: UpstreamProtocol::Http2 }) => {
-                match bridge::request(&head, info) {
-                    Some(request) => {
-                        exchange.notes = bridge::note(&head, &request, &mut exchange.noted);
-                        Ok(Next::Bridge(endpoint, Box::new(request)))
-                    }
-                    None => Err(local_reply::bad_request("http1.invalid_url")),
+            HandlerAction::Forward(forward) => match bridge::request(&head, connection) {
+                Some(request) => {
+                    exchange.notes = bridge::note(&head, &request, &mut exchange.noted);
+                    Ok(Next::Bridge(forward, Box::new(request)))
                 }
-            }
+                None => Err(local_reply::bad_request("http1.invalid_url")),
+            },
         };
         let next = next.unwrap_or_else(|reply| {
             self.tell_unsent(&reply, head.request.record());
@@ -271,9 +269,9 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     }
 
     /// Passes the request on, and the answer back.
-    async fn forward(&mut self, endpoint: Arc<Endpoint>) -> After {
+    async fn forward(&mut self, mut forward: Forward) -> After {
         loop {
-            let (mut upstream, is_reused) = match self.connect(&endpoint).await {
+            let (mut upstream, is_reused) = match self.connect(&mut forward).await {
                 Ok(connected) => connected,
                 Err(ConnectError::Ended(cause)) => return self.cut_off(cause).await,
                 Err(error) => {
@@ -283,25 +281,41 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 }
             };
             let (exchange, client, inbound) = (&mut self.exchange, &mut self.client, &mut self.inbound);
+            if let Some(repeatable) = &mut exchange.repeatable {
+                repeatable.is_reused = is_reused;
+            }
             let around = (self.line, &**self.env);
             let outcome = self
                 .line
                 .guard(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
             match outcome.await {
-                Ok(ExchangeOutcome::Stale) if is_reused => {}
-                Ok(ExchangeOutcome::Complete) => return self.complete(&endpoint, upstream).await,
-                Ok(ExchangeOutcome::Switched) => return Box::pin(self.switch(upstream)).await,
+                Ok(ExchangeOutcome::Stale) if is_reused => self.exchange.rewind(),
+                Ok(ExchangeOutcome::Complete) => {
+                    forward.responded(self.exchange.down.status, self.exchange.upstream_time());
+                    return self.complete(forward.endpoint(), upstream).await;
+                }
+                Ok(ExchangeOutcome::Switched) => {
+                    forward.responded(self.exchange.down.status, self.exchange.upstream_time());
+                    return Box::pin(self.switch(upstream)).await;
+                }
                 Ok(ExchangeOutcome::Stale) => {
+                    forward.failed();
                     let reply = local_reply::connection_terminated();
                     self.tell(&reply);
                     return self.reply(reply).await;
                 }
                 Ok(ExchangeOutcome::Failed(reply)) => {
                     drop(upstream);
+                    if is_of_upstream(reply.flag) {
+                        forward.failed();
+                    }
                     self.tell(&reply);
                     return self.reply(reply).await;
                 }
                 Ok(ExchangeOutcome::Aborted(flag, details)) => {
+                    if is_of_upstream(flag) {
+                        forward.failed();
+                    }
                     self.tell_end(self.exchange.down.status, flag, details);
                     return After::Abort;
                 }
@@ -313,18 +327,27 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         }
     }
 
-    /// A connection to the endpoint, and whether it was used before.
+    /// A connection to the endpoint, or to another one if it cannot be reached, and whether it was used before.
     async fn connect(
         &mut self,
-        endpoint: &Arc<Endpoint>,
+        forward: &mut Forward,
     ) -> Result<(MaybeTls<UpstreamTls>, bool), ConnectError> {
         let upstreams = &self.env.upstreams;
-        if let Some(stream) = upstreams.checkout(endpoint) {
-            return Ok((stream, true));
+        loop {
+            let endpoint = forward.endpoint();
+            self.exchange.endpoint = Some(DialledEndpoint::from(&**endpoint));
+            if let Some(stream) = upstreams.checkout(endpoint) {
+                return Ok((stream, true));
+            }
+            // New connections are rare, and their futures large.
+            let deadline = Deadline::Lifeline(self.line);
+            match Box::pin(upstreams.connect(endpoint, MeshProtocol::Http1, deadline)).await {
+                Ok(stream) => return Ok((stream, false)),
+                Err(ConnectError::Ended(cause)) => return Err(ConnectError::Ended(cause)),
+                Err(error) if self.handler.turn(forward, &error) => {}
+                Err(error) => return Err(error),
+            }
         }
-        // New connections are rare, and their futures large.
-        let deadline = Deadline::Lifeline(self.line);
-        Ok((Box::pin(upstreams.connect(endpoint, MeshProtocol::Http1, deadline)).await?, false))
     }
 
     /// The client has got the whole answer.
@@ -498,8 +521,10 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     /// A request of which the app gets nothing; `request` is what its head says.
     fn tell_unsent(&self, reply: &LocalReply, request: Record<'_>) {
         let exchange = &self.exchange;
+        let Record { connection, outbound, .. } = Record::of(self.handler.connection(), exchange.endpoint);
         self.env.telemetry.record(&Record {
-            connection: Some(self.handler.info()),
+            connection,
+            outbound,
             decision: exchange.decision.as_deref(),
             start: Some(SystemTime::now()),
             duration: exchange.start.elapsed(),
@@ -525,8 +550,6 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         let noted = |span: Span| head.past(span.start as usize, span.length as usize);
         let duration = exchange.start.elapsed();
         self.env.telemetry.record(&Record {
-            outbound: None,
-            connection: Some(self.handler.info()),
             decision: exchange.decision.as_deref(),
             start: SystemTime::now().checked_sub(duration),
             duration,
@@ -543,8 +566,14 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             user_agent: noted(notes.user_agent),
             forwarded_for: noted(notes.forwarded_for),
             request_id: noted(notes.request_id),
+            ..Record::of(self.handler.connection(), exchange.endpoint)
         });
     }
+}
+
+/// Whether the upstream has broken the exchange off.
+fn is_of_upstream(flag: ResponseFlag) -> bool {
+    matches!(flag, ResponseFlag::UpstreamConnectionTermination | ResponseFlag::UpstreamProtocolError)
 }
 
 /// Whether parsing these bytes can give anything new, so that a head that trickles in costs linear time. The first

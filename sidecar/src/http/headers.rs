@@ -9,7 +9,8 @@
 //! 3. `x-forwarded-for`: the peer's address is appended to the client's values, in one line.
 //! 4. `x-forwarded-proto` is the protocol of the first client, which an ingress controller knows better than we do:
 //!    `http`, `https`, `ws` or `wss`, in any case, converted to lower case. Of a list, in one line or several, the
-//!    first item counts. Otherwise it is the connection's own scheme. `x-forwarded-host` and `-port` are forwarded.
+//!    first item counts. Otherwise it is the connection's own scheme; a mesh peer's is `http`, because the TLS between
+//!    sidecars is not the client's. `x-forwarded-host` and `-port` are forwarded.
 //! 5. `x-request-id` is kept if it is a single value of 1 to 128 visible ASCII characters; otherwise it becomes a
 //!    random UUID (version 4).
 //! 6. Hop-by-hop fields (RFC 9110 §7.6.1) are removed: `connection`, `keep-alive`, `proxy-connection`,
@@ -17,14 +18,15 @@
 //!    the mesh depends on them ([`is_protected`]). The client's `connection` field is never forwarded, so it cannot
 //!    make the next hop remove our fields either.
 //!
-//! All other fields are forwarded unchanged and in order.
+//! Rules 1 to 4 are for clients of the app. For the app's own requests to others only rules 5 and 6 apply: what they say
+//! of the app is for the receiver's sidecar to judge. All other fields are forwarded unchanged and in order.
 
 use std::io::Write;
 use std::net::IpAddr;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::{ConnectionInfo, ServedConnection};
 
 /// Header with the client's certificate.
 pub(super) const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
@@ -156,11 +158,11 @@ pub(super) fn tokens(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The value of `x-forwarded-proto`: rule 4.
-pub(super) fn forwarded_proto<'a>(sent: impl Iterator<Item = &'a [u8]>, tls: bool) -> &'static str {
+pub(super) fn forwarded_proto<'a>(sent: impl Iterator<Item = &'a [u8]>, is_https: bool) -> &'static str {
     let first = sent.flat_map(tokens).next().unwrap_or_default();
     let known = ["https", "http", "wss", "ws"].into_iter();
     let kept = known.into_iter().find(|scheme| first.eq_ignore_ascii_case(scheme.as_bytes()));
-    kept.unwrap_or(if tls { "https" } else { "http" })
+    kept.unwrap_or(if is_https { "https" } else { "http" })
 }
 
 /// The request's ID: rule 5.
@@ -180,20 +182,30 @@ pub(super) fn write_address(out: &mut impl Write, address: IpAddr) {
 }
 
 /// Applies the rules to the fields of an HTTP/2 request. The codec has already refused hop-by-hop fields.
-pub(super) fn apply(fields: &mut HeaderMap, info: &ConnectionInfo) {
+pub(super) fn apply(fields: &mut HeaderMap, connection: &ServedConnection) {
+    drop_hop_by_hop(fields, matches!(connection, ServedConnection::Inbound(_)));
+    let id = match request_id(fields.get_all(REQUEST_ID).iter().map(HeaderValue::as_bytes)) {
+        RequestId::Kept(id) => HeaderValue::from_bytes(id),
+        RequestId::New(id) => HeaderValue::from_bytes(&id),
+    };
+    if let ServedConnection::Inbound(info) = connection {
+        set_forwarded(fields, info);
+    }
+    if let Ok(id) = id {
+        fields.insert(HeaderName::from_static(REQUEST_ID), id);
+    }
+}
+
+/// Rule 6, and with `drops_forbidden` rule 1.
+fn drop_hop_by_hop(fields: &mut HeaderMap, drops_forbidden: bool) {
     let dropped: Vec<HeaderName> = fields
         .keys()
-        .filter(|name| {
-            let field = classify(name.as_str().as_bytes());
-            matches!(
-                field,
-                Field::Forbidden
-                    | Field::Connection
-                    | Field::HopByHop
-                    | Field::TransferEncoding
-                    | Field::Upgrade
-                    | Field::Host
-            )
+        .filter(|name| match classify(name.as_str().as_bytes()) {
+            Field::Forbidden => drops_forbidden,
+            Field::Connection | Field::HopByHop | Field::TransferEncoding | Field::Upgrade | Field::Host => {
+                true
+            }
+            _ => false,
         })
         .cloned()
         .collect();
@@ -208,13 +220,12 @@ pub(super) fn apply(fields: &mut HeaderMap, info: &ConnectionInfo) {
             fields.remove(header::TE);
         }
     }
+}
 
+/// Rules 2 to 4.
+fn set_forwarded(fields: &mut HeaderMap, info: &ConnectionInfo) {
     let values = |name: &'static str| fields.get_all(name).iter().map(HeaderValue::as_bytes);
-    let proto = HeaderValue::from_static(forwarded_proto(values(FORWARDED_PROTO), info.tls));
-    let id = match request_id(values(REQUEST_ID)) {
-        RequestId::Kept(id) => HeaderValue::from_bytes(id),
-        RequestId::New(id) => HeaderValue::from_bytes(&id),
-    };
+    let proto = HeaderValue::from_static(forwarded_proto(values(FORWARDED_PROTO), info.is_https()));
     let mut addresses = Vec::new();
     for sent in values(FORWARDED_FOR).filter(|sent| !sent.is_empty()) {
         addresses.extend_from_slice(sent);
@@ -225,9 +236,6 @@ pub(super) fn apply(fields: &mut HeaderMap, info: &ConnectionInfo) {
     fields.insert(HeaderName::from_static(FORWARDED_PROTO), proto);
     if let Ok(addresses) = HeaderValue::from_bytes(&addresses) {
         fields.insert(HeaderName::from_static(FORWARDED_FOR), addresses);
-    }
-    if let Ok(id) = id {
-        fields.insert(HeaderName::from_static(REQUEST_ID), id);
     }
     if let Some(client) = &info.client {
         let value = format!("By={};{}", info.identity, client.forwarded);

@@ -119,6 +119,23 @@ pub(super) fn connection_refused() -> LocalReply {
     }
 }
 
+/// The destination of the app's request has no endpoint.
+pub(super) fn no_endpoint() -> LocalReply {
+    LocalReply {
+        status: 503,
+        reason: "Service Unavailable",
+        body: "no healthy upstream",
+        close: false,
+        flag: ResponseFlag::NoHealthyUpstream,
+        details: "no_healthy_upstream",
+    }
+}
+
+/// The controller refuses the app this destination.
+pub(super) fn blocked() -> LocalReply {
+    LocalReply { body: "destination blocked", details: "destination_blocked", ..no_endpoint() }
+}
+
 /// The app closed the connection before it responded.
 pub(super) fn connection_terminated() -> LocalReply {
     LocalReply {

@@ -1,8 +1,15 @@
 //! Two sidecars on loopback: the client's way out to the server's way in.
 
+mod app;
+mod detection;
+mod differential;
+mod endings;
+mod http;
+
 use std::time::Instant;
 
-use tidegate_core::backend::{Backend, BackendProtocol, BackendRef, Endpoint};
+use tidegate_core::backend::{Backend, BackendProtocol, BackendRef, Endpoint, Transport};
+use tidegate_core::policy::AppProtocol;
 use tidegate_core::{Destination, Identity, ObjectRef, TrustDomain};
 use tidegate_proto::ResourceName;
 use tidegate_runtime::trust_bundle::TrustBundle;
@@ -15,6 +22,7 @@ use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{FixedOutbound, Listener};
 use crate::snapshot::{Publisher, channel};
+use crate::telemetry::Telemetry;
 use crate::test_mesh::{Mesh, Port, start_app, until};
 use crate::test_pki::{Authority, Leaf};
 use crate::tls::{PeerTls, ServerTls};
@@ -32,6 +40,15 @@ struct Client {
 
 impl Client {
     fn to(dialled: SocketAddr, limits: Limits) -> Self {
+        Self::telling(dialled, limits, Arc::new(Telemetry::default))
+    }
+
+    /// One whose worker records what it does with this telemetry.
+    fn telling(
+        dialled: SocketAddr,
+        limits: Limits,
+        telemetry: Arc<dyn Fn() -> Telemetry + Send + Sync>,
+    ) -> Self {
         let (publisher, snapshots) = channel();
         let destinations = Arc::new(Destinations::default());
         destinations.connect();
@@ -42,8 +59,8 @@ impl Client {
             limits,
             snapshots,
             destinations: destinations.clone(),
-            http_context: Arc::new(|limits, snapshots| {
-                Rc::new(HttpContext::new(limits, Rc::default(), snapshots))
+            http_context: Arc::new(move |limits, snapshots| {
+                Rc::new(HttpContext::new(limits, Rc::new(telemetry()), snapshots))
             }),
         })
         .unwrap();
@@ -75,8 +92,9 @@ impl Client {
         let dialled = ResourceName::Destination(self.dialled);
         match answer {
             Answer::Destination(destination) => set(&dialled, Resource::Destination(destination)),
-            Answer::Service(backend) => {
-                set(&dialled, Resource::Destination(Destination::opaque(backend.name.clone())));
+            Answer::Service(protocol, backend) => {
+                let destination = Destination::backend(protocol, backend.name.clone());
+                set(&dialled, Resource::Destination(destination));
                 set(&ResourceName::Backend(backend.name.clone()), Resource::Backend(backend));
             }
         }
@@ -106,24 +124,39 @@ fn identity(account: &str) -> Option<Identity> {
 /// What stands behind the address.
 enum Answer {
     Destination(Destination),
-    Service(Backend),
+    Service(AppProtocol, Backend),
 }
 
 fn service(endpoints: &[(SocketAddr, Option<Identity>)]) -> Answer {
+    service_of(AppProtocol::Tcp, BackendProtocol::Tcp, endpoints)
+}
+
+/// A service whose connections carry a protocol, and whose endpoints speak one.
+fn service_of(
+    carried: AppProtocol,
+    protocol: BackendProtocol,
+    endpoints: &[(SocketAddr, Option<Identity>)],
+) -> Answer {
     let endpoint = |(address, identity): &(SocketAddr, Option<Identity>)| {
         let transport = identity.clone().map_or(Transport::Plain, Transport::Mesh);
         Endpoint::new(*address, transport)
     };
-    Answer::Service(Backend {
+    let backend = Backend {
         name: BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 80 },
-        protocol: BackendProtocol::Tcp,
+        protocol,
         endpoints: endpoints.iter().map(endpoint).collect(),
-    })
+    };
+    Answer::Service(carried, backend)
 }
 
 /// A server's sidecar that runs as `shop/cart`.
 async fn server() -> Mesh {
-    let mesh = Mesh::start().await;
+    server_before(start_app().await)
+}
+
+/// One in front of this app.
+fn server_before(app: SocketAddr) -> Mesh {
+    let mesh = Mesh::before(app, 1, Limits::default());
     be(&mesh, &mesh.root.workload("shop", "cart"));
     mesh
 }

@@ -22,6 +22,7 @@ const BOUNDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75
 /// Labels of a series of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct RequestKey {
+    is_outbound: bool,
     protocol: &'static str,
     code: u16,
     flag: ResponseFlag,
@@ -151,21 +152,27 @@ impl WorkerMetrics {
     /// Counts a request, or a connection that was refused or opaque.
     pub fn record(&self, record: &Record<'_>) {
         if let Some(outbound) = &record.outbound {
-            let kind = if outbound.service.is_some() { "mesh" } else { "passthrough" };
-            self.count_outbound((kind, record.security(), record.flag));
             self.totals().outbound_sent.add(record.received);
             self.totals().outbound_received.add(record.sent);
-            return;
+            if record.status == 0 && record.protocol.is_empty() {
+                let kind = if outbound.service.is_some() { "mesh" } else { "passthrough" };
+                return self.count_outbound((kind, record.security(), record.flag));
+            }
+            return self.count_request(record);
         }
         if let Some(Decision::Deny(denial)) = record.decision {
             self.refuse(denial.reason.code());
         }
         self.totals().received.add(record.received);
         self.totals().sent.add(record.sent);
-        if record.protocol.is_empty() {
-            return;
+        if !record.protocol.is_empty() {
+            self.count_request(record);
         }
+    }
+
+    fn count_request(&self, record: &Record<'_>) {
         let key = RequestKey {
+            is_outbound: record.outbound.is_some(),
             protocol: if record.protocol == "HTTP/2" { "http2" } else { "http1" },
             code: if (100..=599).contains(&record.status) { record.status } else { 0 },
             flag: record.flag,
@@ -284,6 +291,36 @@ mod tests {
         ] {
             assert!(page.contains(line), "{line} is not in\n{page}");
         }
+    }
+
+    #[test]
+    fn requests_of_the_app_have_series_of_their_own() {
+        let metrics = DataPlaneMetrics::new(None);
+        let worker = metrics.worker();
+        let outbound = crate::telemetry::OutboundRecord {
+            peer: "10.0.0.1:4444".parse().unwrap(),
+            dialled: "10.96.0.1:80".parse().unwrap(),
+            service: Some("shop/cart"),
+            endpoint: None,
+        };
+        let connection = || Record { outbound: Some(outbound), received: 3, sent: 5, ..Record::default() };
+        worker.record(&connection());
+        worker.record(&Record { protocol: "HTTP/1.1", status: 200, ..connection() });
+        worker.record(&Record { protocol: "HTTP/2", status: 503, ..connection() });
+        let page = page(metrics);
+        for line in [
+            "tidegate_outbound_http_requests_total{request_protocol=\"http1\",response_code=\"200\",\
+             response_flags=\"-\",connection_security_policy=\"none\"} 1",
+            "tidegate_outbound_http_request_duration_seconds_count{request_protocol=\"http2\",\
+             connection_security_policy=\"none\"} 1",
+            "tidegate_outbound_connections_total{destination=\"mesh\",connection_security_policy=\"none\",\
+             response_flags=\"-\"} 1",
+            "tidegate_outbound_sent_bytes_total 9",
+            "tidegate_outbound_received_bytes_total 15",
+        ] {
+            assert!(page.contains(line), "{line} is not in\n{page}");
+        }
+        assert!(!page.contains("tidegate_http_requests_total{"), "{page}");
     }
 
     #[test]

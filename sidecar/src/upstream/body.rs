@@ -97,6 +97,11 @@ impl Outgoing {
         self.shared.borrow_mut().lease = Some(lease);
     }
 
+    /// The request's place is this one from now on.
+    pub(super) fn set_share(&self, share: Rc<Share>) {
+        self.shared.borrow_mut().share = share;
+    }
+
     /// Must be called before the body is sent.
     pub(super) fn retain(&self) -> Retained {
         Retained { shared: self.shared.clone() }

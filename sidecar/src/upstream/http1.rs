@@ -11,6 +11,7 @@ use tidegate_core::backend::Endpoint;
 use tidegate_core::policy::MeshProtocol;
 use tokio::task::AbortHandle;
 
+use super::SendFailure;
 use super::body::{Outgoing, UpstreamBody};
 use super::connect::{Deadline, UpstreamConnector};
 use super::error::UpstreamError;
@@ -36,9 +37,11 @@ struct Http1Connection {
     endpoint: Arc<Endpoint>,
 }
 
-/// A connection that is in use.
+/// A connection that is in use. Dropped before the answer is complete, the connection is cut off, so that the upstream
+/// sees that its client has gone: an orderly end could be that of a client that waits for its answer.
 pub(super) struct Checkout {
-    connection: Box<Http1Connection>,
+    /// `None`: given back.
+    connection: Option<Box<Http1Connection>>,
     all: Rc<Http1>,
 }
 
@@ -53,19 +56,25 @@ impl Http1 {
         self: Rc<Self>,
         endpoint: Arc<Endpoint>,
         request: Request<Outgoing>,
-    ) -> Result<Response<UpstreamBody>, UpstreamError> {
+    ) -> Result<Response<UpstreamBody>, SendFailure> {
         let mut request = request;
         if let Some(connection) = self.idle.checkout(&endpoint) {
             match self.try_send(connection, request).await {
                 Ok(response) => return Ok(response),
                 // The app closed it in the meantime, and nothing was written to it.
                 Err((_, Some(unsent))) => request = *unsent,
-                Err((error, None)) => return Err(error),
+                Err((error, None)) => return Err(error.into()),
             }
         }
         // Rare, and large.
-        let connection = Box::pin(self.dial(&endpoint)).await?;
-        self.try_send(connection, request).await.map_err(|(error, _)| error)
+        let connection = match Box::pin(self.dial(&endpoint)).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                let (head, body) = request.into_parts();
+                return Err(SendFailure::unsent(error, Box::new(head), body));
+            }
+        };
+        self.try_send(connection, request).await.map_err(|(error, _)| error.into())
     }
 
     pub(super) fn sweep(&self, now: Instant) {
@@ -83,11 +92,10 @@ impl Http1 {
         request: Request<Outgoing>,
     ) -> Result<Response<UpstreamBody>, (UpstreamError, Option<Box<Request<Outgoing>>>)> {
         let upload = request.body().retain().sent_by(connection.task.clone());
-        match connection.sender.try_send_request(request).await {
-            Ok(response) => {
-                let checkout = Checkout { connection, all: self.clone() };
-                Ok(response.map(|body| UpstreamBody::http1(body, checkout, upload)))
-            }
+        let sending = connection.sender.try_send_request(request);
+        let checkout = Checkout { connection: Some(connection), all: self.clone() };
+        match sending.await {
+            Ok(response) => Ok(response.map(|body| UpstreamBody::http1(body, checkout, upload))),
             Err(mut failure) => {
                 let unsent = failure.take_message().map(Box::new);
                 Err((UpstreamError::from(failure.error()), unsent))
@@ -132,8 +140,18 @@ impl Reusable for Box<Http1Connection> {
 
 impl Checkout {
     /// The answer is complete.
-    pub(super) fn give_back(self) {
-        let endpoint = self.connection.endpoint.clone();
-        self.all.idle.put(&endpoint, self.connection);
+    pub(super) fn give_back(mut self) {
+        if let Some(connection) = self.connection.take() {
+            let endpoint = connection.endpoint.clone();
+            self.all.idle.put(&endpoint, connection);
+        }
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.connection {
+            connection.task.abort();
+        }
     }
 }

@@ -13,6 +13,7 @@ use tidegate_core::backend::Endpoint;
 use tokio::sync::oneshot;
 
 use self::connection::{Http2Connection, RequestFailure};
+use super::SendFailure;
 use super::body::{Outgoing, UpstreamBody};
 use super::connect::UpstreamConnector;
 use super::error::{RequestLimit, UpstreamError};
@@ -85,10 +86,13 @@ impl Http2 {
         source: RequestSource,
         head: Box<request::Parts>,
         body: Outgoing,
-    ) -> Result<Response<UpstreamBody>, UpstreamError> {
-        let (again, retained) = (head.clone(), body.retain());
+    ) -> Result<Response<UpstreamBody>, SendFailure> {
         let mut need = Need { source, after: None };
-        let lease = self.lease(&need).await?;
+        let lease = match self.lease(&need).await {
+            Ok(lease) => lease,
+            Err(error) => return Err(SendFailure::unsent(error, head, body)),
+        };
+        let (again, retained) = (head.clone(), body.retain());
         let failure = match lease.send(head, body).await {
             Ok(response) => return Ok(response),
             Err((failure, connection)) => {
@@ -100,11 +104,11 @@ impl Http2 {
             }
         };
         let body = if failure.is_untouched { retained.reclaim() } else { None };
-        let Some(body) = body else { return Err(failure.error) };
+        let Some(body) = body else { return Err(failure.error.into()) };
         // Rare, and so without room in every request's future.
         let retry = Box::pin(async move {
             let lease = self.lease(&need).await?;
-            lease.send(again, body).await.map_err(|(failure, _)| failure.error)
+            lease.send(again, body).await.map_err(|(failure, _)| failure.error.into())
         });
         retry.await
     }

@@ -5,13 +5,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidegate_core::backend::Endpoint;
+use tidegate_core::backend::{Endpoint, Transport};
 
 use crate::limits::Limits;
 
 /// How long a connection may have waited for the worker's own events to be trusted on whether the upstream closed it.
 /// After that the socket itself is asked.
 pub(crate) const UNSURE_AFTER: Duration = Duration::from_millis(1);
+
+/// How long an idle connection to another sidecar is kept: much shorter than that sidecar keeps it (`--idle-timeout`), and
+/// longer than one to an app, because it costs a handshake.
+const IDLE_PEER: Duration = Duration::from_secs(60);
 
 /// A worker's idle connections of one kind, by endpoint.
 pub(super) struct Pool<C> {
@@ -20,7 +24,7 @@ pub(super) struct Pool<C> {
     count: Cell<usize>,
     /// [`Limits::upstream_idle_connections`].
     most: usize,
-    /// [`Limits::upstream_idle`].
+    /// [`Limits::upstream_idle`], for apps and servers outside the mesh.
     longest: Duration,
 }
 
@@ -65,7 +69,7 @@ impl<C: Reusable> Pool<C> {
         let mut at = connections.len();
         while let Some(last) = at.checked_sub(1) {
             at = last;
-            let fitness = connections.get_mut(at)?.fitness(Instant::now(), self.longest);
+            let fitness = connections.get_mut(at)?.fitness(Instant::now(), self.longest(endpoint));
             if fitness != Fitness::Busy {
                 self.count.set(self.count.get() - 1);
                 let Idle { connection, .. } = connections.remove(at);
@@ -90,16 +94,25 @@ impl<C: Reusable> Pool<C> {
     /// Closes what has waited too long, and what the upstream has closed. To be called on every tick of the worker.
     pub(super) fn sweep(&self, now: Instant) {
         let mut count = 0;
-        self.idle.borrow_mut().retain(|_, connections| {
+        self.idle.borrow_mut().retain(|endpoint, connections| {
+            let longest = self.longest(endpoint);
             connections.retain_mut(|idle| {
                 let waited = now.saturating_duration_since(idle.since);
                 // What is sure to the worker's events is enough here.
-                waited < self.longest && idle.connection.fitness(Duration::ZERO) != Fitness::Dead
+                waited < longest && idle.connection.fitness(Duration::ZERO) != Fitness::Dead
             });
             count += connections.len();
             !connections.is_empty()
         });
         self.count.set(count);
+    }
+
+    /// How long a connection to this endpoint may wait.
+    fn longest(&self, endpoint: &Endpoint) -> Duration {
+        match endpoint.transport {
+            Transport::Mesh(_) => IDLE_PEER,
+            Transport::Plain | Transport::Tls(_) => self.longest,
+        }
     }
 
     /// How many connections wait.
@@ -118,7 +131,6 @@ impl<C: Reusable> Idle<C> {
 
 #[cfg(test)]
 mod tests {
-    use tidegate_core::backend::Transport;
     use tidegate_core::{Identity, TrustDomain};
     use tokio::io::AsyncWriteExt;
     use tokio::net::{TcpListener, TcpStream};

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tidegate_core::backend::Endpoint;
 
 use super::error::RequestLimit;
-use crate::connection_info::{ConnectionInfo, VerifiedCertificate};
+use crate::connection_info::{ServedConnection, VerifiedCertificate};
 
 /// A holder may have so many times what is free.
 const TIMES_FREE: usize = 3;
@@ -126,10 +126,13 @@ impl Drop for Share {
 
 impl RequestSource {
     /// Who has opened this connection.
-    pub(super) fn of(info: &ConnectionInfo) -> Self {
-        match &info.client {
-            Some(client) => Self::Names(client.clone()),
-            None => Self::Address(info.peer.ip()),
+    pub(super) fn of(connection: &ServedConnection) -> Self {
+        match connection {
+            ServedConnection::Inbound(info) => match &info.client {
+                Some(client) => Self::Names(client.clone()),
+                None => Self::Address(info.peer.ip()),
+            },
+            ServedConnection::Outbound(info) => Self::Address(info.peer.ip()),
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::connection_info::ConnectionInfo;
 use crate::snapshot::{Publisher, channel};
 use crate::test_pki::{Authority, Leaf};
 use crate::tls::{OriginTls, PeerTls};
@@ -123,7 +124,7 @@ impl World {
             }
             _ => self.upstreams.send_http1(&client(), endpoint, request(path).unwrap()),
         };
-        let response = sending?.await?;
+        let response = sending?.await.map_err(|failure| failure.error)?;
         let status = response.status().as_u16();
         response.into_body().collect().await?;
         Ok(status)
@@ -138,8 +139,8 @@ impl World {
     }
 }
 
-fn client() -> ConnectionInfo {
-    ConnectionInfo {
+fn client() -> ServedConnection {
+    let info = ConnectionInfo {
         peer: "192.0.2.7:4444".parse().unwrap(),
         local: "192.0.2.1:14001".parse().unwrap(),
         port: 14001,
@@ -150,7 +151,8 @@ fn client() -> ConnectionInfo {
         client: None,
         identity: "spiffe://cluster.local/ns/shop/sa/client".into(),
         accepted: SystemTime::now(),
-    }
+    };
+    ServedConnection::Inbound(Rc::new(info))
 }
 
 impl Server {

@@ -284,5 +284,5 @@ pub(crate) fn handler(
         identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
         accepted: SystemTime::now(),
     };
-    Handler::new(Rc::new(Authorizer::new(Rc::new(info), snapshots)))
+    Handler::inbound(Rc::new(Authorizer::new(Rc::new(info), snapshots)))
 }

@@ -13,14 +13,12 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use ::http::Request;
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{Either, Empty};
-use tidegate_core::backend::Endpoint;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::client::SharedClient;
@@ -31,11 +29,12 @@ use super::watch::{ClientWatch, Due, Pace};
 use super::{After, ClientConnection};
 use crate::http::HttpContext;
 use crate::http::buffer::Buffer;
+use crate::http::handler::Forward;
 use crate::http::local_reply::{self, LocalReply};
 use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
 use crate::stream::Abort;
-use crate::telemetry::ResponseFlag;
+use crate::telemetry::{DialledEndpoint, ResponseFlag};
 
 /// The body of a request to the app: fed by the client's direction, or empty.
 type OutgoingBody = Either<Channel<Bytes, io::Error>, Empty<Bytes>>;
@@ -75,15 +74,16 @@ struct BridgeProgress {
 /// Passes the request on over HTTP/2, and the answer back.
 pub(super) async fn forward<S>(
     connection: &mut ClientConnection<'_, S>,
-    endpoint: Arc<Endpoint>,
+    mut forward: Forward,
     request: Request<()>,
 ) -> After
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
     let line = connection.line;
-    let outcome = line.guard(Box::pin(exchange(connection, &endpoint, request))).await;
+    let outcome = line.guard(Box::pin(exchange(connection, &mut forward, request))).await;
     line.at_ease();
+    connection.exchange.endpoint = Some(DialledEndpoint::from(&**forward.endpoint()));
     match outcome {
         Ok(BridgeOutcome::Complete) => {
             connection.tell_end(connection.exchange.down.status, ResponseFlag::None, "via_upstream");
@@ -115,13 +115,13 @@ where
 /// Both directions at once; over when the answer is, or when the request's direction fails.
 async fn exchange<S>(
     connection: &mut ClientConnection<'_, S>,
-    endpoint: &Arc<Endpoint>,
+    forward: &mut Forward,
     request: Request<()>,
 ) -> BridgeOutcome
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
-    let (info, line, env) = (connection.handler.info(), connection.line, &**connection.env);
+    let (handler, line, env) = (connection.handler, connection.line, &**connection.env);
     let is_drainable = connection.exchange.is_drainable();
     let Exchange { asked, up, down, watch, pace, .. } = &mut connection.exchange;
     let (sender, body) = outgoing_body(up);
@@ -132,8 +132,12 @@ where
     }
     let mut upload = pin!(bridge.upload(up, &mut connection.inbound, sender, watch));
     let mut download = pin!(async {
-        let sending = env.upstreams.send(info, endpoint, request.map(|()| body));
-        bridge.download(sending, *asked, is_drainable, down).await
+        let (served, upstreams) = (handler.connection(), &env.upstreams);
+        let sent = match upstreams.send(served, forward.endpoint(), request.map(|()| body)) {
+            Ok(sending) => handler.response(upstreams, forward, sending).await,
+            Err(error) => Err(error),
+        };
+        bridge.download(sent, *asked, is_drainable, down).await
     });
     let mut is_upload_over = false;
     poll_fn(|context| {

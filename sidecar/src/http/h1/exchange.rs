@@ -14,7 +14,7 @@ use super::forward::{self, Notes, Persistence, Span};
 use super::head::{self, Framing, RequestHead, ResponseHead, Storage, upgrade_protocols};
 use super::refused::AnswerError;
 use super::watch::{ClientWatch, Due, Pace};
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::ServedConnection;
 use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, Buffers, LARGE, MEDIUM};
 use crate::http::headers::{Field, tokens};
@@ -22,7 +22,7 @@ use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
 use crate::lifeline::Lifeline;
 use crate::stream::Abort;
-use crate::telemetry::ResponseFlag;
+use crate::telemetry::{DialledEndpoint, ResponseFlag};
 use crate::turn::Turn;
 
 /// The most of a request's body that is read only to keep the connection.
@@ -32,6 +32,8 @@ pub(super) const MOST_DRAINED: u64 = 64 * 1024;
 pub(super) struct Exchange {
     pub(super) asked: Asked,
     pub(super) decision: Option<Rc<Decision>>,
+    /// The endpoint that was tried last.
+    pub(super) endpoint: Option<DialledEndpoint>,
     /// When the request's first byte came.
     pub(super) start: Instant,
     pub(super) notes: Notes,
@@ -41,8 +43,20 @@ pub(super) struct Exchange {
     pub(super) down: Download,
     pub(super) watch: ClientWatch,
     pub(super) pace: Pace,
+    /// The request as it was written, if it may be sent again: it has no body, and to receive it twice is the same as
+    /// once (RFC 9110 §9.2.2).
+    pub(super) repeatable: Option<Repeatable>,
     /// What is wrong with the app's answer, in the log's words.
     pub(super) cause: Option<Box<str>>,
+}
+
+/// A request that may be sent again if its connection turns out to be stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Repeatable {
+    /// Bytes of its head.
+    pub(super) length: usize,
+    /// Whether the connection was used before: only then may the upstream have closed it before the request.
+    pub(super) is_reused: bool,
 }
 
 /// What the request's head asks of the connection.
@@ -123,7 +137,7 @@ pub(super) enum ExchangeOutcome {
     Complete,
     /// The client has got `101 Switching Protocols`.
     Switched,
-    /// A connection out of the pool was closed by the app; it saw nothing of the request.
+    /// A connection out of the pool was closed by the app. It saw nothing of the request, or may see it again.
     Stale,
     /// The client has got nothing yet and is to get this.
     Failed(LocalReply),
@@ -143,6 +157,7 @@ impl Exchange {
         Self {
             asked: Asked::NOTHING,
             decision: None,
+            endpoint: None,
             start: Instant::now(),
             notes: Notes::default(),
             noted: Buffer::default(),
@@ -150,8 +165,25 @@ impl Exchange {
             down: Download::new(),
             watch: ClientWatch::default(),
             pace: Pace::default(),
+            repeatable: None,
             cause: None,
         }
+    }
+
+    /// Takes the request back after its connection turned out to be stale, so that it is sent again.
+    pub(super) fn rewind(&mut self) {
+        let Some(Repeatable { length, .. }) = self.repeatable else { return };
+        if self.noted.size() > 0 {
+            self.up.out = std::mem::take(&mut self.noted);
+        }
+        self.up.out.rewind(length);
+        self.up.state = UploadState::Active;
+        self.up.sent_any = false;
+    }
+
+    /// Whether the request may be sent again on another connection.
+    fn is_repeated(&self) -> bool {
+        self.repeatable.is_some_and(|repeatable| repeatable.is_reused)
     }
 
     /// Takes from a request's head what the exchange depends on.
@@ -170,9 +202,17 @@ impl Exchange {
 
     /// Writes the head that an app which speaks HTTP/1 gets, and notes where the log's words are in it.
     #[inline]
-    pub(super) fn write_head(&mut self, head: &RequestHead<'_>, info: &ConnectionInfo, buffers: &Buffers) {
-        self.up.out = buffers.take(head.length + forward::added(info));
-        self.notes = forward::write_request(head, info, &mut self.up.out);
+    pub(super) fn write_head(
+        &mut self,
+        head: &RequestHead<'_>,
+        connection: &ServedConnection,
+        buffers: &Buffers,
+    ) {
+        self.up.out = buffers.take(head.length + forward::added(connection));
+        self.notes = forward::write_request(head, connection, &mut self.up.out);
+        if self.up.decoder.is_done() && is_idempotent(head.request.method) {
+            self.repeatable = Some(Repeatable { length: self.up.out.len(), is_reused: false });
+        }
     }
 
     /// Drives both directions as far as they go.
@@ -257,6 +297,7 @@ impl Exchange {
         C: AsyncRead + Unpin,
         U: AsyncWrite + Unpin,
     {
+        let is_repeated = self.is_repeated();
         let up = &mut self.up;
         let mut turn = Turn::new();
         loop {
@@ -272,7 +313,9 @@ impl Exchange {
                     env.buffers.shrink(&mut up.out, 0);
                 }
                 ready!(written).map_err(|_| UploadError::Upstream)?;
-                if self.noted.size() == 0 {
+                if self.noted.size() == 0 && is_repeated {
+                    self.noted = std::mem::take(&mut up.out);
+                } else if self.noted.size() == 0 {
                     self.noted = self.notes.keep(&mut up.out, &env.buffers);
                 } else {
                     env.buffers.give(&mut up.out);
@@ -379,6 +422,8 @@ impl Exchange {
         }
         if matches!(ready!(self.poll_read(upstream, env, context)), Ok(1..)) {
             Poll::Ready(Ok(()))
+        } else if self.is_repeated() && self.down.first_byte.is_none() {
+            Poll::Ready(Err(ExchangeOutcome::Stale))
         } else {
             Poll::Ready(Err(self.fail(local_reply::connection_terminated())))
         }
@@ -510,6 +555,11 @@ impl Exchange {
             _ => Due::Answer,
         }
     }
+}
+
+/// Whether a request by this method has the same effect if it is received twice (RFC 9110 §9.2.2).
+fn is_idempotent(method: &[u8]) -> bool {
+    matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
 }
 
 impl ExchangeOutcome {

@@ -1,7 +1,7 @@
 //! What goes to the next hop: the request as the app gets it, the answer as the client gets it.
 
 use super::head::{Framing, HeadFields, RequestHead, ResponseHead, upgrade_protocols};
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::{ConnectionInfo, ServedConnection};
 use crate::http::buffer::{Buffer, Buffers};
 use crate::http::headers::{
     self, FORWARDED_CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO, Field, REQUEST_ID, RequestId,
@@ -56,19 +56,25 @@ impl Notes {
 const ADDED: usize = 512;
 
 /// About how many bytes [`write_request`] adds to a head.
-pub(super) fn added(info: &ConnectionInfo) -> usize {
+pub(super) fn added(connection: &ServedConnection) -> usize {
+    let ServedConnection::Inbound(info) = connection else { return ADDED };
     ADDED + info.client.as_ref().map_or(0, |client| client.forwarded.len() + info.identity.len())
 }
 
 /// Writes the head of a request as HTTP/1.1, by the rules of [`headers`]. `out` must be empty.
-pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer) -> Notes {
+pub(super) fn write_request(
+    head: &RequestHead<'_>,
+    connection: &ServedConnection,
+    out: &mut Buffer,
+) -> Notes {
+    let is_outbound = matches!(connection, ServedConnection::Outbound(_));
     let mut notes = Notes { method: put(out, head.request.method), ..Notes::default() };
     out.push(b" ");
     notes.path = put(out, head.request.path);
     out.push(b" HTTP/1.1\r\n");
-    let PassedFields { has_host, te_trailers } = put_request_fields(head, out, &mut notes);
+    let PassedFields { has_host, te_trailers } = put_request_fields(head, is_outbound, out, &mut notes);
     if !has_host {
-        notes.authority = put_host(head, info, out);
+        notes.authority = put_host(head, connection, out);
     }
     if head.framing == Framing::Chunked {
         out.push(b"transfer-encoding: chunked\r\n");
@@ -81,8 +87,15 @@ pub(super) fn write_request(head: &RequestHead<'_>, info: &ConnectionInfo, out: 
         (false, true) => out.push(b"te: trailers\r\nconnection: te\r\n"),
         (_, false) => {}
     }
-    put_forwarded(head, info, out, &mut notes);
-    out.push(b"\r\n");
+    if let ServedConnection::Inbound(info) = connection {
+        put_forwarded(head, info, out, &mut notes);
+    }
+    put_name(out, REQUEST_ID.as_bytes());
+    notes.request_id = match headers::request_id(head.fields.values(Field::RequestId)) {
+        RequestId::Kept(id) => put(out, id),
+        RequestId::New(id) => put(out, &id),
+    };
+    out.push(b"\r\n\r\n");
     notes
 }
 
@@ -95,7 +108,12 @@ struct PassedFields {
 
 /// Writes the client's fields that are passed on, each in its place.
 #[inline]
-fn put_request_fields(head: &RequestHead<'_>, out: &mut Buffer, notes: &mut Notes) -> PassedFields {
+fn put_request_fields(
+    head: &RequestHead<'_>,
+    is_outbound: bool,
+    out: &mut Buffer,
+    notes: &mut Notes,
+) -> PassedFields {
     let mut written = PassedFields { has_host: false, te_trailers: false };
     let mut has_length = false;
     for (field, name, value) in head.fields.iter() {
@@ -117,6 +135,14 @@ fn put_request_fields(head: &RequestHead<'_>, out: &mut Buffer, notes: &mut Note
             Field::UserAgent => {
                 put_name(out, name);
                 notes.user_agent = put(out, value);
+            }
+            Field::Forbidden | Field::ForwardedProto if is_outbound => {
+                put_name(out, name);
+                out.push(value);
+            }
+            Field::ForwardedFor if is_outbound => {
+                put_name(out, name);
+                notes.forwarded_for = put(out, value);
             }
             // An HTTP/1.0 client does not know interim answers, and we speak 1.1 to the app.
             Field::Expect if head.request.version == Version::Http10 => continue,
@@ -144,12 +170,12 @@ fn put_request_fields(head: &RequestHead<'_>, out: &mut Buffer, notes: &mut Note
 }
 
 /// Writes `host` for a request that came without: the target's authority, or the address that the client dialled.
-fn put_host(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer) -> Span {
+fn put_host(head: &RequestHead<'_>, connection: &ServedConnection, out: &mut Buffer) -> Span {
     out.push(b"host: ");
     let authority = if head.request.authority.is_empty() {
         let start = out.len();
         // A buffer takes all that is written.
-        let _ = std::io::Write::write_fmt(out, format_args!("{}", info.local));
+        let _ = std::io::Write::write_fmt(out, format_args!("{}", connection.dialled()));
         span(start, out)
     } else {
         put(out, head.request.authority)
@@ -274,7 +300,7 @@ impl Persistence {
     }
 }
 
-/// Writes the fields that the mesh sets, in place of the client's: rules 2 to 5 of [`headers`].
+/// Writes the fields that the mesh sets, in place of the client's: rules 2 to 4 of [`headers`].
 fn put_forwarded(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer, notes: &mut Notes) {
     put_name(out, FORWARDED_FOR.as_bytes());
     let start = out.len();
@@ -287,15 +313,8 @@ fn put_forwarded(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer
     out.push(b"\r\n");
 
     put_name(out, FORWARDED_PROTO.as_bytes());
-    let proto = headers::forwarded_proto(head.fields.values(Field::ForwardedProto), info.tls);
+    let proto = headers::forwarded_proto(head.fields.values(Field::ForwardedProto), info.is_https());
     out.push(proto.as_bytes());
-    out.push(b"\r\n");
-
-    put_name(out, REQUEST_ID.as_bytes());
-    notes.request_id = match headers::request_id(head.fields.values(Field::RequestId)) {
-        RequestId::Kept(id) => put(out, id),
-        RequestId::New(id) => put(out, &id),
-    };
     out.push(b"\r\n");
 
     if let Some(client) = &info.client {

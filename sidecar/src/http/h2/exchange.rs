@@ -17,11 +17,11 @@ use super::repetition;
 use super::request::StreamTarget;
 use super::request_log::RequestLog;
 use super::upload::ClientBody;
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::ServedConnection;
 use crate::flow::outbox::Outbox;
 use crate::http::HttpContext;
 use crate::http::clock::DateClock;
-use crate::http::handler::{Handled, Handler, HandlerAction, UpstreamProtocol};
+use crate::http::handler::{Forward, Handled, Handler, HandlerAction, UpstreamProtocol};
 use crate::http::headers::{is_grpc, is_stream};
 use crate::http::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Wait};
@@ -53,8 +53,8 @@ impl Exchanges {
     }
 
     /// The client's connection.
-    pub(super) fn connection(&self) -> &ConnectionInfo {
-        self.handler.info()
+    pub(super) fn connection(&self) -> &ServedConnection {
+        self.handler.connection()
     }
 
     /// Formats the `date` of responses.
@@ -78,8 +78,8 @@ impl Exchanges {
         let at_once = |response| -> Pin<Box<dyn Future<Output = Response<AnswerBody>>>> {
             Box::pin(std::future::ready(response))
         };
-        let info = self.handler.info();
-        let log = RequestLog::open(&self.env, info, &self.deadlines, progress.clone(), &request);
+        let connection = self.handler.connection();
+        let log = RequestLog::open(&self.env, connection, &self.deadlines, progress.clone(), &request);
         let mut log = Box::new(log);
         let (mut head, body) = request.into_parts();
         let is_head = head.method == Method::HEAD;
@@ -104,32 +104,38 @@ impl Exchanges {
             HandlerAction::Forward(forward) => forward,
         };
 
-        headers::prepare(&mut head.headers, info);
+        headers::prepare(&mut head.headers, connection);
         log.log_fields(&head.headers);
-        let (upstreams, endpoint) = (&self.env.upstreams, &forward.endpoint);
+        let (upstreams, endpoint) = (&self.env.upstreams, forward.endpoint());
         let sent = match forward.protocol {
             UpstreamProtocol::Http1 => {
-                upstreams.send_http1(info, endpoint, headers::into_http1(head, target, body))
+                upstreams.send_http1(connection, endpoint, headers::into_http1(head, target, body))
             }
             UpstreamProtocol::Http2 => {
-                upstreams.send(info, endpoint, headers::into_http2(head, target, body))
+                upstreams.send(connection, endpoint, headers::into_http2(head, target, body))
             }
         };
         match sent {
-            Ok(sending) => Box::pin(self.clone().pass_back(sending, log, is_head, progress)),
-            Err(error) => at_once(self.failed(error, log, is_head)),
+            Ok(sending) => Box::pin(self.clone().pass_back((sending, forward), log, is_head, progress)),
+            Err(error) => {
+                log.forwarded(forward);
+                at_once(self.failed(error, log, is_head))
+            }
         }
     }
 
     /// Waits for the app's response.
     async fn pass_back(
         self: Rc<Self>,
-        sending: Sending,
-        log: Box<RequestLog>,
+        (sending, forward): (Sending, Forward),
+        mut log: Box<RequestLog>,
         is_head: bool,
         progress: Rc<Progress>,
     ) -> Response<AnswerBody> {
-        match progress.line().guard(sending).await {
+        let forward = log.forwarded(forward);
+        let response = self.handler.response(&self.env.upstreams, forward, sending);
+        let response = progress.line().guard(response).await;
+        match response {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let error = UpstreamError::Protocol(Violation::Switch);
                 local(local_reply::upstream_failed(&error), log, is_head)

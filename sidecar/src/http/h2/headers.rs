@@ -7,15 +7,15 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Uri, Version, request};
 
 use super::request::StreamTarget;
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::ServedConnection;
 use crate::http::headers as rules;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Applies the rules for fields that a client sends, joins a split cookie, and merges repeated lengths.
-pub(super) fn prepare(headers: &mut HeaderMap, info: &ConnectionInfo) {
-    rules::apply(headers, info);
+pub(super) fn prepare(headers: &mut HeaderMap, connection: &ServedConnection) {
+    rules::apply(headers, connection);
     join_cookie(headers);
     keep_one_length(headers);
 }

@@ -22,7 +22,6 @@ impl Observer for Exchanges {
         let authority = if request.authority.is_empty() { field(HOST) } else { request.authority };
         let env = self.env();
         env.telemetry.record(&Record {
-            connection: Some(self.connection()),
             start: Some(SystemTime::now()),
             duration: Duration::ZERO,
             method: request.method,
@@ -34,7 +33,7 @@ impl Observer for Exchanges {
             authority,
             user_agent: field(USER_AGENT),
             request_id: request.fields.get(REQUEST_ID).map_or(b"", HeaderValue::as_bytes),
-            ..Record::default()
+            ..Record::of(self.connection(), None)
         });
         match outcome {
             Ok(reply) => Verdict::Answer(answer(reply, &env.clock.date())),

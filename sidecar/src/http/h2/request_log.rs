@@ -9,15 +9,18 @@ use tidegate_core::policy::Decision;
 
 use super::deadlines::{Deadlines, InFlight};
 use super::progress::Progress;
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::ServedConnection;
 use crate::http::HttpContext;
+use crate::http::handler::Forward;
 use crate::http::headers::{FORWARDED_FOR, REQUEST_ID};
-use crate::telemetry::{Record, ResponseFlag};
+use crate::telemetry::{DialledEndpoint, Record, ResponseFlag};
 
 /// Collects the facts about one request and writes its record when dropped.
 pub(super) struct RequestLog {
     env: Rc<HttpContext>,
-    connection: Rc<ConnectionInfo>,
+    connection: ServedConnection,
+    /// Where it went. Held: the endpoint is busy with it until the response is over.
+    forward: Option<Forward>,
     deadlines: Rc<Deadlines>,
     decision: Option<Rc<Decision>>,
     start: SystemTime,
@@ -42,7 +45,7 @@ impl RequestLog {
     /// Opens the record of a request whose head was received.
     pub(super) fn open<B>(
         env: &Rc<HttpContext>,
-        connection: &Rc<ConnectionInfo>,
+        connection: &ServedConnection,
         deadlines: &Rc<Deadlines>,
         progress: Rc<Progress>,
         request: &Request<B>,
@@ -51,6 +54,7 @@ impl RequestLog {
         Self {
             env: env.clone(),
             connection: connection.clone(),
+            forward: None,
             deadlines: deadlines.clone(),
             decision: None,
             start: SystemTime::now(),
@@ -73,8 +77,13 @@ impl RequestLog {
     }
 
     /// Records the policy's decision.
-    pub(super) fn decided(&mut self, decision: Rc<Decision>) {
-        self.decision = Some(decision);
+    pub(super) fn decided(&mut self, decision: Option<Rc<Decision>>) {
+        self.decision = decision;
+    }
+
+    /// Records where the request goes.
+    pub(super) fn forwarded(&mut self, forward: Forward) -> &mut Forward {
+        self.forward.insert(forward)
     }
 
     /// Records the header fields to log: those sent to the app, or those of a request that is not forwarded.
@@ -121,9 +130,8 @@ impl RequestLog {
     pub(super) fn record(&self) -> Record<'_> {
         let is_cut_off = !self.is_complete;
         let authority = self.uri.authority().map(|authority| authority.as_str().as_bytes());
+        let endpoint = self.forward.as_ref().map(|forward| DialledEndpoint::from(&**forward.endpoint()));
         Record {
-            outbound: None,
-            connection: Some(&self.connection),
             decision: self.decision.as_deref(),
             start: Some(self.start),
             duration: self.began.elapsed(),
@@ -140,6 +148,7 @@ impl RequestLog {
             user_agent: bytes_of(self.user_agent.as_ref()),
             forwarded_for: bytes_of(self.forwarded_for.as_ref()),
             request_id: bytes_of(self.request_id.as_ref()),
+            ..Record::of(&self.connection, endpoint)
         }
     }
 }

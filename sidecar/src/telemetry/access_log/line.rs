@@ -91,7 +91,7 @@ fn downstream(record: &Record<'_>) -> (String, String) {
 /// The endpoint's address; empty if the request did not reach one.
 fn upstream_host(record: &Record<'_>) -> String {
     if let Some(outbound) = &record.outbound {
-        return outbound.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+        return outbound.endpoint.map(|endpoint| endpoint.address.to_string()).unwrap_or_default();
     }
     match record.connection {
         Some(connection) if record.upstream_time.is_some() => connection.app.to_string(),

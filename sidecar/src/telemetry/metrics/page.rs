@@ -59,6 +59,30 @@ struct MetricsPage {
     dropped_lines: u64,
 }
 
+/// The families of requests in one direction.
+struct RequestFamilies {
+    is_outbound: bool,
+    requests: &'static str,
+    help: &'static str,
+    durations: &'static str,
+}
+
+/// Of clients to the app.
+const INBOUND: RequestFamilies = RequestFamilies {
+    is_outbound: false,
+    requests: "tidegate_http_requests",
+    help: "Requests that were answered, by the app or by the sidecar itself",
+    durations: "tidegate_http_request_duration",
+};
+
+/// Of the app to others.
+const OUTBOUND: RequestFamilies = RequestFamilies {
+    is_outbound: true,
+    requests: "tidegate_outbound_http_requests",
+    help: "Requests of the app that were answered, by their destination or by the sidecar itself",
+    durations: "tidegate_outbound_http_request_duration",
+};
+
 /// Sums of one series of requests.
 #[derive(Default)]
 struct RequestSums {
@@ -73,7 +97,8 @@ impl Collector for DataPlaneMetrics {
             shards: self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             dropped_lines: self.access_log.as_ref().map_or(0, AccessLogSink::dropped),
         };
-        page.requests(&mut encoder)?;
+        page.requests(&mut encoder, &INBOUND)?;
+        page.requests(&mut encoder, &OUTBOUND)?;
         page.labelled(
             &mut encoder,
             ("tidegate_refused", "Connections and requests that the policy refused"),
@@ -96,10 +121,12 @@ impl Collector for DataPlaneMetrics {
 
 impl MetricsPage {
     /// Requests by all labels, then their durations by protocol and security.
-    fn requests(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+    fn requests(&self, encoder: &mut DescriptorEncoder<'_>, families: &RequestFamilies) -> Result<(), Error> {
         let mut requests: BTreeMap<_, RequestSums> = BTreeMap::new();
         for shard in &self.shards {
-            for (key, slot) in shard.requests.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let of_shard = shard.requests.lock().unwrap_or_else(PoisonError::into_inner);
+            let of_direction = of_shard.iter().filter(|(key, _)| key.is_outbound == families.is_outbound);
+            for (key, slot) in of_direction {
                 let seconds = Duration::from_micros(slot.sum_micros.value()).as_secs_f64();
                 requests.entry((key.protocol, key.code, key.flag.code(), key.security)).or_default().add(
                     slot.count.value(),
@@ -108,8 +135,7 @@ impl MetricsPage {
                 );
             }
         }
-        let help = "Requests that were answered, by the app or by the sidecar itself";
-        let mut family = counter(encoder, "tidegate_http_requests", help)?;
+        let mut family = counter(encoder, families.requests, families.help)?;
         for ((protocol, code, flag, security), sums) in &requests {
             let code = code.to_string();
             let labels = [
@@ -122,6 +148,7 @@ impl MetricsPage {
         }
         durations(
             encoder,
+            families.durations,
             requests.into_iter().map(|((protocol, _, _, security), sums)| ((protocol, security), sums)),
         )
     }
@@ -156,7 +183,7 @@ impl MetricsPage {
                 *outbound.entry((kind, security, flag.code())).or_default() += count.value();
             }
         }
-        let help = "Connections of the app that ended, by destination";
+        let help = "Connections of the app that carried opaque bytes and ended, by destination";
         let mut family = counter(encoder, "tidegate_outbound_connections", help)?;
         for ((kind, security, flag), count) in outbound {
             let labels =
@@ -236,6 +263,7 @@ impl RequestSums {
 /// Durations of requests as a histogram by protocol and security.
 fn durations(
     encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
     requests: impl Iterator<Item = ((&'static str, &'static str), RequestSums)>,
 ) -> Result<(), Error> {
     let mut durations: BTreeMap<_, RequestSums> = BTreeMap::new();
@@ -243,8 +271,7 @@ fn durations(
         durations.entry(labels).or_default().add(sums.count, sums.seconds, sums.buckets);
     }
     let help = "From a request's first byte to the last byte of its response";
-    let (name, unit) = ("tidegate_http_request_duration", Some(&Unit::Seconds));
-    let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Histogram)?;
+    let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
     for ((protocol, security), RequestSums { count, seconds, buckets }) in durations {
         let labels = [("request_protocol", protocol), ("connection_security_policy", security)];
         let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::{ConnectionInfo, ServedConnection};
 use crate::detect::client_hello::Alpn;
 use crate::http::HttpContext;
 use crate::limits::Limits;
@@ -24,9 +24,9 @@ use crate::test_mesh::{Port, policy};
 use crate::test_pki::Authority;
 use crate::worker::{Workers, WorkersConfig};
 
-fn client() -> ConnectionInfo {
+fn client() -> ServedConnection {
     let address: SocketAddr = "192.0.2.7:4444".parse().unwrap();
-    ConnectionInfo {
+    ServedConnection::Inbound(Rc::new(ConnectionInfo {
         peer: address,
         local: address,
         port: address.port(),
@@ -37,7 +37,7 @@ fn client() -> ConnectionInfo {
         client: None,
         identity: "spiffe://cluster.local/ns/shop/sa/client".into(),
         accepted: SystemTime::now(),
-    }
+    }))
 }
 
 /// A sidecar of shop/cart that takes a request on each connection and never answers; a message for each.
@@ -89,7 +89,7 @@ async fn a_revoked_root_ends_a_request_in_flight_to_a_sidecar_that_it_vouched_fo
             let sender = sender.clone();
             tokio::task::spawn_local(async move {
                 let answer = sending.ok().unwrap().await;
-                sender.send(answer.map(|_| ())).unwrap();
+                sender.send(answer.map(|_| ()).map_err(|failure| failure.error)).unwrap();
             });
             context
         }),

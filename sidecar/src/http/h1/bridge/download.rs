@@ -16,7 +16,7 @@ use crate::http::headers::{is_protected, is_stream};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
 use crate::telemetry::ResponseFlag;
-use crate::upstream::{Sending, UpstreamBody, UpstreamError};
+use crate::upstream::{UpstreamBody, UpstreamError};
 
 /// The most bytes that frame a chunk: its size in hexadecimal digits, and two ends of lines.
 const CHUNK_FRAME: usize = 20;
@@ -35,16 +35,16 @@ enum AnswerFraming {
 }
 
 impl<S: AsyncWrite + Unpin> Bridge<'_, S> {
-    /// Waits for the app's answer and writes it to the client. `is_drainable`: what the app does not take of the request
+    /// Writes the app's answer to the client. `is_drainable`: what the app does not take of the request
     /// can be read to keep the client's connection.
     pub(super) async fn download(
         &self,
-        sending: Result<Sending, UpstreamError>,
+        sent: Result<Response<UpstreamBody>, UpstreamError>,
         asked: Asked,
         is_drainable: bool,
         down: &mut Download,
     ) -> BridgeOutcome {
-        let response = match self.answer(sending).await {
+        let response = match self.answer(sent) {
             Ok(response) => response,
             Err(reply) => return BridgeOutcome::Failed(reply),
         };
@@ -74,14 +74,10 @@ impl<S: AsyncWrite + Unpin> Bridge<'_, S> {
     }
 
     /// The head of the app's answer, or the answer that the client gets for want of it.
-    async fn answer(
+    fn answer(
         &self,
-        sending: Result<Sending, UpstreamError>,
+        sent: Result<Response<UpstreamBody>, UpstreamError>,
     ) -> Result<Response<UpstreamBody>, LocalReply> {
-        let sent = match sending {
-            Ok(sending) => sending.await,
-            Err(error) => Err(error),
-        };
         sent.map_err(|error| {
             if let Some(limit) = error.limit() {
                 self.env.telemetry.limited(limit);

@@ -7,7 +7,7 @@ use ::http::header::{CONTENT_LENGTH, USER_AGENT};
 use ::http::uri::{Authority, PathAndQuery};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::ServedConnection;
 use crate::http::buffer::Buffer;
 use crate::http::h1::forward::{Notes, put};
 use crate::http::h1::head::{Framing, RequestHead};
@@ -15,15 +15,18 @@ use crate::http::h2::http2_target;
 use crate::http::headers::{self, FORWARDED_FOR, Field, REQUEST_ID};
 
 /// The request over HTTP/2, without a body; `None` if its target or a field cannot be expressed there.
-pub(in crate::http::h1) fn request(head: &RequestHead<'_>, info: &ConnectionInfo) -> Option<Request<()>> {
+pub(in crate::http::h1) fn request(
+    head: &RequestHead<'_>,
+    connection: &ServedConnection,
+) -> Option<Request<()>> {
     let path = PathAndQuery::try_from(head.request.path).ok()?;
-    let (uri, version) = http2_target(authority(head, info)?, path);
+    let (uri, version) = http2_target(authority(head, connection)?, path);
     let mut request = Request::new(());
     *request.uri_mut() = uri;
     *request.method_mut() = Method::from_bytes(head.request.method).ok()?;
     *request.version_mut() = version;
     *request.headers_mut() = fields(head)?;
-    headers::apply(request.headers_mut(), info);
+    headers::apply(request.headers_mut(), connection);
     Some(request)
 }
 
@@ -43,12 +46,15 @@ pub(in crate::http::h1) fn note(head: &RequestHead<'_>, request: &Request<()>, o
 
 /// The authority that the client named, or the address that it dialled if it has no `host` (HTTP/1.0). `Some(None)`: it
 /// sent an empty `host`, and the app gets no authority.
-fn authority(head: &RequestHead<'_>, info: &ConnectionInfo) -> Option<Option<Authority>> {
+fn authority(head: &RequestHead<'_>, connection: &ServedConnection) -> Option<Option<Authority>> {
     if !head.request.authority.is_empty() {
         return Authority::try_from(head.request.authority).ok().map(Some);
     }
     let has_host = head.fields.values(Field::Host).next().is_some();
-    if has_host { Some(None) } else { Authority::try_from(info.local.to_string()).ok().map(Some) }
+    if has_host {
+        return Some(None);
+    }
+    Authority::try_from(connection.dialled().to_string()).ok().map(Some)
 }
 
 /// The client's fields, but for those that HTTP/2 has other means for.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::against_hyper::{compare, hypers};
 use super::smuggling::{PASSED, REFUSED};
 use super::world::World;
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::ServedConnection;
 use crate::http::buffer::{Buffer, Buffers};
 use crate::http::h1::body::{BodyError, Decoder};
 use crate::http::h1::forward;
@@ -15,7 +15,7 @@ use crate::http::h1::transcript::{self, Transcript, TranscriptError};
 use crate::limits::Limits;
 
 /// What the app receives for these bytes, after every request was answered.
-fn passed_on(input: &[u8], info: &ConnectionInfo) -> Vec<u8> {
+fn passed_on(input: &[u8], connection: &ServedConnection) -> Vec<u8> {
     let (buffers, limits) = (Buffers::default(), Limits::default());
     let (mut rest, mut app) = (Buffer::default(), Vec::new());
     rest.push(input);
@@ -23,7 +23,7 @@ fn passed_on(input: &[u8], info: &ConnectionInfo) -> Vec<u8> {
         let mut storage = Storage::new();
         let Ok(Some(head)) = head::parse_request(rest.bytes(), &mut storage, &limits) else { return app };
         let mut out = Buffer::default();
-        forward::write_request(&head, info, &mut out);
+        forward::write_request(&head, connection, &mut out);
         let (mut decoder, is_chunked) = (Decoder::new(head.framing), head.framing == Framing::Chunked);
         let (length, keep_alive) = (head.length, head.keep_alive);
         rest.consume(length);
@@ -208,7 +208,7 @@ proptest! {
         let ours = transcript::read(&input, &Limits::default()).requests;
         let hypers = run(async {
             let world = World::new().await;
-            hypers(&passed_on(&input, world.handler().info())).await
+            hypers(&passed_on(&input, world.handler().connection())).await
         });
         prop_assert_eq!(ours, hypers, "{}", input.escape_ascii());
     }

@@ -55,7 +55,7 @@ async fn four_requests(log: &Log) -> World {
     read_until(&mut app, "question").await;
     app.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 6\r\n\r\nanswer").await.unwrap();
     read_until(&mut client, "answer").await;
-    client.write_all(b"GET /gone HTTP/1.1\r\nHost: app.example\r\n\r\n").await.unwrap();
+    client.write_all(b"POST /gone HTTP/1.1\r\nHost: app.example\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     read_head(&mut app).await;
     drop(app);
     read_until(&mut client, "termination").await;

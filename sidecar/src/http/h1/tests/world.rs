@@ -117,7 +117,7 @@ impl World {
             identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
             accepted: SystemTime::now(),
         };
-        Handler::new(Rc::new(Authorizer::new(Rc::new(info), self.snapshots.clone())))
+        Handler::inbound(Rc::new(Authorizer::new(Rc::new(info), self.snapshots.clone())))
     }
 
     /// A client's end of a new connection.

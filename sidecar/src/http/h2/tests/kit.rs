@@ -214,7 +214,7 @@ impl Sidecar {
             accepted: SystemTime::now(),
         };
         let authorizer = Rc::new(Authorizer::new(Rc::new(info), self.snapshots.clone()));
-        let handler = Handler::new(authorizer);
+        let handler = Handler::inbound(authorizer);
         let line = self.registry.add(Rc::new(()));
         let (ours, theirs) = duplex(64 * 1024);
         let served = serve(theirs, BytesMut::from(first), handler, line.clone(), self.env.clone());

@@ -12,7 +12,7 @@ use crate::lifeline::Lifeline;
 const READ_SIZE: usize = 2048;
 
 /// What the client sent first.
-pub(super) enum Received {
+pub(crate) enum Received {
     /// The detected protocol, and the bytes. [`FirstBytes::Incomplete`]: the client closed before it was clear.
     Bytes(FirstBytes, BytesMut),
     /// The client closed without sending a byte or reached the deadline, or the connection must end.
@@ -22,7 +22,7 @@ pub(super) enum Received {
 }
 
 /// Reads until the first bytes show the protocol.
-pub(super) async fn receive(io: &TcpStream, line: &Lifeline) -> Received {
+pub(crate) async fn receive(io: &TcpStream, line: &Lifeline) -> Received {
     let mut bytes = BytesMut::new();
     loop {
         if !read_more(io, line, &mut bytes).await {
@@ -41,7 +41,7 @@ pub(super) async fn receive(io: &TcpStream, line: &Lifeline) -> Received {
 }
 
 /// Reads until it is clear whether plaintext is HTTP/2; `None` if the connection has ended.
-pub(super) async fn preface(
+pub(crate) async fn preface(
     io: &TcpStream,
     line: &Lifeline,
     mut bytes: BytesMut,
@@ -58,7 +58,7 @@ pub(super) async fn preface(
 }
 
 /// Reads once when the socket is readable; `false` at the end of the stream or of the connection.
-async fn read_more(io: &TcpStream, line: &Lifeline, bytes: &mut BytesMut) -> bool {
+pub(crate) async fn read_more(io: &TcpStream, line: &Lifeline, bytes: &mut BytesMut) -> bool {
     loop {
         if !matches!(line.guard_idle(io.readable()).await, Ok(Ok(()))) {
             return false;

@@ -1,0 +1,78 @@
+//! What a connection of the app carries: as its destination declares, and as its first bytes show.
+//!
+//! Where HTTP is declared, the first bytes only tell its versions apart, and from TLS of the app's own. Where nothing is
+//! declared, bytes that begin as HTTP are HTTP. An app that does not send them soon speaks something else, or waits for
+//! its server to speak first.
+
+use bytes::BytesMut;
+use tidegate_core::policy::AppProtocol;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use crate::detect::{self, FirstBytes, HttpStart, Preface};
+use crate::first_bytes::{self, Received};
+use crate::lifeline::{Lifeline, Phase, Wait};
+use crate::limits::Limits;
+
+/// What a connection carries, and what was read of it.
+pub(super) enum Carried {
+    Http1(BytesMut),
+    Http2(BytesMut),
+    /// Bytes that are not parsed.
+    Opaque(BytesMut),
+}
+
+/// What a connection to a destination with this protocol carries; `None` if it has ended.
+pub(super) async fn carried(
+    io: &TcpStream,
+    line: &Lifeline,
+    limits: &Limits,
+    protocol: AppProtocol,
+) -> Option<Carried> {
+    let carried = match protocol {
+        AppProtocol::Tcp | AppProtocol::TcpServerFirst => Carried::Opaque(BytesMut::new()),
+        AppProtocol::Http | AppProtocol::H2c => declared(io, line, limits).await?,
+        AppProtocol::Undeclared => detected(io, line, limits).await?,
+    };
+    line.at_ease();
+    if matches!(carried, Carried::Opaque(_)) {
+        // Nothing of it is a head that is unfinished.
+        let _ = line.hold(0);
+    }
+    Some(carried)
+}
+
+/// HTTP, unless the app speaks TLS, or half-closes without a request: it only wants to see whether there is a server,
+/// which its connection to an endpoint shows.
+async fn declared(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Carried> {
+    line.within(limits.idle, Wait::Idle);
+    match first_bytes::receive(io, line).await {
+        Received::Bytes(FirstBytes::Plaintext, bytes) => {
+            line.within(limits.headers, Wait::Headers);
+            let (preface, bytes) = first_bytes::preface(io, line, bytes).await?;
+            Some(if preface == Preface::Http2 { Carried::Http2(bytes) } else { Carried::Http1(bytes) })
+        }
+        Received::Bytes(_, bytes) => Some(Carried::Opaque(bytes)),
+        Received::Nothing if line.phase() == Phase::Open => Some(Carried::Opaque(BytesMut::new())),
+        Received::Nothing | Received::NoRoom => None,
+    }
+}
+
+/// HTTP if the first bytes are, and come in time.
+async fn detected(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Carried> {
+    let deadline = Instant::now() + limits.outbound_detect;
+    let mut bytes = BytesMut::new();
+    loop {
+        match detect::http_start(&bytes) {
+            HttpStart::Http1 => return Some(Carried::Http1(bytes)),
+            HttpStart::Http2 => return Some(Carried::Http2(bytes)),
+            HttpStart::Other => return Some(Carried::Opaque(bytes)),
+            HttpStart::Incomplete => {}
+        }
+        match timeout_at(deadline, first_bytes::read_more(io, line, &mut bytes)).await {
+            Ok(true) => {}
+            Ok(false) if line.phase() != Phase::Open => return None,
+            Ok(false) | Err(_) => return Some(Carried::Opaque(bytes)),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Bytes that are passed on unseen, both ways, on a connection to one endpoint.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::BytesMut;
+use tidegate_core::policy::MeshProtocol;
+use tokio::net::TcpStream;
+
+use super::{Dialled, OutboundConnection};
+use crate::destinations::{EndpointChoice, ResolvedDestination};
+use crate::stream::{Abort, MaybeTls};
+use crate::telemetry::{DialledEndpoint, OutboundRecord, Record, ResponseFlag};
+use crate::tunnel::{Tunnel, TunnelError, TunnelPatience};
+use crate::upstream::{ConnectError, ConnectFailure, Deadline, UpstreamTls};
+
+/// A connection to an endpoint.
+type Upstream = MaybeTls<UpstreamTls>;
+
+/// The result of trying endpoints.
+struct ConnectAttempt {
+    /// The endpoint that was tried last.
+    endpoint: Option<DialledEndpoint>,
+    /// `None`: there was no endpoint to try.
+    result: Result<(Upstream, EndpointChoice), Option<ConnectFailure>>,
+}
+
+impl OutboundConnection<'_> {
+    /// Connects to an endpoint of the destination, and forwards bytes until both are done. `received`: what was already
+    /// read from the app.
+    pub(super) async fn opaque(&self, io: TcpStream, received: BytesMut, target: Arc<ResolvedDestination>) {
+        let attempt = self.line.guard(Box::pin(self.connect(&target))).await;
+        let Ok(ConnectAttempt { endpoint, result }) = attempt else { return io.abort() };
+        let told = Told { outbound: self, target: &target, endpoint };
+        match result {
+            Ok((upstream, choice)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
+            Err(failure) => {
+                let (flag, details) = match failure {
+                    None if target.block_reason().is_some() => {
+                        (ResponseFlag::NoHealthyUpstream, "destination_blocked")
+                    }
+                    None => (ResponseFlag::NoHealthyUpstream, "no_healthy_upstream"),
+                    Some(failure) => (failure.flag(), failure.details()),
+                };
+                told.record(flag, details, 0, 0);
+                io.abort();
+            }
+        }
+    }
+
+    /// Tries endpoints in the order of the balancer's choice until one accepts. One that does not is ejected for a
+    /// while.
+    async fn connect(&self, target: &Arc<ResolvedDestination>) -> ConnectAttempt {
+        let mut attempt = ConnectAttempt { endpoint: None, result: Err(None) };
+        if let Some(reason) = target.block_reason() {
+            self.context.refusals.blocked(self.dialled.address, reason);
+        }
+        let Some(mut choice) = EndpointChoice::first(target) else { return attempt };
+        let upstreams = &self.context.http.upstreams;
+        loop {
+            let endpoint = &choice.endpoint;
+            attempt.endpoint = Some(DialledEndpoint::from(&**endpoint));
+            let connecting = upstreams.connect(endpoint, MeshProtocol::Tcp, Deadline::Timer);
+            match connecting.await.and_then(|upstream| self.remember(upstream)) {
+                Ok(upstream) => {
+                    choice.connected();
+                    attempt.result = Ok((upstream, choice));
+                    return attempt;
+                }
+                Err(error) => {
+                    let (dialled, service) = (self.dialled.address, target.name().map(|name| &**name));
+                    self.context.refusals.unreachable(dialled, service, endpoint.address, &error);
+                    attempt.result = Err(Some(error.failure()));
+                }
+            }
+            if !choice.turn() {
+                return attempt;
+            }
+        }
+    }
+
+    /// From here on, changes of the trust bundle reach the connection.
+    fn remember(&self, upstream: Upstream) -> Result<Upstream, ConnectError> {
+        if let MaybeTls::Tls(tls) = &upstream
+            && let Some(chain) = tls.sidecar_certificates()
+        {
+            let mut certificates = self.context.certificates.borrow_mut();
+            let verified = certificates.intern(chain).map_err(ConnectError::other_tls)?;
+            self.connection.reached(verified.certificate);
+        }
+        Ok(upstream)
+    }
+}
+
+/// A connection that has found its endpoint, or none.
+struct Told<'s> {
+    outbound: &'s OutboundConnection<'s>,
+    target: &'s ResolvedDestination,
+    endpoint: Option<DialledEndpoint>,
+}
+
+impl Told<'_> {
+    /// Passes bytes both ways until both sides are done; if one breaks, the other gets a RST.
+    async fn carry(
+        &self,
+        mut client: TcpStream,
+        received: BytesMut,
+        mut upstream: Upstream,
+        choice: &EndpointChoice,
+    ) {
+        let limits = &self.outbound.context.http.limits;
+        let line = self.outbound.line;
+        let mut tunnel = Tunnel::new(&received, &[]);
+        drop(received);
+        let patience = TunnelPatience { stalled: limits.body, idle: Some(limits.idle), half_closed: None };
+        let (flag, details) = match line.guard(tunnel.run(&mut client, &mut upstream, line, patience)).await {
+            Ok(Ok(())) => {
+                return self.record(ResponseFlag::None, "via_upstream", tunnel.received(), tunnel.sent());
+            }
+            Ok(Err(error)) => {
+                if error == TunnelError::Upstream && tunnel.sent() == 0 {
+                    choice.failed();
+                }
+                (error.flag(), error.details())
+            }
+            Err(ended) => (ResponseFlag::None, ended.0.details()),
+        };
+        self.record(flag, details, tunnel.received(), tunnel.sent());
+        client.abort();
+        upstream.abort();
+    }
+
+    /// Writes the access log record. `received`: bytes of the app; `sent`: bytes to it.
+    fn record(&self, flag: ResponseFlag, details: &'static str, received: u64, sent: u64) {
+        let OutboundConnection { context, dialled: Dialled { peer, address }, accepted, .. } = self.outbound;
+        context.http.telemetry.record(&Record {
+            outbound: Some(OutboundRecord {
+                peer: *peer,
+                dialled: *address,
+                service: self.target.name().map(|name| &**name),
+                endpoint: self.endpoint,
+            }),
+            start: Some(*accepted),
+            duration: SystemTime::now().duration_since(*accepted).unwrap_or_default(),
+            flag,
+            details,
+            received,
+            sent,
+            ..Record::default()
+        });
+    }
+}
