@@ -1,8 +1,8 @@
 //! `tidegate check`: checks the cluster, the control plane and the workloads.
 //!
 //! Each check has an id that is stable between versions, and a hint that says what to do. [`before`] holds the checks
-//! before an installation, [`control_plane`] and [`webhooks`] those after it, [`data_plane`] and [`policies`] those of
-//! workloads, [`not_enforced`] those of other meshes' policies.
+//! before an installation, [`control_plane`] and [`webhooks`] those after it, [`data_plane`], [`protocols`] and [`policies`]
+//! those of workloads, [`not_enforced`] those of other meshes' policies.
 //!
 //! Checks run in an order in which a failure that explains the others comes first, and those that depend on it are
 //! left out. Only requests that read are sent, apart from access reviews, which the API server does not store.
@@ -12,6 +12,7 @@ mod control_plane;
 mod data_plane;
 mod not_enforced;
 mod policies;
+mod protocols;
 mod webhooks;
 
 use std::io::IsTerminal;

@@ -13,7 +13,7 @@ use tidegate_core::contract::names::{self, trust_bundle_config_map};
 use tidegate_crds::injection::{has_sidecar_of, mesh_of, namespace_is_in_mesh};
 
 use super::control_plane::bundle;
-use super::{Check, CheckOutcome, CheckReport, enumerate};
+use super::{Check, CheckOutcome, CheckReport, enumerate, protocols};
 use crate::cluster::client::Cluster;
 use crate::cluster::mesh;
 use crate::cluster::namespace::{self, injects};
@@ -99,6 +99,7 @@ pub(super) async fn check(cluster: &Cluster, report: &mut CheckReport) {
     report.add(&BUNDLES, bundles(cluster, &namespaces).await);
     report.add(&INJECTED, injected(cluster, &namespaces).await);
     report.add(&MADE, made(cluster, &namespaces).await);
+    report.add(&protocols::KNOWN, protocols::known(cluster, &namespaces).await);
     let pods = match cluster.meshed_pods(None).await {
         Ok(pods) => pods,
         Err(error) => return report.add(&CONNECTED, Err(error)),

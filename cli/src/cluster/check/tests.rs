@@ -155,6 +155,7 @@ async fn nothing_is_wrong_with_a_mesh_that_is_well() {
          ✓ each namespace of the mesh has the trust bundle\n\
          ✓ each pod in namespaces with injection has its sidecar\n\
          ✓ the API server accepts the pods of namespaces with injection\n\
+         ✓ each appProtocol of the mesh's Services is known\n\
          ✓ no init container waits for a server only by connecting\n\
          ✓ each sidecar is connected to a controller: 1 sidecar\n\
          ✓ each sidecar enforces its newest policy\n\
@@ -213,6 +214,9 @@ async fn each_fault_of_workloads_is_found() {
     let wait = json!({"name": "wait", "image": "busybox", "command": ["sh", "-c", "until nc -z db 5432; do sleep 1; done"]});
     waiting["spec"]["initContainers"].as_array_mut().unwrap().push(wait);
     fake.put(waiting);
+    let ports = json!([{"port": 80, "appProtocol": "http"}, {"port": 81, "appProtocol": "example.com/mine"}]);
+    let metadata = json!({"name": "httpbin", "namespace": "httpbin"});
+    fake.put(json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": ports}}));
     let mut sick = workload(&json!({"version": "v", "reason": "unknown field"}));
     sick["sidecar"]["certificateNotAfter"] = json!("2000-01-01T00:00:00Z");
     sick["sidecar"]["program"] = json!("0.0.9");
@@ -222,6 +226,7 @@ async fn each_fault_of_workloads_is_found() {
         [
             "Failed trust-bundles: the trust bundle of namespace httpbin holds other roots",
             "Warning pods-injected: httpbin/plain",
+            "Warning port-protocols: httpbin/httpbin:81: example.com/mine",
             "Warning waits-by-connecting: httpbin/b: wait",
             "Failed sidecars-connected: httpbin/b is not known to any controller",
             "Failed sidecar-policies: httpbin/a: unknown field",
