@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 use tidegate_controller::Index;
-use tidegate_controller::explain::{Query, Speaks, explain};
+use tidegate_controller::explain::{HttpRequest, Query, Speaks, explain};
 use tidegate_controller::object::ObjectName;
 use tidegate_controller::source::folder::FolderSource;
 use tidegate_runtime::options::TrustDomainOptions;
@@ -41,6 +41,15 @@ pub(crate) struct ExplainOptions {
     /// The client's protocol [default: TLS if it has a server name or a certificate, or if only TLS is admitted]
     #[arg(long, value_enum, value_name = "PROTOCOL")]
     speaks: Option<ClientProtocol>,
+    /// The method of a mesh peer's request, where a TrafficTarget distinguishes requests.
+    #[arg(long, value_name = "METHOD", default_value = "GET")]
+    method: String,
+    /// Path and query of that request.
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    path: String,
+    /// A header field of that request, as "NAME: VALUE"; may be repeated. `host` is its authority.
+    #[arg(long, value_name = "HEADER", value_parser = parse_header)]
+    header: Vec<(String, String)>,
     /// Evaluate this folder of manifests instead of querying a controller.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     folder: Option<PathBuf>,
@@ -60,8 +69,10 @@ enum ClientProtocol {
     Tls,
     /// No TLS.
     Plaintext,
-    /// TLS between sidecars.
+    /// TLS between sidecars, with HTTP inside unless the port declares other bytes.
     Mesh,
+    /// TLS between sidecars, with bytes inside that are not parsed.
+    MeshTcp,
 }
 
 /// Exits with 0 if the connection would be admitted, with 1 if not.
@@ -72,7 +83,7 @@ pub(crate) async fn run(options: ExplainOptions) -> anyhow::Result<ExitCode> {
             let index = Index::of(FolderSource::new(folder).load().changes);
             serde_json::to_value(explain(&index, &options.trust.trust_domain, &options.query())?)?
         }
-        None => options.target.ask(&options.path()).await?,
+        None => options.target.ask(&options.url()).await?,
     };
     print_as(options.output, &answer, text)?;
     let decision = answer.get("decision").and_then(Value::as_str).context("the answer has no decision")?;
@@ -93,12 +104,18 @@ impl ExplainOptions {
                 Some(ClientProtocol::Tls) => Speaks::Tls,
                 Some(ClientProtocol::Plaintext) => Speaks::Plaintext,
                 Some(ClientProtocol::Mesh) => Speaks::Mesh,
+                Some(ClientProtocol::MeshTcp) => Speaks::MeshTcp,
+            },
+            request: HttpRequest {
+                method: self.method.clone(),
+                path: self.path.clone(),
+                headers: self.header.clone(),
             },
         }
     }
 
     /// The question as a request to a controller, with its parameters escaped.
-    fn path(&self) -> String {
+    fn url(&self) -> String {
         let mut path =
             format!("/explain?backend={}&source={}", escape(&self.backend.to_string()), self.source);
         if let Some(port) = self.port {
@@ -115,14 +132,19 @@ impl ExplainOptions {
             Some(ClientProtocol::Tls) => "&tls=true",
             Some(ClientProtocol::Plaintext) => "&tls=false",
             Some(ClientProtocol::Mesh) => "&tls=mesh",
+            Some(ClientProtocol::MeshTcp) => "&tls=mesh-tcp",
         };
+        path += &format!("&method={}&path={}", escape(&self.method), escape(&self.path));
+        for (name, value) in &self.header {
+            path += &format!("&header={}", escape(&format!("{name}: {value}")));
+        }
         path
     }
 }
 
 /// One line for each part of the answer that there is; text from objects is made printable.
 fn text(answer: &Value) -> String {
-    let keys = ["decision", "reason", "rule", "terms", "workload", "serverIdentity", "port"];
+    let keys = ["decision", "reason", "rule", "request", "terms", "workload", "serverIdentity", "port"];
     let line = |key: &&str| match answer.get(key) {
         None | Some(Value::Null) => None,
         Some(Value::String(value)) => Some(format!("{key:<15} {}\n", printable(value))),
@@ -134,6 +156,10 @@ fn text(answer: &Value) -> String {
 /// The value parser of BACKEND.
 fn parse_backend(text: &str) -> Result<ObjectName, String> {
     ObjectName::parse(text).ok_or_else(|| format!("{text:?} does not have the form NAMESPACE/NAME"))
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    HttpRequest::header(text).ok_or_else(|| format!("{text:?} does not have the form NAME: VALUE"))
 }
 
 /// Percent-encodes characters that a query value may not contain (RFC 3986 §3.4).

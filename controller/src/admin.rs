@@ -1,10 +1,10 @@
 //! The pages of the controller's admin server.
 //!
-//! `GET /policies`: the status of each IngressBackend and MeshConfig. `GET /problems`: errors and warnings about what
+//! `GET /policies`: the status of each policy and MeshConfig. `GET /problems`: errors and warnings about what
 //! the source reads. `GET /workloads`: each workload's policy and the version that its sidecar has applied. `GET
 //! /explain`: what a workload's policy decides about a connection, as
-//! `?backend=<ns>/<service>&port=&source=<address>&sni=&principal=&tls=true|false|mesh`. `backend` and `source` are
-//! required; `principal` may be repeated.
+//! `?backend=<ns>/<service>&port=&source=<address>&sni=&principal=&tls=true|false|mesh|mesh-tcp&method=&path=&header=`.
+//! `backend` and `source` are required; `principal` and `header` (`<name>: <value>`) may be repeated.
 //!
 //! All pages are JSON, except errors: `400` for a parameter that cannot be parsed and `404` for a question without an
 //! answer, each with one line of plain text. They are computed on request from what the engine has published and
@@ -28,7 +28,7 @@ use tidegate_runtime::readiness::Readiness;
 
 use crate::ControllerConfig;
 use crate::engine::ControllerState;
-use crate::explain::{Query, Speaks, explain};
+use crate::explain::{HttpRequest, Query, Speaks, explain};
 use crate::object::ObjectName;
 
 /// The admin server, and the health server if it is configured.
@@ -125,6 +125,7 @@ async fn explained(
 fn parse(parameters: &[(String, String)]) -> Result<Query, String> {
     let (mut backend, mut source) = (None, None);
     let (mut port, mut server_name, mut principals, mut speaks) = (None, None, Vec::new(), Speaks::Likely);
+    let mut request = HttpRequest::default();
     for (name, value) in parameters.iter().filter(|(_, value)| !value.is_empty()) {
         let bad = |expected: &str| format!("{name}: expected {expected}, got {value:?}");
         match name.as_str() {
@@ -140,8 +141,14 @@ fn parse(parameters: &[(String, String)]) -> Result<Query, String> {
                     "true" => Speaks::Tls,
                     "false" => Speaks::Plaintext,
                     "mesh" => Speaks::Mesh,
-                    _ => return Err(bad("true, false or mesh")),
+                    "mesh-tcp" => Speaks::MeshTcp,
+                    _ => return Err(bad("true, false, mesh or mesh-tcp")),
                 }
+            }
+            "method" => request.method.clone_from(value),
+            "path" => request.path.clone_from(value),
+            "header" => {
+                request.headers.push(HttpRequest::header(value).ok_or_else(|| bad("<name>: <value>"))?);
             }
             _ => return Err(format!("{name}: no such parameter")),
         }
@@ -153,5 +160,6 @@ fn parse(parameters: &[(String, String)]) -> Result<Query, String> {
         server_name,
         principals,
         speaks,
+        request,
     })
 }

@@ -1,10 +1,10 @@
-//! The validating webhook: it keeps IngressBackends and MeshConfigs that can only be mistakes from being stored.
+//! The validating webhook: it keeps policies and MeshConfigs that can only be mistakes from being stored.
 //!
 //! What OSM accepted is accepted; where it is unlikely to be what its author meant, `kubectl` shows a warning.
 //! Conflicts with other objects, such as two policies for one backend, are reported in the objects' status. The checks
 //! themselves are in [`tidegate_crds::validate`]. The webhook configuration covers `CREATE` and `UPDATE` of
-//! `ingressbackends` in the mesh's namespaces, and of `meshconfigs` in the control plane's own, at path `/validate`,
-//! with `sideEffects: None`.
+//! `ingressbackends`, `traffictargets` and `httproutegroups` in the mesh's namespaces, and of `meshconfigs` in the control
+//! plane's own, at path `/validate`, with `sideEffects: None`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,9 @@ use kube::Client;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tidegate_core::contract::names::{self, MESH_CONFIG_NAME, name_in_mesh};
-use tidegate_crds::{Finding, IngressBackendSpec, MeshConfigSpec, validate};
+use tidegate_crds::{
+    Finding, HTTPRouteGroupSpec, IngressBackendSpec, MeshConfigSpec, TrafficTargetSpec, validate,
+};
 use tidegate_kubernetes::watch::KindMeter;
 use tidegate_kubernetes::webhook::{
     AdmissionRequest, AdmissionReviewer, BoxFuture, CaBundleKeeper, Operation, Verdict, WebhookLimits,
@@ -100,6 +102,17 @@ impl AdmissionReviewer for PolicyReviewer {
                     validate::ingress_backend(&object.spec)
                 })
             }
+            ("access.smi-spec.io", "TrafficTarget") => {
+                judge(request, |object: &ReviewedObject<TrafficTargetSpec>| {
+                    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+                    validate::traffic_target(namespace, &object.spec)
+                })
+            }
+            ("specs.smi-spec.io", "HTTPRouteGroup") => {
+                judge(request, |object: &ReviewedObject<HTTPRouteGroupSpec>| {
+                    validate::http_route_group(&object.spec)
+                })
+            }
             ("config.openservicemesh.io", "MeshConfig") => judge(request, mesh_config),
             _ => Verdict::allowed(),
         };
@@ -119,6 +132,7 @@ struct ReviewedObject<S> {
 #[serde(rename_all = "camelCase", default)]
 struct ReviewedMeta {
     name: Option<String>,
+    namespace: Option<String>,
     deletion_timestamp: Option<Time>,
 }
 

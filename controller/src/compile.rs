@@ -1,18 +1,22 @@
 //! From objects to policy: pure functions of an [`Index`](crate::index::Index).
 //!
 //! [`workload`] joins everything that decides about one Pod into one
-//! [`InboundPolicy`](tidegate_core::policy::InboundPolicy); [`status`](mod@status) says of each IngressBackend whether it
-//! is in force. Both read a rule through `ingress_backend::rules`, so that what a status says is what sidecars do. Each kind
+//! [`InboundPolicy`](tidegate_core::policy::InboundPolicy); [`status`](mod@status) says of each policy whether it is in
+//! force. Both read a rule through the same functions, so that what a status says is what sidecars do. Each kind
 //! that is compiled has a file of its own.
 
 mod backend;
 pub(crate) mod destination;
 mod fronts;
+mod http_route_group;
 mod ingress_backend;
 mod mesh_config;
+mod peers;
 mod ports;
 pub(crate) mod status;
 mod targets;
+mod tcp_route;
+mod traffic_target;
 mod workload;
 
 #[cfg(test)]

@@ -203,9 +203,12 @@ impl Engine {
         self.metrics.compiled.inc();
         let (_, rules) = match rules.take() {
             Some(kept) if kept.0 == *namespace => rules.insert(kept),
-            _ => rules.insert((namespace.clone(), NamespaceRules::new(index, namespace))),
+            _ => rules.insert((
+                namespace.clone(),
+                NamespaceRules::new(index, namespace, &self.shared.trust_domain),
+            )),
         };
-        match compile::workload_by(rules, pod, &self.shared.trust_domain) {
+        match compile::workload_by(rules, pod) {
             Ok(compiled) if !self.shares.admit(namespace, key, compiled.size()) => self.leave_out(name),
             Ok(CompiledWorkload { policy, left_out }) => {
                 if !left_out.is_empty() {

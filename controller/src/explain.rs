@@ -5,11 +5,14 @@
 //! connection to one; what it cannot see is a sidecar that still has an older policy, for which `tidegate proxy
 //! status` compares versions.
 
+mod request;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
+use tidegate_core::path::PathError;
 use tidegate_core::policy::{
     Decision, Grant, InboundPolicy, IngressTransport, MeshProtocol, Opening, Reason, RuleState, Session,
     Terms,
@@ -19,6 +22,8 @@ use tidegate_core::{DnsName, Identity, ObjectRef, San, TrustDomain};
 use crate::compile::{self, NamespaceRules, Targets, imagined_pod};
 use crate::index::Index;
 use crate::object::ObjectName;
+
+pub use request::HttpRequest;
 
 /// A connection, as its client would make it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +40,8 @@ pub struct Query {
     pub principals: Vec<String>,
     /// What it speaks.
     pub speaks: Speaks,
+    /// The request that a mesh peer sends.
+    pub request: HttpRequest,
 }
 
 /// What a client speaks first.
@@ -47,8 +54,10 @@ pub enum Speaks {
     Tls,
     /// No TLS.
     Plaintext,
-    /// TLS between sidecars.
+    /// TLS between sidecars, with what the port's protocol is inside: HTTP, unless bytes are declared.
     Mesh,
+    /// TLS between sidecars, with bytes inside that are not parsed.
+    MeshTcp,
 }
 
 /// The decision, and what it rests on.
@@ -62,9 +71,12 @@ pub struct Explanation {
     /// A stable word for the reason of a denial.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'static str>,
-    /// `<namespace>/<name>` of the IngressBackend that lets it in, or that came closest to it.
+    /// `<namespace>/<name>` of the object that lets it in, or that came closest to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// The request that was decided about, if rules distinguish requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
     /// How the connection would go on after its first bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub terms: Option<&'static str>,
@@ -91,6 +103,9 @@ pub enum ExplainError {
     /// Kubernetes would not accept the name of a Pod's service account or namespace.
     #[error("workload {0} has no identity: {1}")]
     NoIdentity(ObjectName, String),
+    /// A path that sidecars answer with 400 where rules distinguish paths.
+    #[error("{0} is answered with 400: its path {1}")]
+    NoPath(String, PathError),
     /// A name that no certificate can hold.
     #[error("{0:?} is neither a DNS name nor a URI, so no certificate can hold it")]
     NoName(String),
@@ -105,6 +120,7 @@ impl Explanation {
             reason,
             code: Some(Reason::NoPolicy.code()),
             rule: None,
+            request: None,
             terms: None,
             ..self
         }
@@ -151,19 +167,30 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
     // A sidecar sees a certificate only if it asks for one.
     let is_asked = matches!(terms, Some(Terms::IngressMutualTls | Terms::MeshTls(_)));
     let client = (is_asked && !names.is_empty()).then_some(names.as_slice());
+    let session = Session { port, source: query.source, opening, client };
     let decision = match policy.admit(port, query.source) {
-        Ok(()) => policy.authorize(&Session { port, source: query.source, opening, client }),
+        Ok(()) => policy.authorize(&session),
         // If the port lets no client in, tell a mesh peer what keeps mesh peers out.
         Err(denial) => Decision::Deny(match opening {
             Opening::Mesh(_) => policy.open(port, query.source, opening).err().unwrap_or(denial),
             _ => denial,
         }),
     };
+    let (decision, request) = match policy.request_rules(&session) {
+        Some(rules) => {
+            let request = query.request.to_string();
+            let decision =
+                query.request.decide(&rules).map_err(|error| ExplainError::NoPath(request.clone(), error))?;
+            (decision, Some(request))
+        }
+        None => (decision, None),
+    };
     let (word, reason, code, rule) = match decision {
         Decision::Allow(grant) => {
             let rule = match &grant {
-                Grant::Ingress(origin, _) => Some(in_namespace(origin)),
-                Grant::Mesh(_) => None,
+                Grant::Ingress(origin, _) | Grant::Peer(origin, _) => Some(in_namespace(origin)),
+                Grant::Audit(denial) => denial.origin.as_ref().map(in_namespace),
+                Grant::AnyPeer => None,
             };
             ("allow", grant.to_string(), None, rule)
         }
@@ -176,6 +203,7 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
         reason,
         code,
         rule,
+        request,
         terms: terms.map(describe),
         workload: policy.workload.to_string(),
         server_identity: policy.identity.to_string(),
@@ -196,9 +224,9 @@ fn workload_behind<'i>(
     port: u16,
 ) -> Option<&'i Pod> {
     let service = backend.to_string();
-    let rules = NamespaceRules::new(index, &backend.namespace);
+    let rules = NamespaceRules::new(index, &backend.namespace, trust_domain);
     let stands_behind = |pod: &&Pod| {
-        let compiled = compile::workload_by(&rules, pod, trust_domain).ok();
+        let compiled = compile::workload_by(&rules, pod).ok();
         let port = compiled.as_ref().and_then(|compiled| compiled.policy.ports.get(&port));
         port.is_some_and(|port| port.services.iter().any(|name| **name == *service))
     };
@@ -212,7 +240,11 @@ fn opening<'q>(policy: &InboundPolicy, port: u16, query: &'q Query) -> Opening<'
     match query.speaks {
         Speaks::Tls => tls,
         Speaks::Plaintext => Opening::Plaintext,
+        Speaks::Mesh if policy.ports.get(&port).is_some_and(|port| port.protocol.is_opaque()) => {
+            Opening::Mesh(MeshProtocol::Tcp)
+        }
         Speaks::Mesh => Opening::Mesh(MeshProtocol::Http1),
+        Speaks::MeshTcp => Opening::Mesh(MeshProtocol::Tcp),
         Speaks::Likely if query.server_name.is_some() || !query.principals.is_empty() => tls,
         Speaks::Likely if is_tls_only(policy, port) => tls,
         Speaks::Likely => Opening::Plaintext,

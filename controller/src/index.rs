@@ -6,6 +6,7 @@
 mod addresses;
 mod affected;
 mod endpoint_slices;
+mod http_route_groups;
 mod ingress_backends;
 mod mesh_configs;
 mod namespaces;
@@ -13,6 +14,8 @@ mod part;
 mod pods;
 mod service_accounts;
 mod services;
+mod tcp_routes;
+mod traffic_targets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,16 +24,17 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
-use tidegate_crds::{IngressBackend, MeshConfig, MeshConfigSpec};
+use tidegate_crds::{IngressBackend, MeshConfig, MeshConfigSpec, TCPRoute, TrafficTarget};
 
 use crate::object::kinds::kinds;
-use crate::object::pod::has_ended;
+use crate::object::pod::{has_ended, service_account};
 use crate::object::unreadable::Unreadable;
 use crate::object::{Change, Kind, Object, ObjectKey, ObjectName};
 use crate::service::{is_headless, selects};
 
 pub(crate) use affected::Affected;
 pub(crate) use endpoint_slices::{pod_of, service_of};
+pub(crate) use http_route_groups::{CompiledMatch, NamedMatches, RouteGroup};
 pub(crate) use pods::pod_addresses;
 
 use endpoint_slices::pods_of;
@@ -213,6 +217,39 @@ impl Index {
         IngressBackend::part(self).in_namespace(namespace)
     }
 
+    /// Every TrafficTarget.
+    pub(crate) fn traffic_targets(&self) -> impl Iterator<Item = (&ObjectName, &Arc<TrafficTarget>)> {
+        self.parts.traffic_targets.iter()
+    }
+
+    /// TrafficTargets of a namespace.
+    pub(crate) fn traffic_targets_in(
+        &self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&ObjectName, &Arc<TrafficTarget>)> {
+        self.parts.traffic_targets.in_namespace(namespace)
+    }
+
+    /// Every HTTPRouteGroup.
+    pub(crate) fn route_groups(&self) -> impl Iterator<Item = (&ObjectName, &RouteGroup)> {
+        self.parts.http_route_groups.iter()
+    }
+
+    /// An HTTPRouteGroup.
+    pub(crate) fn route_group(&self, name: &ObjectName) -> Option<&RouteGroup> {
+        self.parts.http_route_groups.of(name)
+    }
+
+    /// Every TCPRoute.
+    pub(crate) fn tcp_routes(&self) -> impl Iterator<Item = (&ObjectName, &Arc<TCPRoute>)> {
+        self.parts.tcp_routes.iter()
+    }
+
+    /// A TCPRoute.
+    pub(crate) fn tcp_route(&self, name: &ObjectName) -> Option<&Arc<TCPRoute>> {
+        TCPRoute::get(&self.parts.tcp_routes, name)
+    }
+
     /// A Service's EndpointSlices.
     pub(crate) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Arc<EndpointSlice>> {
         self.parts.endpoint_slices.of_service(service)
@@ -279,16 +316,24 @@ impl Index {
         self.mesh_config().map(|(_, config)| &config.spec)
     }
 
-    /// Every IngressBackend and MeshConfig that cannot be read.
+    /// Every custom resource that cannot be read.
     pub(crate) fn unreadable(&self) -> impl Iterator<Item = (&ObjectKey, &Arc<Unreadable>)> {
         self.unreadable.iter()
     }
 
-    /// IngressBackends of a namespace that cannot be read.
-    pub(crate) fn unreadable_backends_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<Unreadable>> {
-        let is_there =
-            move |key: &ObjectKey| key.kind == Kind::IngressBackend && *key.name.namespace == *namespace;
+    /// Objects of a kind and a namespace that cannot be read.
+    pub(crate) fn unreadable_in(
+        &self,
+        kind: Kind,
+        namespace: &str,
+    ) -> impl Iterator<Item = &Arc<Unreadable>> {
+        let is_there = move |key: &ObjectKey| key.kind == kind && *key.name.namespace == *namespace;
         self.unreadable.iter().filter(move |(key, _)| is_there(key)).map(|(_, object)| object)
+    }
+
+    /// Why the object of this kind and name cannot be read, if it is there and cannot.
+    pub(crate) fn unreadable_reason(&self, kind: Kind, name: &ObjectName) -> Option<String> {
+        self.unreadable.get(&ObjectKey { kind, name: name.clone() }).map(|object| object.reason())
     }
 
     /// The MeshConfig that would be in force if it could be read.
@@ -343,6 +388,13 @@ impl Index {
             Effect::Addresses(addresses) => affected.addresses.extend(addresses),
             Effect::Service(service) => self.affect_service(&service, affected),
             Effect::Opened(services) => self.affect_opened(&services, affected),
+            Effect::Account(account) => self.affect_account(&account, affected),
+            Effect::Target(kind, name) => {
+                for target in self.parts.traffic_targets.referring_to(kind, &name) {
+                    affected.policies.insert(name.namespace.clone());
+                    self.affect_account(&traffic_targets::destination(&name.namespace, target), affected);
+                }
+            }
             Effect::Pod(pod) => {
                 self.affect_sources_on(&pod, affected);
                 affected.pods.insert(pod);
@@ -382,6 +434,15 @@ impl Index {
             affected.policies.insert(name.namespace.clone());
             self.affect_opened(&opened(name, backend), affected);
         }
+    }
+
+    /// The Pods of a service account.
+    fn affect_account(&self, account: &ObjectName, affected: &mut Affected) {
+        if !affected.looks_through(&account.namespace) {
+            return;
+        }
+        let pods = self.pods_in(&account.namespace).filter(|(_, pod)| *service_account(pod) == *account.name);
+        affected.pods.extend(pods.map(|(name, _)| name.clone()));
     }
 
     /// A policy affects the Pods behind the Services that it opens.

@@ -30,7 +30,7 @@ pub(crate) struct StatusBoard(Arc<RwLock<BTreeMap<ObjectKey, PolicyStatus>>>);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyStatus {
-    /// `IngressBackend` or `MeshConfig`.
+    /// Its kind, such as `IngressBackend`.
     pub kind: &'static str,
     /// The object's namespace.
     pub namespace: String,
@@ -49,7 +49,7 @@ pub struct PolicyStatus {
     pub is_incomplete: bool,
 }
 
-/// The status of every IngressBackend and MeshConfig, from the objects alone: what a running controller would show.
+/// The status of every policy and MeshConfig, from the objects alone: what a running controller would show.
 pub fn all(index: &Index) -> Vec<PolicyStatus> {
     let statuses = status::statuses(&StatusScope::everything(index)).into_iter();
     let shown = statuses.map(|(kind, judged)| {

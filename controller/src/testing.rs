@@ -29,6 +29,33 @@ metadata: {name: osm-mesh-config, namespace: tidegate-system}
 spec: {traffic: {enablePermissiveTrafficPolicyMode: true}}
 ";
 
+/// A MeshConfig that leaves mesh peers to TrafficTargets.
+pub(crate) const NOT_PERMISSIVE: &str = r"
+apiVersion: config.openservicemesh.io/v1alpha2
+kind: MeshConfig
+metadata: {name: osm-mesh-config, namespace: tidegate-system}
+spec: {traffic: {enablePermissiveTrafficPolicyMode: false}}
+";
+
+/// A TrafficTarget that lets `shop/buyer` get books from [`HTTPBIN`], and its HTTPRouteGroup.
+pub(crate) const BOOKS: &str = r"
+apiVersion: access.smi-spec.io/v1alpha3
+kind: TrafficTarget
+metadata: {name: books, namespace: httpbin}
+spec:
+  destination: {kind: ServiceAccount, name: httpbin, namespace: httpbin}
+  rules: [{kind: HTTPRouteGroup, name: books, matches: [get]}]
+  sources: [{kind: ServiceAccount, name: buyer, namespace: shop}]
+---
+apiVersion: specs.smi-spec.io/v1alpha4
+kind: HTTPRouteGroup
+metadata: {name: books, namespace: httpbin}
+spec:
+  matches:
+  - {name: get, pathRegex: /books.*, methods: [GET]}
+  - {name: all, pathRegex: '.*', methods: ['*']}
+";
+
 /// An ingress controller: a Service with two ready endpoints, one that is not ready, and one without the condition.
 pub(crate) const GATEWAY: &str = r"
 apiVersion: v1

@@ -7,15 +7,26 @@
 //! 2. [`InboundPolicy::open`]: the first bytes, which decide how the connection is served ([`Terms`]);
 //! 3. [`InboundPolicy::authorize`]: the verified client certificate, if there is one.
 //!
+//! Where rules for mesh peers distinguish HTTP requests, [`InboundPolicy::request_rules`] are those that remain for a
+//! connection, and each of its requests is decided by them.
+//!
 //! Rules are grants. A connection that no rule grants is refused, with the reason of the rule that came closest.
 
+mod decision;
 mod evaluate;
 mod model;
 #[cfg(test)]
 mod naive;
+#[cfg(test)]
+mod naive_peers;
+mod peers;
+mod reason;
 
-pub use evaluate::{Decision, Denial, Grant, MeshProtocol, Opening, Reason, Session, Terms};
+pub use decision::{Decision, Denial, Grant};
+pub use evaluate::{MeshProtocol, Opening, Session, Terms};
 pub use model::{
-    ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
-    PortPolicy, RuleState, Sources,
+    ActiveIngressRule, ActivePeerRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule,
+    IngressTransport, MeshRule, PeerRule, PeerRuleState, PeerTraffic, PortPolicy, RuleState, Sources,
 };
+pub use peers::{Granting, RequestRules};
+pub use reason::Reason;

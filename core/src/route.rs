@@ -23,7 +23,7 @@ mod pattern;
 pub mod retry;
 pub mod select;
 #[cfg(test)]
-mod test_request;
+pub(crate) mod test_request;
 mod timeouts;
 
 use std::sync::Arc;
@@ -46,6 +46,8 @@ use crate::object_ref::ObjectRef;
 
 /// Maximum weight of a backend (Gateway API: `BackendRef.weight`).
 pub const MAX_WEIGHT: u32 = 1_000_000;
+/// Maximum number of regular expressions in one resource of a sidecar. Each compiles to a program of up to 256 KiB.
+pub const MAX_EXPRESSIONS: usize = 1024;
 
 /// The rules of one object, and the hosts that they apply to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -1,14 +1,15 @@
 //! The custom resources that Tidegate reads, as Rust types, as CRD manifests, and as checks.
 //!
-//! Groups, names, fields and defaults are those of Open Service Mesh, so that its users' manifests apply unchanged.
+//! Groups, names, fields and defaults are those of Open Service Mesh and of the Service Mesh Interface, so that its users' manifests apply unchanged.
 //! This crate may use Kubernetes' types and [`tidegate_core`]'s; it does no I/O.
 //!
-//! Start reading at [`ingress_backend`] and [`mesh_config`]. [`validate`] reports what is wrong with an object beyond
+//! Start reading at [`ingress_backend`], [`traffic_target`] and [`mesh_config`]. [`validate`] reports what is wrong with an object beyond
 //! its schema, in the words that OSM's admission webhook used; [`schema`] checks any YAML against a CRD's schema as the
 //! API server would, and [`stored`] reads objects that were stored unchecked. [`manifest`] writes the manifests in
 //! `crds/yaml`, and a test compares them.
 
 mod bounded;
+pub mod http_route_group;
 pub mod ingress_backend;
 pub mod injection;
 pub mod manifest;
@@ -16,9 +17,16 @@ pub mod mesh_config;
 pub mod not_enforced;
 pub mod quantity;
 pub mod schema;
+pub mod smi_status;
 pub mod stored;
+pub mod tcp_route;
+pub mod traffic_target;
 pub mod validate;
 
+pub use http_route_group::{HTTPRouteGroup, HTTPRouteGroupSpec};
 pub use ingress_backend::{IngressBackend, IngressBackendSpec, IngressBackendStatus};
 pub use mesh_config::{MeshConfig, MeshConfigSpec, MeshConfigStatus};
+pub use smi_status::SmiStatus;
+pub use tcp_route::{TCPRoute, TCPRouteSpec};
+pub use traffic_target::{TrafficTarget, TrafficTargetSpec};
 pub use validate::{Finding, Severity};

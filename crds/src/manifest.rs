@@ -6,13 +6,16 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 
 use crate::mesh_config::{MESH_CONFIG, OLDER_MESH_CONFIG};
-use crate::{IngressBackend, MeshConfig};
+use crate::{HTTPRouteGroup, IngressBackend, MeshConfig, TCPRoute, TrafficTarget};
 
 /// Every CRD with the name of its file in `crds/yaml`.
 pub fn all() -> Vec<(&'static str, CustomResourceDefinition)> {
     vec![
         ("policy.openservicemesh.io_ingressbackends.yaml", IngressBackend::crd()),
         ("config.openservicemesh.io_meshconfigs.yaml", mesh_config()),
+        ("access.smi-spec.io_traffictargets.yaml", TrafficTarget::crd()),
+        ("specs.smi-spec.io_httproutegroups.yaml", HTTPRouteGroup::crd()),
+        ("specs.smi-spec.io_tcproutes.yaml", TCPRoute::crd()),
     ]
 }
 

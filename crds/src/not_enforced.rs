@@ -25,21 +25,8 @@ const GROUPS: [(&str, &[(&str, &str)]); 16] = [
             ("MeshConfig", ""),
         ],
     ),
-    (
-        "access.smi-spec.io",
-        &[(
-            "TrafficTarget",
-            "permissive mode admits every workload of the mesh, and without it none is admitted, whatever it says",
-        )],
-    ),
-    (
-        "specs.smi-spec.io",
-        &[
-            ("HTTPRouteGroup", "no policy for requests within the mesh uses it"),
-            ("TCPRoute", "no policy for connections within the mesh uses it"),
-            ("UDPRoute", "UDP bypasses the mesh"),
-        ],
-    ),
+    ("access.smi-spec.io", &[("TrafficTarget", ""), ("IdentityBinding", "name ServiceAccounts instead")]),
+    ("specs.smi-spec.io", &[("HTTPRouteGroup", ""), ("TCPRoute", ""), ("UDPRoute", "UDP bypasses the mesh")]),
     ("split.smi-spec.io", &[("TrafficSplit", "traffic goes to the Service's own endpoints")]),
     ("plugin.flomesh.io", &[("Plugin", SIDECARS), ("PluginChain", SIDECARS), ("PluginConfig", SIDECARS)]),
     (
@@ -117,6 +104,8 @@ mod tests {
         for (version, kind) in [
             ("policy.openservicemesh.io/v1alpha1", "IngressBackend"),
             ("config.openservicemesh.io/v1alpha2", "MeshConfig"),
+            ("access.smi-spec.io/v1alpha3", "TrafficTarget"),
+            ("specs.smi-spec.io/v1alpha4", "TCPRoute"),
             ("apps/v1", "Deployment"),
             ("gateway.networking.k8s.io/v1", "HTTPRoute"),
             ("v1", "Pod"),

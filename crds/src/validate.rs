@@ -6,14 +6,18 @@
 //! although its documentation says the opposite; that is a warning here.
 
 mod findings;
+mod http_route_group;
 mod ingress_backend;
 mod mesh_config;
+mod traffic_target;
 
 use std::fmt;
 
 pub use findings::listed;
+pub use http_route_group::{http_route_group, too_many_expressions};
 pub use ingress_backend::{IngressProtocol, ingress_backend};
 pub use mesh_config::mesh_config;
+pub use traffic_target::traffic_target;
 
 /// An error or warning about one field.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! Authorizes the requests of one connection against the current policy.
 
+mod requests;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,6 +11,8 @@ use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Reason,
 use crate::connection_info::ConnectionInfo;
 use crate::snapshot::{Snapshot, Snapshots};
 
+pub(crate) use self::requests::RequestDecisions;
+
 /// Decisions of the policy about one connection, cached per policy generation.
 pub struct Authorizer {
     info: Rc<ConnectionInfo>,
@@ -16,6 +20,8 @@ pub struct Authorizer {
     decision: RefCell<CachedDecision>,
     /// Whether any decision so far let the connection in.
     was_let_in: Cell<bool>,
+    /// Set when a new policy no longer grants a request that an earlier one did: it may still be in flight.
+    withdrawn: RefCell<Option<Denial>>,
 }
 
 /// A cached decision.
@@ -24,6 +30,8 @@ struct CachedDecision {
     decision: Rc<Decision>,
     /// Whether the decision also depends on each request's host.
     differs_by_name: bool,
+    /// The decisions about requests, if rules distinguish them.
+    requests: Option<Rc<RequestDecisions>>,
 }
 
 /// The effect of a new snapshot on an open connection.
@@ -40,7 +48,19 @@ impl CachedDecision {
         let policy = snapshot.policy.as_deref();
         let decision = Rc::new(info.judge(policy));
         let differs_by_name = policy.is_some_and(|policy| policy.differs_by_name(&info.session()));
-        Self { snapshot, decision, differs_by_name }
+        let requests = policy.and_then(|policy| policy.request_rules(&info.session()));
+        let requests = requests.map(|rules| RequestDecisions::new(rules).into());
+        Self { snapshot, decision, differs_by_name, requests }
+    }
+
+    /// Why a request that this or an earlier decision may have granted is no longer granted by a newer one.
+    fn withdrawn_by(&self, newer: &Self) -> Option<Denial> {
+        match (&self.requests, &newer.requests) {
+            (Some(old), Some(new)) => old.pass_on(new),
+            // Which requests were granted is not known.
+            (None, Some(new)) if matches!(*self.decision, Decision::Allow(_)) => new.refusal(),
+            _ => None,
+        }
     }
 }
 
@@ -49,7 +69,8 @@ impl Authorizer {
     pub fn new(info: Rc<ConnectionInfo>, snapshots: Snapshots) -> Self {
         let decision = CachedDecision::new(&info, snapshots.current());
         let was_let_in = Cell::new(matches!(*decision.decision, Decision::Allow(_)));
-        Self { info, snapshots, decision: RefCell::new(decision), was_let_in }
+        let (decision, withdrawn) = (RefCell::new(decision), RefCell::default());
+        Self { info, snapshots, decision, was_let_in, withdrawn }
     }
 
     /// The connection.
@@ -61,7 +82,11 @@ impl Authorizer {
     pub fn decide(&self) -> Rc<Decision> {
         let mut cached = self.decision.borrow_mut();
         if cached.snapshot.generation != self.snapshots.generation() {
-            *cached = CachedDecision::new(&self.info, self.snapshots.current());
+            let newer = CachedDecision::new(&self.info, self.snapshots.current());
+            if let Some(denial) = cached.withdrawn_by(&newer) {
+                *self.withdrawn.borrow_mut() = Some(denial);
+            }
+            *cached = newer;
             if matches!(*cached.decision, Decision::Allow(_)) {
                 self.was_let_in.set(true);
             }
@@ -87,6 +112,11 @@ impl Authorizer {
         }
     }
 
+    /// The decisions about requests by the policy of the last decision, if its rules distinguish requests.
+    pub(crate) fn requests(&self) -> Option<Rc<RequestDecisions>> {
+        self.decision.borrow().requests.clone()
+    }
+
     /// The app's protocol, by the newest policy.
     pub fn app_protocol(&self) -> AppProtocol {
         self.decide();
@@ -95,8 +125,8 @@ impl Authorizer {
         port.map_or(AppProtocol::Http, |port| port.protocol)
     }
 
-    /// Whether the new policy would open the connection again on terms that it meets, and still lets it in if it ever
-    /// did. A connection never changes between HTTP and opaque: as a tunnel it would carry requests past the HTTP
+    /// Whether the new policy would open the connection again on terms that it meets, still lets it in if it ever did, and
+    /// still grants the requests that it has granted. A connection never changes between HTTP and opaque: as a tunnel it would carry requests past the HTTP
     /// rules.
     pub fn review(&self, snapshot: &Snapshot) -> Review {
         let Some(policy) = snapshot.policy.as_deref() else {
@@ -116,7 +146,10 @@ impl Authorizer {
         match info.judge(Some(policy)) {
             // A connection that was never let in has received a 403 for each request, and continues to.
             Decision::Deny(denial) if self.was_let_in.get() => Review::Revoke(denial),
-            _ => Review::Keep,
+            _ => {
+                self.decide();
+                self.withdrawn.take().map_or(Review::Keep, Review::Revoke)
+            }
         }
     }
 }

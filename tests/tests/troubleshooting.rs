@@ -163,7 +163,10 @@ fn every_status_of_a_policy_is_explained() {
             "controller/src/compile/ingress_backend.rs",
             "controller/src/compile/ingress_backend/rules.rs",
             "controller/src/compile/mesh_config.rs",
+            "controller/src/compile/peers.rs",
             "controller/src/compile/status.rs",
+            "controller/src/compile/traffic_target.rs",
+            "controller/src/compile/traffic_target/rules.rs",
             "controller/src/index/namespaces.rs",
             "controller/src/object/unreadable.rs",
             "controller/src/admission.rs",
@@ -182,7 +185,9 @@ fn every_status_of_a_policy_is_explained() {
 fn every_finding_in_a_manifest_is_explained() {
     let mut found = messages(&[
         "crds/src/validate/ingress_backend.rs",
+        "crds/src/validate/http_route_group.rs",
         "crds/src/validate/mesh_config.rs",
+        "crds/src/validate/traffic_target.rs",
         "controller/src/source/folder/document.rs",
     ]);
     // Each setting without effect has a row in docs/differences.md; this page has one row for all.

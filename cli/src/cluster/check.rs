@@ -13,6 +13,7 @@ mod data_plane;
 mod not_enforced;
 mod policies;
 mod protocols;
+mod traffic_targets;
 mod webhooks;
 
 use std::io::IsTerminal;
@@ -160,6 +161,7 @@ impl CheckReport {
         }
         data_plane::check(cluster, &mut report).await;
         policies::check(cluster, &mut report).await;
+        traffic_targets::check(cluster, &mut report).await;
         not_enforced::check(cluster, &mut report).await;
         report
     }

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use super::client::Cluster;
 
 /// The API paths of the kinds that tests use.
-const KINDS: [(&str, &str); 18] = [
+const KINDS: [(&str, &str); 21] = [
     ("Namespace", "v1/namespaces"),
     ("Pod", "v1/pods"),
     ("Service", "v1/services"),
@@ -24,6 +24,9 @@ const KINDS: [(&str, &str); 18] = [
     ("PodDisruptionBudget", "policy/v1/poddisruptionbudgets"),
     ("IngressBackend", "policy.openservicemesh.io/v1alpha1/ingressbackends"),
     ("MeshConfig", "config.openservicemesh.io/v1alpha2/meshconfigs"),
+    ("TrafficTarget", "access.smi-spec.io/v1alpha3/traffictargets"),
+    ("HTTPRouteGroup", "specs.smi-spec.io/v1alpha4/httproutegroups"),
+    ("TCPRoute", "specs.smi-spec.io/v1alpha4/tcproutes"),
     ("Egress", "policy.openservicemesh.io/v1alpha1/egresses"),
     ("CustomResourceDefinition", "apiextensions.k8s.io/v1/customresourcedefinitions"),
     ("MutatingWebhookConfiguration", "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"),

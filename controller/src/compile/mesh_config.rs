@@ -3,8 +3,9 @@
 //! A MeshConfig that cannot be read denies mesh peers: it may have turned permissive mode off. One with errors in
 //! fields that are read is in force as far as it can be understood, and its status says so.
 
+use std::sync::Arc;
+
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
-use tidegate_core::policy::MeshRule;
 use tidegate_crds::{Finding, MeshConfig, validate};
 
 use super::status::{Compiled, Judged, ObjectStatus, StatusScope};
@@ -12,10 +13,20 @@ use crate::index::Index;
 use crate::object::ObjectName;
 
 /// Why mesh peers are kept out where no policy lets them in.
-pub(super) const NOT_PERMISSIVE: &str = "permissive mode is off and no policy lets mesh peers in";
+pub(super) const NOT_PERMISSIVE: &str = "permissive mode is off and no TrafficTarget lets mesh peers in";
 /// The same, where there is no MeshConfig.
-pub(crate) const NO_MESH_CONFIG: &str = "there is no MeshConfig osm-mesh-config, so permissive mode is off; make it with \
-                              spec.traffic.enablePermissiveTrafficPolicyMode: true to let mesh peers in";
+pub(crate) const NO_MESH_CONFIG: &str = "there is no MeshConfig osm-mesh-config, so permissive mode is off, and no TrafficTarget \
+                              lets mesh peers in; make it with spec.traffic.enablePermissiveTrafficPolicyMode: true to let \
+                              all of them in";
+/// What decides about mesh peers.
+pub(super) enum PeerMode {
+    /// Nothing lets them in, for this reason.
+    Closed(Arc<str>),
+    /// Permissive mode: every workload of the mesh may reach every port.
+    Permissive,
+    /// TrafficTargets; where none does, the reason to refuse them.
+    Targets(Arc<str>),
+}
 
 impl Compiled for MeshConfig {
     fn statuses(scope: &StatusScope<'_>) -> Vec<Judged> {
@@ -54,14 +65,15 @@ pub(super) fn mesh_config(index: &Index, name: &ObjectName, object: &MeshConfig)
     ObjectStatus::new(error, warnings, &object.metadata)
 }
 
-/// What mesh peers may do at the ports of workloads.
-pub(super) fn mesh_rule(index: &Index) -> MeshRule {
-    if let Some(config) = index.unreadable_mesh_config() {
-        return MeshRule::Deny(format!("MeshConfig {}: {}", config.name(), config.reason()).into());
-    }
-    match index.mesh_config_spec() {
-        Some(config) if config.is_permissive() => MeshRule::AnyPeer,
-        Some(_) => MeshRule::Deny(NOT_PERMISSIVE.into()),
-        None => MeshRule::Deny(NO_MESH_CONFIG.into()),
+impl PeerMode {
+    pub(super) fn of(index: &Index) -> Self {
+        if let Some(config) = index.unreadable_mesh_config() {
+            return Self::Closed(format!("MeshConfig {}: {}", config.name(), config.reason()).into());
+        }
+        match index.mesh_config_spec() {
+            Some(config) if config.is_permissive() => Self::Permissive,
+            Some(_) => Self::Targets(NOT_PERMISSIVE.into()),
+            None => Self::Targets(NO_MESH_CONFIG.into()),
+        }
     }
 }

@@ -21,6 +21,9 @@ use crate::object::{Kind, ObjectKey, ObjectName};
 /// What OSM's users see of an object that is in force.
 const COMMITTED: &str = "successfully committed by the system";
 
+/// The reason of the condition `Accepted` of an object that is in force.
+pub(crate) const ACCEPTED: &str = "Accepted";
+
 /// Whether an object is in force, and what its author should know besides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectStatus {
@@ -32,6 +35,8 @@ pub struct ObjectStatus {
     pub warnings: Vec<String>,
     /// `metadata.generation` of the object that this is said of. Files have none.
     pub observed_generation: Option<i64>,
+    /// The reason of its condition `Accepted` in one word; `None` for kinds without this condition.
+    pub condition: Option<&'static str>,
 }
 
 /// `status.currentStatus`.
@@ -180,7 +185,11 @@ kinds!(define_statuses);
 
 /// The status of an object that cannot be read.
 fn unreadable_status(object: &Unreadable) -> ObjectStatus {
-    ObjectStatus::new(Some(object.reason()), Vec::new(), &object.metadata)
+    let status = ObjectStatus::new(Some(object.reason()), Vec::new(), &object.metadata);
+    match object.kind {
+        Kind::TrafficTarget | Kind::HTTPRouteGroup | Kind::TCPRoute => status.with_condition("Unreadable"),
+        _ => status,
+    }
 }
 
 impl ObjectStatus {
@@ -191,7 +200,12 @@ impl ObjectStatus {
             Some(reason) => (CurrentStatus::Error, reason),
             None => (CurrentStatus::Committed, COMMITTED.to_owned()),
         };
-        Self { current, reason, warnings, observed_generation: of.generation }
+        Self { current, reason, warnings, observed_generation: of.generation, condition: None }
+    }
+
+    /// With a condition `Accepted` of this reason.
+    pub(super) fn with_condition(self, reason: &'static str) -> Self {
+        Self { condition: Some(reason), ..self }
     }
 }
 

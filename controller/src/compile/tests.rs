@@ -604,9 +604,9 @@ fn sources_are_shared_by_all_rules_of_an_object_and_by_all_workloads() {
     let sources: Vec<String> = (0..200).map(|i| format!("{{kind: IPRange, name: 10.{i}.0.0/17}}")).collect();
     let sources = sources.join(", ");
     let index = index(&[HTTPBIN, &ingress_backend("a", &backend("http", ""), &sources)]);
-    let rules = NamespaceRules::new(&index, "httpbin");
+    let rules = NamespaceRules::new(&index, "httpbin", &TrustDomain::default());
     let pod = index.pods_in("httpbin").next().unwrap().1;
-    let compile = || workload_by(&rules, pod, &TrustDomain::default()).unwrap().policy;
+    let compile = || workload_by(&rules, pod).unwrap().policy;
     let first = compile();
     let held = allocation_counter::measure(|| {
         assert_eq!(compile(), first);
@@ -642,7 +642,7 @@ fn what_one_workload_has_no_room_for_denies_and_what_comes_before_it_holds() {
     let index = index(&all);
     let pod = index.pods_in("httpbin").next().unwrap().1;
     let compiled =
-        workload_by(&NamespaceRules::new(&index, "httpbin"), pod, &TrustDomain::default()).unwrap();
+        workload_by(&NamespaceRules::new(&index, "httpbin", &TrustDomain::default()), pod).unwrap();
     let rules = &compiled.policy.ports[&14001].ingress;
     let active = rules.iter().filter(|rule| matches!(rule.state, RuleState::Active(_))).count();
     assert_eq!((rules.len(), active), (20, 11), "11 times 1,024 ranges are 495 KiB");

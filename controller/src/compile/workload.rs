@@ -9,21 +9,25 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tidegate_core::identity::IdentityError;
-use tidegate_core::policy::{InboundPolicy, IngressRule, MeshRule, PortPolicy, RuleState};
+use tidegate_core::policy::{
+    InboundPolicy, IngressRule, MeshRule, PeerRule, PeerRuleState, PortPolicy, RuleState,
+};
+use tidegate_core::route::MAX_EXPRESSIONS;
 use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
 use super::fronts::{Behind, Fronts};
 use super::ingress_backend::TOO_LARGE;
 use super::ingress_backend::rules;
-use super::mesh_config::mesh_rule;
+use super::peers::NamespacePeers;
 use super::status::{self, PortRule};
+use super::traffic_target::{self, rules as target_rules};
 use crate::index::Index;
-use crate::object::ObjectName;
 use crate::object::pod::service_account;
 use crate::object::unreadable::Unreadable;
+use crate::object::{Kind, ObjectName};
 use crate::service::declared_ports;
 
-/// The most that the ingress rules of one workload may take in the message to its sidecar, in bytes. A sidecar takes
+/// The most that the rules of one workload may take in the message to its sidecar, in bytes. A sidecar takes
 /// messages of 4 MiB.
 pub(crate) const MOST_RULE_BYTES: usize = 512 * 1024;
 /// The most IngressBackends of a namespace that cannot be read and are shown in policies. They grant nothing anyway.
@@ -39,7 +43,7 @@ pub(crate) fn workload(
     trust_domain: &TrustDomain,
 ) -> Result<InboundPolicy, IdentityError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    workload_by(&NamespaceRules::new(index, namespace), pod, trust_domain).map(|compiled| compiled.policy)
+    workload_by(&NamespaceRules::new(index, namespace, trust_domain), pod).map(|compiled| compiled.policy)
 }
 
 /// The policy of a workload, and what did not fit into it.
@@ -57,9 +61,26 @@ impl CompiledWorkload {
             ENTRY
                 + size_of::<PortPolicy>()
                 + 2 * size_of::<Arc<str>>() * port.services.len()
+                + 2 * size_of::<Arc<PeerRule>>() * peer_rules(&port.mesh).len()
                 + hosts.sum::<usize>()
         });
-        WORKLOAD + ports.sum::<usize>() + ENTRY * self.left_out.len()
+        let peers: HashMap<_, _> = self
+            .policy
+            .ports
+            .values()
+            .flat_map(|port| peer_rules(&port.mesh))
+            .map(|rule| (Arc::as_ptr(rule), rule))
+            .collect();
+        let peers = peers.into_values().map(|rule| target_rules::own_bytes(rule));
+        WORKLOAD + ports.sum::<usize>() + peers.sum::<usize>() + ENTRY * self.left_out.len()
+    }
+}
+
+/// The rules of a port for mesh peers.
+fn peer_rules(mesh: &MeshRule) -> &[Arc<PeerRule>] {
+    match mesh {
+        MeshRule::Rules(rules) | MeshRule::Audit(rules) => rules,
+        MeshRule::Deny(_) | MeshRule::AnyPeer => &[],
     }
 }
 
@@ -74,7 +95,8 @@ pub(crate) struct NamespaceRules<'i> {
     /// By Service (`<namespace>/<name>`) and port. What a rule grants is shared by all policies that it is in.
     by_backend: HashMap<(Arc<str>, u16), Vec<NumberedRule>>,
     unreadable: Vec<Arc<Unreadable>>,
-    mesh: MeshRule,
+    peers: NamespacePeers,
+    trust_domain: TrustDomain,
 }
 
 /// A rule and its place in the order of its namespace's objects.
@@ -85,13 +107,19 @@ struct NumberedRule {
 
 impl<'i> NamespaceRules<'i> {
     /// Compiles the rules of all objects of a namespace once; each of its workloads then takes those of its ports.
-    pub(crate) fn new(index: &'i Index, namespace: &str) -> Self {
+    pub(crate) fn new(index: &'i Index, namespace: &str, trust_domain: &TrustDomain) -> Self {
         let mut by_backend: HashMap<(Arc<str>, u16), Vec<NumberedRule>> = HashMap::new();
         for (number, PortRule { port, rule }) in status::rules(index, namespace).into_iter().enumerate() {
             by_backend.entry((rule.backend.clone(), port)).or_default().push(NumberedRule { number, rule });
         }
-        let unreadable = index.unreadable_backends_in(namespace).take(MOST_UNREADABLE).cloned().collect();
-        Self { fronts: Fronts::new(index, namespace), by_backend, unreadable, mesh: mesh_rule(index) }
+        let unreadable = index.unreadable_in(Kind::IngressBackend, namespace);
+        Self {
+            fronts: Fronts::new(index, namespace),
+            by_backend,
+            unreadable: unreadable.take(MOST_UNREADABLE).cloned().collect(),
+            peers: NamespacePeers::new(index, namespace, trust_domain),
+            trust_domain: trust_domain.clone(),
+        }
     }
 
     /// The rules of a port, in the order of their objects.
@@ -106,33 +134,32 @@ impl<'i> NamespaceRules<'i> {
 }
 
 /// [`workload`], by rules that are made already.
-pub(crate) fn workload_by(
-    rules: &NamespaceRules<'_>,
-    pod: &Pod,
-    trust_domain: &TrustDomain,
-) -> Result<CompiledWorkload, IdentityError> {
-    let name = ObjectName::of(&pod.metadata);
-    let identity = Identity::new(trust_domain.clone(), &name.namespace, service_account(pod))?;
+pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<CompiledWorkload, IdentityError> {
+    let (name, account) = (ObjectName::of(&pod.metadata), service_account(pod));
+    let identity = Identity::new(rules.trust_domain.clone(), &name.namespace, account)?;
     let mut ports: BTreeMap<u16, PortPolicy> = BTreeMap::new();
-    let open = |protocol| PortPolicy {
+    let open = |number, protocol| PortPolicy {
         protocol,
         services: Vec::new(),
-        mesh: rules.mesh.clone(),
+        mesh: rules.peers.rule(account, number, protocol),
         ingress: Vec::new(),
     };
     for Behind { service, ports: behind } in rules.fronts.of(pod) {
         for (number, protocol) in behind {
-            let port = ports.entry(number).or_insert_with(|| open(protocol));
+            let port = ports.entry(number).or_insert_with(|| open(number, protocol));
             port.services.push(service.clone());
         }
     }
     for (number, protocol) in declared_ports(pod) {
-        ports.entry(number).or_insert_with(|| open(protocol));
+        ports.entry(number).or_insert_with(|| open(number, protocol));
     }
     let mut room = RuleBudget::new();
     for (number, port) in &mut ports {
         let granted = rules.rules(*number, port);
         port.ingress.extend(granted.into_iter().filter_map(|rule| room.take(rule)));
+    }
+    for port in ports.values_mut() {
+        room.take_peers(&mut port.mesh);
     }
     for object in &rules.unreadable {
         let (origin, state) = (object.name().to_ref(object.kind), RuleState::Invalid(object.reason().into()));
@@ -150,12 +177,52 @@ pub(crate) fn workload_by(
 /// What is left of [`MOST_RULE_BYTES`] for one workload.
 struct RuleBudget {
     bytes: usize,
+    expressions: usize,
     left_out: BTreeSet<ObjectRef>,
+    /// Rules for mesh peers that have been taken, each with what stands in the policy for it. Ports share them.
+    peers: HashMap<*const PeerRule, Option<Arc<PeerRule>>>,
 }
 
 impl RuleBudget {
     fn new() -> Self {
-        Self { bytes: MOST_RULE_BYTES, left_out: BTreeSet::new() }
+        Self {
+            bytes: MOST_RULE_BYTES,
+            expressions: MAX_EXPRESSIONS,
+            left_out: BTreeSet::new(),
+            peers: HashMap::new(),
+        }
+    }
+
+    /// Like [`RuleBudget::take`], for the rules of a port for mesh peers.
+    fn take_peers(&mut self, mesh: &mut MeshRule) {
+        if let MeshRule::Rules(rules) | MeshRule::Audit(rules) = mesh {
+            *rules = std::mem::take(rules).iter().filter_map(|rule| self.take_peer(rule)).collect();
+        }
+    }
+
+    fn take_peer(&mut self, rule: &Arc<PeerRule>) -> Option<Arc<PeerRule>> {
+        // Of one more port that refers to it.
+        self.bytes = self.bytes.checked_sub(4)?;
+        if let Some(taken) = self.peers.get(&Arc::as_ptr(rule)) {
+            return taken.clone();
+        }
+        let rest = self.bytes.checked_sub(target_rules::wire_bytes(rule));
+        let expressions = self.expressions.checked_sub(target_rules::expressions(rule));
+        let taken = if let (Some(rest), Some(expressions)) = (rest, expressions) {
+            (self.bytes, self.expressions) = (rest, expressions);
+            Some(rule.clone())
+        } else {
+            self.left_out.insert(rule.origin.clone());
+            let state = PeerRuleState::Invalid(traffic_target::TOO_LARGE.into());
+            let short = PeerRule { origin: rule.origin.clone(), state };
+            let rest = self.bytes.checked_sub(target_rules::wire_bytes(&short));
+            rest.map(|rest| {
+                self.bytes = rest;
+                Arc::new(short)
+            })
+        };
+        self.peers.insert(Arc::as_ptr(rule), taken.clone());
+        taken
     }
 
     /// A rule that goes into the policy: in its place one that grants nothing and says why, if it is too large, and

@@ -166,8 +166,8 @@ fn workloads_beyond_the_share_of_their_namespace_have_no_policy_and_say_why_unti
     let size = {
         let index = crate::testing::index(&[HTTPBIN]);
         let pod = index.pods().next().unwrap().1;
-        let rules = NamespaceRules::new(&index, "httpbin");
-        compile::workload_by(&rules, pod, &TrustDomain::default()).unwrap().size()
+        let rules = NamespaceRules::new(&index, "httpbin", &TrustDomain::default());
+        compile::workload_by(&rules, pod).unwrap().size()
     };
     // Room for two and a half.
     bench.engine.shares = NamespaceShares::new(size * 5 / 2, gauge.clone());

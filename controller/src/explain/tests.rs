@@ -11,6 +11,7 @@ fn query() -> Query {
         server_name: None,
         principals: Vec::new(),
         speaks: Speaks::Likely,
+        request: HttpRequest::default(),
     }
 }
 
@@ -94,4 +95,70 @@ fn questions_without_an_answer_say_what_is_missing() {
     assert_eq!(ask(&unknown), "there is no service httpbin/x");
     let no_name = Query { port: Some(81), ..with_principal("*.a") };
     assert!(ask(&no_name).contains("neither a DNS name nor a URI"));
+}
+
+#[test]
+fn a_request_of_a_mesh_peer_is_explained_by_the_target_that_allows_it_or_came_closest() {
+    let documents = [HTTPBIN, crate::testing::NOT_PERMISSIVE, crate::testing::BOOKS];
+    let ask = |method: &str, path: &str, speaks| {
+        let request = HttpRequest { method: method.into(), path: path.into(), headers: vec![] };
+        let peer = with_principal("buyer.shop.cluster.local");
+        asked(&documents, &Query { speaks, request, ..peer })
+    };
+    let allowed = ask("GET", "/books/%31?x=y", Speaks::Mesh);
+    assert_eq!((allowed.decision, allowed.rule.as_deref()), ("allow", Some("httpbin/books")));
+    assert_eq!(allowed.reason, "TrafficTarget httpbin/books, mesh peer buyer.shop.cluster.local");
+    assert_eq!(allowed.request.as_deref(), Some("GET /books/%31?x=y"));
+    let refused = ask("POST", "/books/1", Speaks::Mesh);
+    assert_eq!((refused.decision, refused.code), ("deny", Some("request_not_allowed")));
+    assert_eq!(refused.rule.as_deref(), Some("httpbin/books"));
+    assert_eq!(ask("GET", "/books/1", Speaks::MeshTcp).code, Some("not_parsed"));
+    let stranger = Query { speaks: Speaks::Mesh, ..with_principal("thief.shop.cluster.local") };
+    assert_eq!(asked(&documents, &stranger).code, Some("peer_not_allowed"));
+    let request = HttpRequest { path: "/books/..;/x".into(), ..HttpRequest::default() };
+    let ambiguous = Query { speaks: Speaks::Mesh, request, ..with_principal("buyer.shop.cluster.local") };
+    let error = explain(&index(&documents), &TrustDomain::default(), &ambiguous).unwrap_err().to_string();
+    assert!(
+        error.starts_with("GET /books/..;/x is answered with 400: its path hides a dot segment"),
+        "{error}"
+    );
+}
+
+/// The rows of the table of docs/smi.md that begins with this heading, without their backticks.
+fn documented(heading: &str) -> Vec<Vec<String>> {
+    let page = include_str!("../../../docs/smi.md");
+    let (_, table) = page.split_once(heading).unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let cells =
+        |row: &str| row.trim_matches('|').split('|').map(|cell| cell.trim().replace('`', "")).collect();
+    rows.map(cells).collect()
+}
+
+#[test]
+fn the_example_of_the_documentation_decides_as_its_table_says() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/smi");
+    let loaded = crate::source::folder::FolderSource::new(folder).load();
+    assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+    let index = Index::of(loaded.changes);
+    let rows = documented("| request | to port | from service account | decision |");
+    assert_eq!(rows.len(), 6);
+    for row in rows {
+        let [sent, port, account, expected] = row.as_slice() else { panic!("{row:?}") };
+        let (namespace, account) = account.split_once('/').unwrap();
+        let (request, header) = sent.split_once(" with ").unwrap_or((sent, ""));
+        let (method, path) = request.split_once(' ').unwrap_or(("GET", "/"));
+        let query = Query {
+            backend: ObjectName::new("bookstore", "bookstore"),
+            port: Some(port.parse().unwrap()),
+            speaks: if request == "bytes" { Speaks::MeshTcp } else { Speaks::Mesh },
+            request: HttpRequest {
+                method: method.into(),
+                path: path.into(),
+                headers: HttpRequest::header(header).into_iter().collect(),
+            },
+            ..with_principal(&format!("{account}.{namespace}.cluster.local"))
+        };
+        let found = explain(&index, &TrustDomain::default(), &query).unwrap();
+        assert_eq!(found.code.unwrap_or(found.decision), expected, "{row:?}");
+    }
 }

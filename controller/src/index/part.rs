@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::object::ObjectName;
+use crate::object::{Kind, ObjectName};
 
 /// A kind whose objects the index keeps. Each kind implements it in its file in `index/`.
 pub(crate) trait Indexed: PartialEq + Sized {
@@ -49,6 +49,10 @@ pub(crate) enum Effect {
     Statuses(Arc<str>),
     /// The Pods behind these Services, which one policy opens.
     Opened(Vec<ObjectName>),
+    /// The Pods of a service account.
+    Account(ObjectName),
+    /// The TrafficTargets that refer to the object of this kind and name.
+    Target(Kind, ObjectName),
     /// What workloads reach at these addresses.
     Addresses(Vec<IpAddr>),
 }

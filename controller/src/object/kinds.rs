@@ -18,6 +18,12 @@ macro_rules! kinds {
             Pod(k8s_openapi::api::core::v1::Pod): pods,
             /// Which clients outside the mesh are admitted; `policy.openservicemesh.io/v1alpha1`.
             IngressBackend(tidegate_crds::IngressBackend): ingress_backends,
+            /// Which workloads may send what to the Pods of a service account; `access.smi-spec.io/v1alpha3`.
+            TrafficTarget(tidegate_crds::TrafficTarget): traffic_targets,
+            /// Sets of HTTP requests; `specs.smi-spec.io/v1alpha4`.
+            HTTPRouteGroup(tidegate_crds::HTTPRouteGroup): http_route_groups,
+            /// Ports; `specs.smi-spec.io/v1alpha4`.
+            TCPRoute(tidegate_crds::TCPRoute): tcp_routes,
             /// The mesh's settings; `config.openservicemesh.io/v1alpha2`.
             MeshConfig(tidegate_crds::MeshConfig): mesh_configs,
         }

@@ -6,10 +6,10 @@ use tidegate_crds::Finding;
 
 use super::name::{Kind, ObjectName};
 
-/// An IngressBackend or a MeshConfig that cannot be read.
+/// A custom resource that cannot be read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unreadable {
-    /// Which of the two.
+    /// Its kind.
     pub kind: Kind,
     /// Its metadata.
     pub metadata: ObjectMeta,
@@ -17,6 +17,8 @@ pub struct Unreadable {
     pub finding: Finding,
     /// What an IngressBackend would open; a part that cannot be read may mean anything.
     backends: Vec<PerhapsOpened>,
+    /// The service account of a TrafficTarget's destination, if it can be read.
+    account: Option<Box<str>>,
 }
 
 /// A backend, as far as it could be read.
@@ -40,12 +42,13 @@ impl Unreadable {
             Some(backends) => backends.iter().map(opened).collect(),
             None => vec![PerhapsOpened::default()],
         };
-        Self { kind, metadata, finding, backends }
+        let account = object["spec"]["destination"]["name"].as_str().map(Into::into);
+        Self { kind, metadata, finding, backends, account }
     }
 
     /// An object excluded because of `finding`, whatever its content.
     pub(crate) fn about_anything(kind: Kind, metadata: ObjectMeta, finding: Finding) -> Self {
-        Self { kind, metadata, finding, backends: vec![PerhapsOpened::default()] }
+        Self { kind, metadata, finding, backends: vec![PerhapsOpened::default()], account: None }
     }
 
     /// Bytes of memory that it takes, without its metadata.
@@ -53,7 +56,8 @@ impl Unreadable {
         let backends = self.backends.iter().map(|backend| {
             2 * size_of::<PerhapsOpened>() + backend.service.as_ref().map_or(0, |service| 32 + service.len())
         });
-        size_of::<Self>() + self.finding.message.len() + backends.sum::<usize>()
+        let account = self.account.as_ref().map_or(0, |account| account.len());
+        size_of::<Self>() + self.finding.message.len() + backends.sum::<usize>() + account
     }
 
     /// Its name.
@@ -65,6 +69,11 @@ impl Unreadable {
     pub(crate) fn reason(&self) -> String {
         let Finding { path, message, .. } = &self.finding;
         if path.is_empty() { format!("cannot be read: {message}") } else { format!("{path}: {message}") }
+    }
+
+    /// The service account of a TrafficTarget's destination; `None` if it may be any of the namespace.
+    pub(crate) fn account(&self) -> Option<&str> {
+        self.account.as_deref()
     }
 
     /// Whether it might open this port of this Service (`<namespace>/<name>`).

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
 use super::StatusWriter;
-use crate::compile::status::ObjectStatus;
+use crate::compile::status::{CurrentStatus, ObjectStatus};
 use crate::object::kinds::kinds;
 use crate::object::{Kind, ObjectKey};
 
@@ -194,15 +194,26 @@ impl StatusWriter for KubernetesStatuses {
     }
 }
 
-/// The status fields of OSM, and our warnings. `null` removes a field.
+/// The status fields of OSM, our warnings and, for kinds that have it, the condition `Accepted`. `null` removes a field.
 fn fields(status: &ObjectStatus) -> Value {
     let warnings = (!status.warnings.is_empty()).then_some(&status.warnings);
-    json!({
+    let mut fields = json!({
         "currentStatus": status.current.as_str(),
         "reason": status.reason,
         "warnings": warnings,
         "observedGeneration": status.observed_generation,
-    })
+    });
+    if let Some(reason) = status.condition {
+        let is_accepted = if status.current == CurrentStatus::Committed { "True" } else { "False" };
+        fields["conditions"] = json!([{
+            "type": "Accepted",
+            "status": is_accepted,
+            "reason": reason,
+            "message": status.reason,
+            "observedGeneration": status.observed_generation,
+        }]);
+    }
+    fields
 }
 
 macro_rules! define_resource {

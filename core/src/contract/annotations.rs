@@ -1,4 +1,4 @@
-//! Annotations of namespaces, Pods and the MeshConfig.
+//! Annotations of namespaces, Pods, policies and the MeshConfig.
 
 /// Namespace or Pod: whether to add a sidecar.
 pub const SIDECAR_INJECTION: &str = "openservicemesh.io/sidecar-injection";
@@ -22,6 +22,9 @@ pub const OUTBOUND_RANGE_INCLUSIONS: &str = "openservicemesh.io/outbound-ip-rang
 
 /// Pod, with `tidegate standalone`: the app's address, if it is not the Pod's.
 pub const APP_ADDRESS: &str = "tidegate.io/app-address";
+
+/// TrafficTarget: `true` reports what would be refused, without refusing it.
+pub const AUDIT: &str = "tidegate.io/audit";
 
 /// MeshConfig: more namespaces for the ingress controller's certificate.
 pub const GATEWAY_NAMESPACES: &str = "tidegate.io/ingress-gateway-namespaces";

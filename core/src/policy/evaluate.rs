@@ -1,13 +1,14 @@
 //! Evaluation of the policy for a connection, with the reason of the decision.
 
-use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
 
+use super::decision::{Decision, Denial, Grant};
 use super::model::{
     ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressTransport, MeshRule, PortPolicy,
     RuleState,
 };
+use super::peers::{self, RequestRules};
+use super::reason::Reason;
 use crate::dns_name::DnsPattern;
 use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
@@ -69,64 +70,11 @@ pub enum Terms {
     Opaque,
 }
 
-/// The decision, with its reason.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Allowed.
-    Allow(Grant),
-    /// Refused.
-    Deny(Denial),
-}
-
-/// The rule that allows a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Grant {
-    /// The mesh rule of the port: permissive mode, or this principal of the peer.
-    Mesh(Option<Principal>),
-    /// The origin of an ingress rule, and the rule's principal that is in the client's certificate.
-    Ingress(ObjectRef, Option<Principal>),
-}
-
-/// Why a connection or request is refused, and the origin of the rule that came closest to allowing it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Denial {
-    /// Why it is refused.
-    pub reason: Reason,
-    /// The object whose rule came closest to a grant. `None` if no ingress rule caused the denial.
-    pub origin: Option<ObjectRef>,
-}
-
-/// Why a connection is refused. Ordered by how close it came to a grant, the farthest first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
-    /// The workload has no policy yet.
-    NoPolicy,
-    /// No Service of the workload has the port, and no container declares it.
-    NoSuchPort,
-    /// No IngressBackend names the port, and the client is not a mesh peer.
-    NoIngressBackend,
-    /// The object with a rule for the port is not in force; the reason.
-    InvalidRule(Arc<str>),
-    /// Plaintext where TLS is required.
-    TlsRequired,
-    /// TLS where plaintext is required.
-    PlaintextRequired,
-    /// The source address is not among the rule's sources.
-    SourceNotAllowed,
-    /// The server name is not among the rule's `sniHosts`.
-    ServerNameNotAllowed,
-    /// A client certificate is required and was not presented.
-    ClientCertificateRequired,
-    /// The client certificate is not that of a workload of this mesh, which contains both forms of its identity.
-    NotAWorkload,
-    /// Mesh peers may not use the port; the reason.
-    MeshDenied(Arc<str>),
-    /// No name in the client certificate is allowed.
-    PrincipalNotAllowed,
-    /// The connection was opened for another protocol than that which the port has now.
-    ProtocolChanged,
-    /// The request's host is among the `sniHosts` of another rule than the connection's server name.
-    Misdirected,
+impl MeshProtocol {
+    /// Whether the sidecar parses what is inside.
+    fn is_parsed(self) -> bool {
+        matches!(self, Self::Http1 | Self::Http2)
+    }
 }
 
 impl InboundPolicy {
@@ -161,7 +109,7 @@ impl InboundPolicy {
         if let Opening::Mesh(protocol) = opening {
             return match &policy.mesh {
                 MeshRule::Deny(why) => Err(Denial::new(Reason::MeshDenied(why.clone()))),
-                MeshRule::AnyPeer | MeshRule::Principals(_) => Ok(Terms::MeshTls(protocol)),
+                MeshRule::AnyPeer | MeshRule::Rules(_) | MeshRule::Audit(_) => Ok(Terms::MeshTls(protocol)),
             };
         }
         let admitting = policy.active_rules().filter(|rule| rule.admits(source, opening).is_ok());
@@ -175,11 +123,23 @@ impl InboundPolicy {
     }
 
     /// The decision about a connection that was opened on the terms of [`InboundPolicy::open`]; for HTTP, about each of
-    /// its requests.
+    /// its requests, unless there are [`InboundPolicy::request_rules`] for them.
     pub fn authorize(&self, session: &Session<'_>) -> Decision {
         match self.grant(session) {
             Ok(grant) => Decision::Allow(grant),
             Err(denial) => Decision::Deny(denial),
+        }
+    }
+
+    /// The rules that decide about each request of a mesh peer's connection. `None` if the decision about the connection
+    /// holds for all of its requests.
+    pub fn request_rules(&self, session: &Session<'_>) -> Option<RequestRules> {
+        match session.opening {
+            Opening::Mesh(protocol) if protocol.is_parsed() => {
+                let policy = self.port(session.port).ok()?;
+                RequestRules::new(&policy.mesh, self.peer(session).ok()?)
+            }
+            _ => None,
         }
     }
 
@@ -217,11 +177,8 @@ impl InboundPolicy {
 
     fn grant(&self, session: &Session<'_>) -> Result<Grant, Denial> {
         let policy = self.port(session.port)?;
-        if let Opening::Mesh(_) = session.opening {
-            return self
-                .authorize_mesh_peer(&policy.mesh, session.client)
-                .map(Grant::Mesh)
-                .map_err(Denial::new);
+        if let Opening::Mesh(protocol) = session.opening {
+            return peers::grant(&policy.mesh, &self.peer(session)?, protocol.is_parsed());
         }
         first_grant(policy, |rule| rule.judge(session))
             .map(|(rule, principal)| Grant::Ingress(rule.origin.clone(), principal.cloned()))
@@ -231,23 +188,11 @@ impl InboundPolicy {
         self.ports.get(&port).ok_or_else(|| Denial::new(Reason::NoSuchPort))
     }
 
-    fn authorize_mesh_peer(
-        &self,
-        rule: &MeshRule,
-        client: Option<&[San]>,
-    ) -> Result<Option<Principal>, Reason> {
-        let names = client.ok_or(Reason::ClientCertificateRequired)?;
-        if Identity::of_workload(names, self.identity.trust_domain()).is_none() {
-            return Err(Reason::NotAWorkload);
-        }
-        match rule {
-            MeshRule::Deny(why) => Err(Reason::MeshDenied(why.clone())),
-            MeshRule::AnyPeer => Ok(None),
-            MeshRule::Principals(allowed) => {
-                let principal = allowed.iter().find(|principal| principal.matches(names));
-                principal.cloned().map(Some).ok_or(Reason::PrincipalNotAllowed)
-            }
-        }
+    /// The workload at the other end of a connection between sidecars.
+    fn peer(&self, session: &Session<'_>) -> Result<Identity, Denial> {
+        let names = session.client.ok_or_else(|| Denial::new(Reason::ClientCertificateRequired))?;
+        Identity::of_workload(names, self.identity.trust_domain())
+            .ok_or_else(|| Denial::new(Reason::NotAWorkload))
     }
 }
 
@@ -358,86 +303,5 @@ struct RuleRef<'p> {
 impl RuleRef<'_> {
     fn terms(&self) -> Terms {
         self.active.terms()
-    }
-}
-
-impl Denial {
-    /// A denial that no ingress rule caused.
-    pub fn new(reason: Reason) -> Self {
-        Self { reason, origin: None }
-    }
-}
-
-impl Reason {
-    /// A stable word for logs and metric labels.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::NoPolicy => "no_policy",
-            Self::NoSuchPort => "no_such_port",
-            Self::NoIngressBackend => "no_ingress_backend",
-            Self::InvalidRule(_) => "invalid_rule",
-            Self::TlsRequired => "tls_required",
-            Self::PlaintextRequired => "plaintext_required",
-            Self::SourceNotAllowed => "source_not_allowed",
-            Self::ServerNameNotAllowed => "server_name_not_allowed",
-            Self::ClientCertificateRequired => "client_certificate_required",
-            Self::NotAWorkload => "not_a_workload",
-            Self::MeshDenied(_) => "mesh_denied",
-            Self::PrincipalNotAllowed => "principal_not_allowed",
-            Self::ProtocolChanged => "protocol_changed",
-            Self::Misdirected => "misdirected",
-        }
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoPolicy => f.write_str("the workload has no policy yet"),
-            Self::NoSuchPort => f.write_str(
-                "the port belongs to no Service of the workload and is declared by none of its containers",
-            ),
-            Self::NoIngressBackend => f.write_str("no IngressBackend opens the port"),
-            Self::InvalidRule(why) => write!(f, "the rule is not in force: {why}"),
-            Self::TlsRequired => f.write_str("plaintext where TLS is required"),
-            Self::PlaintextRequired => f.write_str("TLS where plaintext is required"),
-            Self::SourceNotAllowed => f.write_str("the source address is not among the sources"),
-            Self::ServerNameNotAllowed => f.write_str("the server name is not among sniHosts"),
-            Self::ClientCertificateRequired => f.write_str("a client certificate is required"),
-            Self::NotAWorkload => {
-                f.write_str("the client certificate is not that of a workload of this mesh")
-            }
-            Self::MeshDenied(why) => write!(f, "mesh peers may not use the port: {why}"),
-            Self::PrincipalNotAllowed => {
-                f.write_str("none of the client certificate's names is an allowed principal")
-            }
-            Self::ProtocolChanged => f.write_str("the port is served by another protocol now"),
-            Self::Misdirected => f.write_str(
-                "the request's host is among the sniHosts of another rule than the connection's server name",
-            ),
-        }
-    }
-}
-
-impl fmt::Display for Denial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.reason, &self.origin) {
-            (Reason::InvalidRule(why), Some(origin)) => {
-                write!(f, "the {} is not in force: {why} ({origin})", origin.kind)
-            }
-            (reason, Some(origin)) => write!(f, "{reason} ({origin})"),
-            (reason, None) => reason.fmt(f),
-        }
-    }
-}
-
-impl fmt::Display for Grant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Mesh(None) => f.write_str("permissive mode lets every workload of the mesh in"),
-            Self::Mesh(Some(principal)) => write!(f, "mesh peer {principal}"),
-            Self::Ingress(origin, None) => origin.fmt(f),
-            Self::Ingress(origin, Some(principal)) => write!(f, "{origin}, principal {principal}"),
-        }
     }
 }

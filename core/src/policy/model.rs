@@ -11,6 +11,7 @@ use crate::dns_name::DnsPattern;
 use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
 use crate::principal::Principal;
+use crate::route::RouteMatch;
 
 /// Everything that decides about one workload's inbound traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -62,8 +63,50 @@ pub enum MeshRule {
     Deny(Arc<str>),
     /// Every workload of the mesh is allowed: permissive mode.
     AnyPeer,
-    /// Workloads with one of these names are allowed.
-    Principals(Vec<Principal>),
+    /// Workloads are allowed what one of these rules grants.
+    Rules(Vec<Arc<PeerRule>>),
+    /// Every workload is allowed. What none of these rules grants is reported as a refusal that is not enforced.
+    Audit(Vec<Arc<PeerRule>>),
+}
+
+/// What one object grants mesh peers. The ports that it applies to share it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerRule {
+    /// The object that the rule was compiled from, such as a TrafficTarget.
+    pub origin: ObjectRef,
+    /// What the rule grants, or why it grants nothing.
+    pub state: PeerRuleState,
+}
+
+/// Whether a rule for mesh peers is in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum PeerRuleState {
+    /// The rule cannot be compiled and grants nothing; the reason.
+    Invalid(Arc<str>),
+    /// The rule is in force.
+    Active(ActivePeerRule),
+}
+
+/// A rule for mesh peers in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ActivePeerRule {
+    /// The peers.
+    pub sources: Arc<[Identity]>,
+    /// What they may send.
+    pub traffic: PeerTraffic,
+}
+
+/// What a rule lets mesh peers send.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PeerTraffic {
+    /// Everything, also bytes that are not parsed.
+    Any,
+    /// HTTP requests that one of these matches. Bytes that are not parsed are refused.
+    Requests(Vec<Arc<RouteMatch>>),
 }
 
 /// What one object grants at one port to clients outside the mesh.

@@ -210,7 +210,7 @@ fn mesh_decision(rule: MeshRule, names: Option<&[San]>) -> Result<Grant, Reason>
 
 #[test]
 fn permissive_mode_allows_workloads_but_not_the_certificate_of_the_ingress_controller() {
-    assert_eq!(mesh_decision(MeshRule::AnyPeer, Some(&workload_names("a"))), Ok(Grant::Mesh(None)));
+    assert_eq!(mesh_decision(MeshRule::AnyPeer, Some(&workload_names("a"))), Ok(Grant::AnyPeer));
     let gateway = [San::Dns(DnsName::parse("ingress-nginx.ingress-nginx.cluster.local").unwrap())];
     assert_eq!(mesh_decision(MeshRule::AnyPeer, Some(&gateway)), Err(Reason::NotAWorkload));
     assert_eq!(mesh_decision(MeshRule::AnyPeer, None), Err(Reason::ClientCertificateRequired));
@@ -219,10 +219,7 @@ fn permissive_mode_allows_workloads_but_not_the_certificate_of_the_ingress_contr
 }
 
 #[test]
-fn a_mesh_rule_with_names_allows_those_names() {
-    let rule = || MeshRule::Principals(vec![Principal::parse("a.ns.cluster.local")]);
-    assert!(mesh_decision(rule(), Some(&workload_names("a"))).is_ok());
-    assert_eq!(mesh_decision(rule(), Some(&workload_names("b"))), Err(Reason::PrincipalNotAllowed));
+fn a_port_that_refuses_mesh_peers_says_why() {
     let denied = MeshRule::Deny("no policy".into());
     assert_eq!(
         mesh_decision(denied, Some(&workload_names("a"))),

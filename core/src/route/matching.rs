@@ -152,10 +152,70 @@ impl RouteMatch {
     /// Whether a request matches. Allocates only to match a regular expression against a field of several lines.
     pub fn matches(&self, request: &impl RequestView) -> bool {
         let is_method = |method: &Method| method.as_str().as_bytes() == request.method();
-        self.path.as_ref().is_none_or(|path| path.matches(request.path()))
-            && (self.methods.is_empty() || self.methods.iter().any(is_method))
+        (self.methods.is_empty() || self.methods.iter().any(is_method))
+            && self.path.as_ref().is_none_or(|path| path.matches(request.path()))
             && self.headers.iter().all(|header| header.matches(request))
             && self.query.iter().all(|parameter| parameter.matches(request.query()))
+    }
+}
+
+impl RouteMatch {
+    /// How close a request that does not match comes to it: its path counts most, then its method.
+    pub(crate) fn closeness(&self, request: &impl RequestView) -> u8 {
+        let has_path = self.path.as_ref().is_none_or(|path| path.matches(request.path()));
+        let is_method = |method: &Method| method.as_str().as_bytes() == request.method();
+        let has_method = self.methods.is_empty() || self.methods.iter().any(is_method);
+        2 * u8::from(has_path) + u8::from(has_method)
+    }
+
+    /// Whether it distinguishes paths, and so needs them in normal form.
+    pub(crate) fn needs_normal_path(&self) -> bool {
+        self.path.as_ref().is_some_and(PathMatch::needs_normal_path)
+    }
+
+    /// Whether every request matches.
+    pub fn is_any(&self) -> bool {
+        let is_any_path = |path: &PathMatch| match path {
+            PathMatch::Prefix(prefix) => prefix.as_str().is_empty(),
+            PathMatch::Regex(pattern) => pattern.as_str() == ".*",
+            PathMatch::Exact(_) | PathMatch::Rpc(_) => false,
+        };
+        self.path.as_ref().is_none_or(is_any_path)
+            && self.methods.is_empty()
+            && self.headers.is_empty()
+            && self.query.is_empty()
+    }
+
+    /// Number of its regular expressions, each of which a sidecar compiles.
+    pub fn expressions(&self) -> usize {
+        let path = self.path.as_ref().map_or(0, |path| match path {
+            PathMatch::Regex(_) => 1,
+            PathMatch::Rpc(rpc) => rpc.expressions(),
+            PathMatch::Exact(_) | PathMatch::Prefix(_) => 0,
+        });
+        let headers = self.headers.iter().filter(|header| header.value.is_regex()).count();
+        path + headers + self.query.iter().filter(|parameter| parameter.value.is_regex()).count()
+    }
+
+    /// The same match without compiled programs, to be kept where no requests are matched. Matching with it compiles each
+    /// expression again.
+    #[must_use]
+    pub fn without_programs(self) -> Self {
+        let Self { path, methods, headers, query } = self;
+        let path = path.map(|path| match path {
+            PathMatch::Regex(pattern) => PathMatch::Regex(pattern.without_program()),
+            PathMatch::Rpc(rpc) => PathMatch::Rpc(rpc.without_programs()),
+            PathMatch::Exact(_) | PathMatch::Prefix(_) => path,
+        });
+        let header = |header: HeaderMatch| HeaderMatch { value: header.value.without_program(), ..header };
+        let parameter =
+            |parameter: QueryMatch| QueryMatch { value: parameter.value.without_program(), ..parameter };
+        Self {
+            path,
+            methods,
+            headers: headers.into_iter().map(header).collect(),
+            query: query.into_iter().map(parameter).collect(),
+        }
     }
 }
 
@@ -321,6 +381,17 @@ impl QueryMatch {
 }
 
 impl ValueMatch {
+    fn is_regex(&self) -> bool {
+        matches!(self, Self::Regex(_))
+    }
+
+    fn without_program(self) -> Self {
+        match self {
+            Self::Regex(pattern) => Self::Regex(pattern.without_program()),
+            Self::Exact(_) => self,
+        }
+    }
+
     fn regex(pattern: &str, max_len: usize) -> Result<Self, RouteError> {
         Pattern::parse(pattern, max_len)
             .map(Self::Regex)

@@ -33,6 +33,8 @@ const MAX_PROGRAM: usize = 256 * 1024;
 /// Maximum size of the cache of DFA states in bytes, per pattern and thread. A full cache is cleared; at worst, matching
 /// continues without it, slower but still linear.
 const MAX_CACHE: usize = 64 * 1024;
+/// Characters with a meaning of their own outside of classes.
+const SPECIAL: &[u8] = br"\.+*?()|[]{}^$";
 /// Maximum nesting of groups.
 const MAX_NESTING: u32 = 64;
 
@@ -40,7 +42,18 @@ const MAX_NESTING: u32 = 64;
 #[derive(Clone)]
 pub struct Pattern {
     text: Arc<str>,
-    regex: Regex,
+    program: Program,
+}
+
+/// How a text is matched.
+#[derive(Clone)]
+enum Program {
+    /// The pattern has no special character: only the same text matches.
+    Literal,
+    /// By this program.
+    Compiled(Regex),
+    /// The program is compiled for each match.
+    NotKept,
 }
 
 impl Pattern {
@@ -53,21 +66,28 @@ impl Pattern {
         // Parsed separately first: `a)|(b` must not break out of the group below.
         let tree = parser.parse(text).map_err(|error| Problem::Regex(error.kind().to_string()))?;
         ast::visit(&tree, Re2)?;
-        let regex = RegexBuilder::new(&format!(r"\A(?:{text})\z"))
-            .unicode(false)
-            .size_limit(MAX_PROGRAM)
-            .dfa_size_limit(MAX_CACHE)
-            .build()
-            .map_err(|error| match error {
-                regex::Error::CompiledTooBig(limit) => Problem::RegexTooLarge(limit),
-                error => Problem::Regex(last_line(&error.to_string())),
-            })?;
-        Ok(Self { text: text.into(), regex })
+        let is_literal = text.bytes().all(|byte| byte.is_ascii() && !SPECIAL.contains(&byte));
+        let program = if is_literal { Program::Literal } else { Program::Compiled(compile(text)?) };
+        Ok(Self { text: text.into(), program })
+    }
+
+    /// The same pattern without its program.
+    #[must_use]
+    pub(super) fn without_program(self) -> Self {
+        let program = match self.program {
+            Program::Literal => Program::Literal,
+            Program::Compiled(_) | Program::NotKept => Program::NotKept,
+        };
+        Self { program, ..self }
     }
 
     /// Whether the whole text matches.
     pub fn matches(&self, text: &[u8]) -> bool {
-        self.regex.is_match(text)
+        match &self.program {
+            Program::Literal => self.text.as_bytes() == text,
+            Program::Compiled(regex) => regex.is_match(text),
+            Program::NotKept => compile(&self.text).is_ok_and(|regex| regex.is_match(text)),
+        }
     }
 
     /// The pattern as it was written.
@@ -94,6 +114,18 @@ impl serde::Serialize for Pattern {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.text)
     }
+}
+
+fn compile(text: &str) -> Result<Regex, Problem> {
+    RegexBuilder::new(&format!(r"\A(?:{text})\z"))
+        .unicode(false)
+        .size_limit(MAX_PROGRAM)
+        .dfa_size_limit(MAX_CACHE)
+        .build()
+        .map_err(|error| match error {
+            regex::Error::CompiledTooBig(limit) => Problem::RegexTooLarge(limit),
+            error => Problem::Regex(last_line(&error.to_string())),
+        })
 }
 
 /// Finds syntax that RE2 interprets differently.
@@ -198,6 +230,21 @@ mod tests {
         assert_eq!(problem("((a{100}){100}){100}"), Problem::RegexTooLarge(MAX_PROGRAM));
         assert!(matches!(problem(&format!("{}a{}", "(".repeat(200), ")".repeat(200))), Problem::Regex(_)));
         assert!(Pattern::parse(&"[a-z]".repeat(204), 1024).is_ok(), "a long literal pattern fits");
+    }
+
+    #[test]
+    fn a_pattern_matches_the_same_without_its_program_and_one_without_special_characters_needs_none() {
+        for (pattern, text, is_match) in [
+            ("/books", "/books", true),
+            ("/books", "/books/1", false),
+            ("/b.*", "/books", true),
+            ("a|b", "c", false),
+        ] {
+            let kept = Pattern::parse(pattern, 1024).unwrap();
+            assert_eq!(kept.matches(text.as_bytes()), is_match, "{pattern} {text}");
+            assert_eq!(kept.without_program().matches(text.as_bytes()), is_match, "{pattern} {text}");
+        }
+        assert!(matches!(Pattern::parse("/books", 1024).unwrap().program, Program::Literal));
     }
 
     #[test]

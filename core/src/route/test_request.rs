@@ -4,7 +4,7 @@ use super::matching::RequestView;
 use crate::path::split_query;
 
 #[derive(Clone, Debug)]
-pub(super) struct TestRequest {
+pub(crate) struct TestRequest {
     method: String,
     authority: String,
     target: String,
@@ -12,11 +12,11 @@ pub(super) struct TestRequest {
 }
 
 impl TestRequest {
-    pub(super) fn new(method: &str, authority: &str, target: &str) -> Self {
+    pub(crate) fn new(method: &str, authority: &str, target: &str) -> Self {
         Self { method: method.into(), authority: authority.into(), target: target.into(), fields: vec![] }
     }
 
-    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.fields.push((name.into(), value.into()));
         self
     }

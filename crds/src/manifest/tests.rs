@@ -13,6 +13,9 @@ const INGRESS_BACKENDS: [&str; 4] = [
     include_str!("../../testdata/ingress_backend_untrusted.yaml"),
     include_str!("../../testdata/ingress_backend_skip.yaml"),
 ];
+const TRAFFIC_TARGET: &str = include_str!("../../testdata/traffic_target.yaml");
+const HTTP_ROUTE_GROUP: &str = include_str!("../../testdata/http_route_group.yaml");
+const TCP_ROUTE: &str = include_str!("../../testdata/tcp_route.yaml");
 const MESH_CONFIG: &str = include_str!("../../testdata/mesh_config.yaml");
 
 #[test]
@@ -45,6 +48,18 @@ fn names_are_osm_s() {
         names(MeshConfig::crd()),
         r#"config.openservicemesh.io MeshConfig meshconfigs Some("meshconfig") Some(["meshconfig"]) Namespaced"#
     );
+    assert_eq!(
+        names(TrafficTarget::crd()),
+        r#"access.smi-spec.io TrafficTarget traffictargets Some("traffictarget") Some(["tt"]) Namespaced"#
+    );
+    assert_eq!(
+        names(HTTPRouteGroup::crd()),
+        r#"specs.smi-spec.io HTTPRouteGroup httproutegroups Some("httproutegroup") Some(["htr"]) Namespaced"#
+    );
+    assert_eq!(
+        names(TCPRoute::crd()),
+        r#"specs.smi-spec.io TCPRoute tcproutes Some("tcproute") Some(["tr"]) Namespaced"#
+    );
 }
 
 #[test]
@@ -63,6 +78,29 @@ fn a_manifest_of_an_osm_user_fits_the_schema_and_comes_back_whole() {
         assert_round_trip::<IngressBackend>(text);
     }
     assert_round_trip::<MeshConfig>(MESH_CONFIG);
+    assert_round_trip::<TrafficTarget>(TRAFFIC_TARGET);
+    assert_round_trip::<HTTPRouteGroup>(HTTP_ROUTE_GROUP);
+    assert_round_trip::<TCPRoute>(TCP_ROUTE);
+}
+
+#[test]
+fn headers_of_a_route_group_are_a_map_or_a_list_of_maps_and_bounded() {
+    let headers = |headers: Value| {
+        let group = serde_json::json!({"metadata": {"name": "a"}, "spec": {"matches": [{"name": "a", "headers": headers}]}});
+        crate::stored::read::<HTTPRouteGroup>(&group).map_err(|finding| finding.to_string())
+    };
+    let pairs = |value| headers(value).unwrap().spec.matches[0].headers.clone().unwrap().0;
+    let expected = [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())];
+    assert_eq!(pairs(serde_json::json!({"a": "1", "b": "2"})), expected);
+    assert_eq!(pairs(serde_json::json!([{"a": "1"}, {"b": "2"}])), expected);
+    let many: Value = (0..17).map(|i| (format!("x-{i}"), Value::from("a"))).collect();
+    for value in [many.clone(), serde_json::json!([many])] {
+        let error = headers(value).unwrap_err();
+        assert!(error.starts_with("spec.matches[].headers: Too many: must have at most 16 items"), "{error}");
+    }
+    for value in [serde_json::json!("a"), serde_json::json!([1]), serde_json::json!({"a": 1})] {
+        assert!(headers(value).is_err());
+    }
 }
 
 #[test]

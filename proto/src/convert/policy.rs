@@ -7,18 +7,22 @@
 //! A rule that the controller could not compile is still sent, with its reason, so that a refusal can name it.
 //! Everything that restricts a rule distinguishes absent from empty: absent source ranges admit any address, an empty
 //! list admits none; an absent client check is an error, not "no certificate required"; an absent mesh rule is an
-//! error, not "any peer". Principals are the exception to strictness: one that cannot be parsed is kept as a
+//! error, not "any peer". Rules for mesh peers are a list of the whole policy, to which its ports refer. Principals are the exception to strictness: one that cannot be parsed is kept as a
 //! principal that matches no certificate, because the others of its list still hold.
 
+mod peers;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::policy::{
-    ActiveIngressRule, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
-    RuleState, Sources,
+    ActiveIngressRule, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PeerRule,
+    PortPolicy, RuleState, Sources,
 };
 use tidegate_core::{CidrSet, Principal};
 
+use self::peers::{PeerRuleList, peer_rules_from_wire, referred};
 use super::protocol::{app_protocol_from_wire, app_protocol_to_wire};
 use super::{
     ConversionError, bad, identity_from_wire, identity_to_wire, missing, object_from_wire, object_to_wire,
@@ -28,10 +32,14 @@ use crate::discovery as wire;
 
 impl From<&InboundPolicy> for wire::InboundPolicy {
     fn from(policy: &InboundPolicy) -> Self {
+        let mut peer_rules = PeerRuleList::default();
+        let ports = policy.ports.iter();
+        let ports = ports.map(|(port, policy)| port_to_wire(*port, policy, &mut peer_rules)).collect();
         Self {
             workload: policy.workload.to_string(),
             identity: Some(identity_to_wire(&policy.identity)),
-            ports: policy.ports.iter().map(|(port, policy)| port_to_wire(*port, policy)).collect(),
+            ports,
+            peer_rules: peer_rules.to_wire(),
         }
     }
 }
@@ -42,11 +50,12 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
     fn try_from(policy: wire::InboundPolicy) -> Result<Self, ConversionError> {
         let identity = policy.identity.ok_or_else(|| missing("identity"))?;
         let identity = identity_from_wire("identity", &identity)?;
+        let peer_rules = peer_rules_from_wire(policy.peer_rules)?;
         let mut ports = BTreeMap::new();
         for port in policy.ports {
             let number = port_number("ports[].port", port.port)?;
             let path = format!("ports[{number}]");
-            if ports.insert(number, port_from_wire(&path, port)?).is_some() {
+            if ports.insert(number, port_from_wire(&path, port, &peer_rules)?).is_some() {
                 return Err(bad(&path, "duplicate port"));
             }
         }
@@ -55,11 +64,16 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
 }
 
 /// An item of a list, not a value of a map: maps are encoded in any order, and a version is a hash of the bytes.
-fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {
+fn port_to_wire<'p>(
+    port: u16,
+    policy: &'p PortPolicy,
+    peer_rules: &mut PeerRuleList<'p>,
+) -> wire::PortPolicy {
     let mesh = match &policy.mesh {
         MeshRule::Deny(why) => wire::mesh_rule::Rule::DenyReason(why.to_string()),
         MeshRule::AnyPeer => wire::mesh_rule::Rule::AnyPeer(wire::AnyPeer {}),
-        MeshRule::Principals(principals) => wire::mesh_rule::Rule::Principals(principals_to_wire(principals)),
+        MeshRule::Rules(rules) => wire::mesh_rule::Rule::Rules(peer_rules.places(rules)),
+        MeshRule::Audit(rules) => wire::mesh_rule::Rule::Audit(peer_rules.places(rules)),
     };
     wire::PortPolicy {
         port: port.into(),
@@ -71,15 +85,18 @@ fn port_to_wire(port: u16, policy: &PortPolicy) -> wire::PortPolicy {
 }
 
 /// `path` has the port's number, such as `ports[14001]`.
-fn port_from_wire(path: &str, port: wire::PortPolicy) -> Result<PortPolicy, ConversionError> {
+fn port_from_wire(
+    path: &str,
+    port: wire::PortPolicy,
+    peer_rules: &[Arc<PeerRule>],
+) -> Result<PortPolicy, ConversionError> {
     let protocol = app_protocol_from_wire(&format!("{path}.protocol"), port.protocol)?;
     let mesh_path = format!("{path}.mesh");
     let mesh = match port.mesh.and_then(|mesh| mesh.rule).ok_or_else(|| missing(&mesh_path))? {
         wire::mesh_rule::Rule::DenyReason(why) => MeshRule::Deny(why.into()),
         wire::mesh_rule::Rule::AnyPeer(wire::AnyPeer {}) => MeshRule::AnyPeer,
-        wire::mesh_rule::Rule::Principals(principals) => {
-            MeshRule::Principals(principals_from_wire(&principals))
-        }
+        wire::mesh_rule::Rule::Rules(rules) => MeshRule::Rules(referred(&mesh_path, &rules, peer_rules)?),
+        wire::mesh_rule::Rule::Audit(rules) => MeshRule::Audit(referred(&mesh_path, &rules, peer_rules)?),
     };
     let rule = |(i, rule)| rule_from_wire(&format!("{path}.ingress[{i}]"), rule);
     Ok(PortPolicy {
@@ -176,12 +193,34 @@ fn principals_from_wire(principals: &wire::Principals) -> Vec<Principal> {
 #[cfg(test)]
 mod tests {
     use prost::Message;
-    use tidegate_core::policy::AppProtocol;
+    use tidegate_core::policy::{ActivePeerRule, AppProtocol, PeerRuleState, PeerTraffic};
+    use tidegate_core::route::matching::{HeaderMatch, PathMatch, RouteMatch};
     use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
     use super::*;
 
+    /// One of each state: matches, everything, nothing.
+    fn peer_rules() -> [Arc<PeerRule>; 3] {
+        let path = PathMatch::regex("/books.*").unwrap();
+        let header = HeaderMatch::regex("x-version", "1|2").unwrap();
+        let matches = vec![
+            Arc::new(RouteMatch::new(Some(path), vec![], vec![header], vec![])),
+            Arc::new(RouteMatch::any()),
+        ];
+        let source = |account| Identity::new(TrustDomain::default(), "a", account).unwrap();
+        let sources: Arc<[Identity]> = [source("cart"), source("shop.v1")].into();
+        let active = |traffic| PeerRuleState::Active(ActivePeerRule { sources: sources.clone(), traffic });
+        let origin = ObjectRef::new("TrafficTarget", "a", "t");
+        [
+            active(PeerTraffic::Requests(matches)),
+            active(PeerTraffic::Any),
+            PeerRuleState::Invalid("why".into()),
+        ]
+        .map(|state| Arc::new(PeerRule { origin: origin.clone(), state }))
+    }
+
     fn policy() -> InboundPolicy {
+        let [requests, any, invalid] = peer_rules();
         let active = |sources, transport| RuleState::Active(ActiveIngressRule { sources, transport });
         let origin = || ObjectRef::new("IngressBackend", "a", "b");
         let rule = |state| IngressRule { origin: origin(), backend: "a/c".into(), state };
@@ -215,7 +254,7 @@ mod tests {
                     3,
                     port(
                         AppProtocol::TcpServerFirst,
-                        MeshRule::Principals(principals),
+                        MeshRule::Rules(vec![requests.clone(), invalid]),
                         vec![rule(active(Sources::Ranges(CidrSet::default()), IngressTransport::Tcp))],
                     ),
                 ),
@@ -227,7 +266,7 @@ mod tests {
                         vec![rule(active(Sources::Any, IngressTransport::Http))],
                     ),
                 ),
-                (5, port(AppProtocol::Undeclared, MeshRule::AnyPeer, vec![])),
+                (5, port(AppProtocol::Undeclared, MeshRule::Audit(vec![requests, any]), vec![])),
             ]),
         }
     }
@@ -237,6 +276,17 @@ mod tests {
         let bytes = wire::InboundPolicy::from(&policy()).encode_to_vec();
         let decoded = wire::InboundPolicy::decode(bytes.as_slice()).unwrap();
         assert_eq!(InboundPolicy::try_from(decoded).unwrap(), policy());
+    }
+
+    #[test]
+    fn a_rule_for_mesh_peers_is_sent_once_for_all_ports() {
+        let sent = wire::InboundPolicy::from(&policy());
+        assert_eq!(sent.peer_rules.len(), 3);
+        let InboundPolicy { ports, .. } = InboundPolicy::try_from(sent).unwrap();
+        let (MeshRule::Rules(of_3), MeshRule::Audit(of_5)) = (&ports[&3].mesh, &ports[&5].mesh) else {
+            panic!()
+        };
+        assert!(Arc::ptr_eq(&of_3[0], &of_5[0]), "and is kept once");
     }
 
     #[test]
@@ -255,6 +305,28 @@ mod tests {
         assert_eq!(spoil(|p| p.ports[0].ingress[1].origin = None), "ports[1].ingress[1].origin: missing");
         let nameless = spoil(|p| p.ports[0].ingress[1].origin = Some(wire::ObjectRef::default()));
         assert_eq!(nameless, "ports[1].ingress[1].origin.kind: missing");
+        assert_eq!(spoil(|p| p.peer_rules[2].state = None), "peer_rules[2]: missing");
+        assert_eq!(spoil(|p| p.peer_rules[0].origin = None), "peer_rules[0].origin: missing");
+        assert_eq!(spoil(|p| p.peer_rules.truncate(1)), "ports[3].mesh: there is no rule 1");
+        let active = |change: fn(&mut wire::ActivePeerRule)| {
+            move |p: &mut wire::InboundPolicy| {
+                let Some(wire::peer_rule::State::Active(rule)) = &mut p.peer_rules[0].state else { panic!() };
+                change(rule);
+            }
+        };
+        let mut spoiled = wire::InboundPolicy::from(&policy());
+        active(|rule| rule.traffic = None)(&mut spoiled);
+        let error = InboundPolicy::try_from(spoiled).unwrap_err().to_string();
+        assert_eq!(error, "peer_rules[0].traffic: missing");
+        let mut many = wire::InboundPolicy::from(&policy());
+        active(|rule| {
+            let Some(wire::active_peer_rule::Traffic::Requests(requests)) = &mut rule.traffic else {
+                panic!()
+            };
+            requests.matches = vec![requests.matches[0].clone(); 513];
+        })(&mut many);
+        let error = InboundPolicy::try_from(many).unwrap_err().to_string();
+        assert_eq!(error, "peer_rules: 1026 regular expressions, more than 1024");
         let bad_range = spoil(|p| {
             let Some(wire::ingress_rule::State::Active(rule)) = &mut p.ports[0].ingress[0].state else {
                 panic!()

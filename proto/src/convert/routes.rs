@@ -11,7 +11,7 @@
 //! memory.
 
 mod filter;
-mod matching;
+pub(super) mod matching;
 mod retry;
 #[cfg(test)]
 mod tests;
@@ -21,8 +21,8 @@ use std::time::Duration;
 use tidegate_core::backend::BackendRef;
 use tidegate_core::route::filter::{Redirect, Scheme};
 use tidegate_core::route::{
-    Action, BackendTarget, DirectResponse, HostMatch, Route, RouteError, RouteRule, RouteTable, Timeouts,
-    WeightedBackend,
+    Action, BackendTarget, DirectResponse, HostMatch, MAX_EXPRESSIONS, Route, RouteError, RouteRule,
+    RouteTable, Timeouts, WeightedBackend,
 };
 
 use self::filter::{filter_from_wire, filter_to_wire, path_edit_from_wire, path_edit_to_wire};
@@ -31,9 +31,6 @@ use self::retry::{retry_from_wire, retry_to_wire};
 use super::backend::{backend_ref_from_wire, backend_ref_to_wire};
 use super::{ConversionError, bad, missing, object_from_wire, object_to_wire, port_number};
 use crate::discovery as wire;
-
-/// Maximum number of regular expressions in one resource. Each compiles to a program of up to 256 KiB.
-const MAX_EXPRESSIONS: usize = 1024;
 
 impl From<&[Route]> for wire::Routes {
     fn from(routes: &[Route]) -> Self {

@@ -228,8 +228,10 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         let _ = self.line.hold(0);
         let exchange = &mut self.exchange;
         exchange.open(&head);
-        let Handled { decision, action } = self.handler.handle(&head.request);
+        let Handled { decision, path, action } = self.handler.handle(&head.request);
         exchange.decision = decision;
+        let mut head = head;
+        head.request.path = path.as_deref().unwrap_or(head.request.path);
         let (length, connection) = (head.length, self.handler.connection());
         let next = match action {
             HandlerAction::Reply(reply) => Err(reply),

@@ -1,8 +1,9 @@
 //! Decides what happens to a request. The only place that does, for both codecs and both directions.
 //!
-//! A codec parses a head, presents it as a [`Request`], and carries out the [`HandlerAction`]. Codecs depend on neither policy
-//! nor addresses: whether a request is allowed, where it goes and over which HTTP version is decided here. Deciding
-//! copies nothing of the head and allocates nothing.
+//! A codec parses a head, presents it as a [`Request`], and carries out the [`HandlerAction`]. Codecs depend on neither
+//! policy nor addresses: whether a request is allowed, where it goes and over which HTTP version is decided here.
+//! Deciding copies nothing of the head and allocates nothing, unless rules distinguish paths and the client sent one that is
+//! not in normal form.
 
 use std::fmt::Display;
 use std::rc::Rc;
@@ -15,7 +16,7 @@ use tidegate_core::policy::{AppProtocol, Decision, Terms};
 
 use super::headers::is_grpc;
 use super::local_reply::{self, LocalReply};
-use super::request::{Request, Version};
+use super::request::{NormalRequest, Request, Version};
 use crate::authorizer::Authorizer;
 use crate::connection_info::{OutboundInfo, ServedConnection};
 use crate::destinations::{EndpointChoice, LiveDestination};
@@ -45,6 +46,8 @@ struct Balance {
 pub(super) struct Handled {
     /// The policy's decision, for the access log; `None` for the app's own requests.
     pub(super) decision: Option<Rc<Decision>>,
+    /// Path and query to send instead of the request's: the normal form by which rules matched it.
+    pub(super) path: Option<Box<[u8]>>,
     pub(super) action: HandlerAction,
 }
 
@@ -64,7 +67,8 @@ pub(super) struct Forward {
 
 enum ForwardTarget {
     App(Arc<Endpoint>),
-    Chosen(EndpointChoice),
+    /// Boxed, so that streams of clients are small.
+    Chosen(Box<EndpointChoice>),
 }
 
 /// The HTTP version that an upstream speaks.
@@ -102,25 +106,14 @@ impl Handler {
     /// Decides about a request by the newest policy, or by the newest endpoints.
     pub(super) fn handle(&self, request: &Request<'_>) -> Handled {
         match &self.rule {
-            Rule::Authorize { authorizer, app } => {
-                let authority = std::str::from_utf8(request.authority).unwrap_or_default();
-                let decision = authorizer.decide_on(authority);
-                let action = match &*decision {
-                    Decision::Deny(denial) => HandlerAction::Reply(local_reply::denied(&denial.reason)),
-                    Decision::Allow(_) => HandlerAction::Forward(Forward {
-                        target: ForwardTarget::App(app.clone()),
-                        protocol: app_version(authorizer, request),
-                    }),
-                };
-                Handled { decision: Some(decision), action }
-            }
+            Rule::Authorize { authorizer, app } => authorize(authorizer, app, request),
             Rule::Balance(balance) => {
                 let destination = balance.destination.current();
                 let choice = EndpointChoice::first(&destination);
                 let action = match (choice, destination.block_reason()) {
                     (Some(choice), _) => HandlerAction::Forward(Forward {
                         protocol: endpoint_version(choice.protocol, request),
-                        target: ForwardTarget::Chosen(choice),
+                        target: ForwardTarget::Chosen(Box::new(choice)),
                     }),
                     (None, Some(reason)) => {
                         balance.refusals.blocked(self.connection.dialled(), reason);
@@ -128,7 +121,7 @@ impl Handler {
                     }
                     (None, None) => HandlerAction::Reply(local_reply::no_endpoint()),
                 };
-                Handled { decision: None, action }
+                Handled { decision: None, path: None, action }
             }
         }
     }
@@ -198,6 +191,37 @@ impl Forward {
             choice.failed();
         }
     }
+}
+
+/// Decides about a request to the app by the policy of its connection.
+fn authorize(authorizer: &Authorizer, app: &Arc<Endpoint>, request: &Request<'_>) -> Handled {
+    let authority = std::str::from_utf8(request.authority).unwrap_or_default();
+    let mut decision = authorizer.decide_on(authority);
+    let mut path = None;
+    if let (Decision::Allow(_), Some(requests)) = (&*decision, authorizer.requests()) {
+        let is_audit = requests.rules().is_audit();
+        match NormalRequest::new(request, requests.rules().needs_normal_path()) {
+            Ok(normal) => {
+                decision = requests.decide(&normal);
+                // In audit mode requests are forwarded as they were sent.
+                path = normal.into_other_path().filter(|_| !is_audit);
+            }
+            Err(_) if is_audit => decision = requests.refuse_any(),
+            Err(_) => {
+                let reply = local_reply::bad_request("path_without_normal_form");
+                let action = HandlerAction::Reply(reply);
+                return Handled { decision: Some(decision), path: None, action };
+            }
+        }
+    }
+    let action = match &*decision {
+        Decision::Deny(denial) => HandlerAction::Reply(local_reply::denied(&denial.reason)),
+        Decision::Allow(_) => HandlerAction::Forward(Forward {
+            target: ForwardTarget::App(app.clone()),
+            protocol: app_version(authorizer, request),
+        }),
+    };
+    Handled { decision: Some(decision), path, action }
 }
 
 /// The version towards the app. As in OSM: where its port declares no protocol, the client's decides, and gRPC over

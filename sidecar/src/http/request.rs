@@ -3,10 +3,14 @@
 //! It borrows from the parsed head, from which the app's request is written too: a message is never authorized by one
 //! reading and forwarded by another.
 //!
-//! The path is exactly what the client sent. No policy looks at paths, so none is normalised. A rule on paths needs a
-//! normal form first, and the app must then receive that form.
+//! The path is exactly what the client sent. Where rules distinguish paths, they see its normal form ([`NormalRequest`]),
+//! and the app receives that form.
+
+use std::borrow::Cow;
 
 use ::http::HeaderMap;
+use tidegate_core::path::{self, PathError};
+use tidegate_core::route::RequestView;
 
 use super::headers::{FORWARDED_FOR, REQUEST_ID};
 use crate::telemetry::Record;
@@ -34,6 +38,13 @@ pub struct Request<'a> {
     /// Version that the client speaks.
     pub version: Version,
     fields: Fields<'a>,
+}
+
+/// A request as rules see it.
+pub(super) struct NormalRequest<'r, 'a> {
+    request: &'r Request<'a>,
+    /// Path and query; the path is in normal form if that was needed.
+    target: Cow<'a, [u8]>,
 }
 
 /// Header fields of either codec.
@@ -100,6 +111,54 @@ impl<'a> Request<'a> {
     }
 }
 
+impl<'r, 'a> NormalRequest<'r, 'a> {
+    /// The view for rules that need the path in normal form, or do not. The error means 400.
+    pub(super) fn new(request: &'r Request<'a>, needs_normal_path: bool) -> Result<Self, PathError> {
+        let target = match needs_normal_path && request.path != b"*" {
+            true => path::normalize(request.path)?,
+            false => Cow::Borrowed(request.path),
+        };
+        Ok(Self { request, target })
+    }
+
+    /// Path and query in normal form, if the client sent another form.
+    pub(super) fn into_other_path(self) -> Option<Box<[u8]>> {
+        match self.target {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(target) => Some(target.into()),
+        }
+    }
+}
+
+impl RequestView for NormalRequest<'_, '_> {
+    fn method(&self) -> &[u8] {
+        self.request.method
+    }
+
+    fn authority(&self) -> &[u8] {
+        self.request.authority
+    }
+
+    fn path(&self) -> &[u8] {
+        path::split_query(&self.target).0
+    }
+
+    fn query(&self) -> Option<&[u8]> {
+        path::split_query(&self.target).1
+    }
+
+    fn field<'f>(&'f self, name: &'f str) -> impl Iterator<Item = &'f [u8]> {
+        let (lines, map) = match self.request.fields {
+            Fields::Lines(lines) => (lines, None),
+            Fields::Map(map) => (&[][..], Some(map)),
+        };
+        let lines =
+            lines.iter().filter(move |line| line.name.eq_ignore_ascii_case(name)).map(|line| line.value);
+        let values = map.into_iter().flat_map(move |map| map.get_all(name).iter());
+        lines.chain(values.map(::http::HeaderValue::as_bytes))
+    }
+}
+
 impl Version {
     /// The version as logs spell it.
     pub fn as_str(self) -> &'static str {
@@ -130,5 +189,24 @@ mod tests {
         let mut count = 0;
         h1.for_each_field(|_, _| count += 1);
         assert_eq!(count, 2);
+        for request in [&h1, &h2] {
+            let view = NormalRequest::new(request, true).unwrap();
+            assert_eq!((view.path(), view.query()), (&b"/x"[..], Some(&b"y"[..])));
+            assert_eq!(view.field("user-agent").collect::<Vec<_>>(), [b"curl"]);
+            assert!(view.field("accept").next().is_none() && view.into_other_path().is_none());
+        }
+    }
+
+    #[test]
+    fn a_path_is_normalized_only_where_rules_need_it() {
+        let request = |path| Request::from_lines(b"GET", b"a", path, Version::Http11, &[]);
+        let other = |path, needs| {
+            let request = request(path);
+            NormalRequest::new(&request, needs).map(NormalRequest::into_other_path)
+        };
+        assert_eq!(other(b"/a/%2e%2e//b?c", true).unwrap().as_deref(), Some(&b"/b?c"[..]));
+        assert_eq!(other(b"/a/%2e%2e//b?c", false), Ok(None));
+        assert_eq!(other(b"*", true), Ok(None));
+        assert!(other(b"/a/..;/b", true).is_err());
     }
 }

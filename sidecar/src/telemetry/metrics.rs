@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tidegate_core::policy::Decision;
+use tidegate_core::policy::{Decision, Grant};
 
 use super::access_log::AccessLogSink;
 use super::{Record, ResponseFlag};
@@ -38,6 +38,7 @@ pub struct Count(AtomicU64);
 struct Shard {
     requests: Mutex<Vec<(RequestKey, Arc<RequestSlot>)>>,
     refused: Mutex<Vec<(&'static str, Arc<Count>)>>,
+    audited: Mutex<Vec<(&'static str, Arc<Count>)>>,
     limited: Mutex<Vec<(&'static str, Arc<Count>)>>,
     outbound: Mutex<Vec<(OutboundKey, Arc<Count>)>>,
     totals: Totals,
@@ -94,6 +95,7 @@ pub struct WorkerMetrics {
     shard: Arc<Shard>,
     requests: RefCell<HashMap<RequestKey, Arc<RequestSlot>>>,
     refused: RefCell<HashMap<&'static str, Arc<Count>>>,
+    audited: RefCell<HashMap<&'static str, Arc<Count>>>,
     limited: RefCell<HashMap<&'static str, Arc<Count>>>,
     outbound: RefCell<HashMap<OutboundKey, Arc<Count>>>,
 }
@@ -130,6 +132,7 @@ impl DataPlaneMetrics {
             shard,
             requests: RefCell::default(),
             refused: RefCell::default(),
+            audited: RefCell::default(),
             limited: RefCell::default(),
             outbound: RefCell::default(),
         }
@@ -160,8 +163,12 @@ impl WorkerMetrics {
             }
             return self.count_request(record);
         }
-        if let Some(Decision::Deny(denial)) = record.decision {
-            self.refuse(denial.reason.code());
+        match record.decision {
+            Some(Decision::Deny(denial)) => self.refuse(denial.reason.code()),
+            Some(Decision::Allow(Grant::Audit(denial))) => {
+                count_label(&self.audited, &self.shard.audited, denial.reason.code());
+            }
+            _ => {}
         }
         self.totals().received.add(record.received);
         self.totals().sent.add(record.sent);
@@ -261,6 +268,7 @@ mod tests {
         let metrics = DataPlaneMetrics::new(None);
         let workers = [metrics.worker(), metrics.worker()];
         let denied = Decision::Deny(Denial::new(Reason::PrincipalNotAllowed));
+        let audited = Decision::Allow(Grant::Audit(Denial::new(Reason::PeerNotAllowed)));
         for worker in &workers {
             let duration = Duration::from_millis(7);
             worker.record(&Record {
@@ -276,6 +284,7 @@ mod tests {
                 decision: Some(&denied),
                 ..Record::default()
             });
+            worker.record(&Record { decision: Some(&audited), ..Record::default() });
         }
         let page = page(metrics);
         for line in [
@@ -286,6 +295,7 @@ mod tests {
             "tidegate_http_request_duration_seconds_bucket{le=\"+Inf\",request_protocol=\"http1\",\
              connection_security_policy=\"unknown\"} 2",
             "tidegate_refused_total{reason=\"principal_not_allowed\"} 2",
+            "tidegate_audit_refusals_total{reason=\"peer_not_allowed\"} 2",
             "tidegate_sent_bytes_total 10",
             "tidegate_tcp_connections_open 0",
         ] {

@@ -7,11 +7,11 @@ use anyhow::{Context, anyhow};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::CustomResourceExt;
+use kube::ResourceExt;
 use kube::api::{Api, ApiResource, DynamicObject};
 use tidegate_core::PeerCertificate;
 use tidegate_core::contract::names::{MESH_CONFIG_NAME, TRUST_BUNDLE_KEY, trust_bundle_config_map};
-use tidegate_crds::ingress_backend::IngressBackend;
+use tidegate_crds::manifest;
 use tidegate_crds::mesh_config::{INGRESS_GATEWAY_READY, MeshConfig};
 use tidegate_crds::stored;
 use tidegate_runtime::tls::load_pem_certificates;
@@ -139,8 +139,11 @@ pub(crate) async fn bundle(cluster: &Cluster, namespace: &str) -> anyhow::Result
 async fn definitions(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
     let api: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let mut wrong = Vec::new();
-    for (name, version) in [(IngressBackend::crd_name(), "v1alpha1"), (MeshConfig::crd_name(), "v1alpha2")] {
-        match cluster.get(&api, name, &format!("CustomResourceDefinition {name}")).await? {
+    for (_, ours) in manifest::all() {
+        let name = ours.name_any();
+        let stored = ours.spec.versions.iter().find(|version| version.storage);
+        let version = stored.map(|version| version.name.as_str()).unwrap_or_default();
+        match cluster.get(&api, &name, &format!("CustomResourceDefinition {name}")).await? {
             None => wrong.push(format!("{name} is missing")),
             Some(crd) => {
                 let is_served =

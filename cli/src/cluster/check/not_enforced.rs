@@ -6,11 +6,10 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::CustomResourceExt;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, ResourceExt};
 use tidegate_crds::injection::namespace_is_in_mesh;
+use tidegate_crds::manifest;
 use tidegate_crds::not_enforced::effect;
-use tidegate_crds::{IngressBackend, MeshConfig};
 
 use super::{Check, CheckOutcome, CheckReport, NAMED};
 use crate::cluster::client::Cluster;
@@ -45,8 +44,8 @@ async fn outcome(cluster: &Cluster) -> anyhow::Result<Option<CheckOutcome>> {
         .chain([cluster.control_plane.clone()])
         .collect();
     let (mut kinds, mut objects) = (Vec::new(), Vec::new());
-    let is_ours = |name: &str| [IngressBackend::crd_name(), MeshConfig::crd_name()].contains(&name);
-    for definition in definitions.into_iter().filter(|definition| !is_ours(&definition.name_any())) {
+    let ours: BTreeSet<String> = manifest::all().iter().map(|(_, crd)| crd.name_any()).collect();
+    for definition in definitions.into_iter().filter(|definition| !ours.contains(&definition.name_any())) {
         let spec = definition.spec;
         let Some(effect) = effect(&spec.group, &spec.names.kind) else { continue };
         let Some(version) = spec.versions.iter().find(|version| version.served) else { continue };

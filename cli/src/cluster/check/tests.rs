@@ -68,6 +68,9 @@ async fn healthy() -> (TestCluster, String) {
     let mut objects = vec![
         crd("ingressbackends", "policy.openservicemesh.io", "v1alpha1"),
         crd("meshconfigs", "config.openservicemesh.io", "v1alpha2"),
+        crd("traffictargets", "access.smi-spec.io", "v1alpha3"),
+        crd("httproutegroups", "specs.smi-spec.io", "v1alpha4"),
+        crd("tcproutes", "specs.smi-spec.io", "v1alpha4"),
         webhooks("MutatingWebhookConfiguration", "tidegate-injector", "pods", &pem),
         webhooks("ValidatingWebhookConfiguration", "tidegate-controller", "ingressbackends", &pem),
         bundle("tidegate-system", &pem),
@@ -498,5 +501,24 @@ async fn policies_of_kinds_that_are_not_enforced_are_named_where_they_are_in_the
         [
             "Warning policies-not-enforced: Egress httpbin/out: workloads can reach destinations outside the mesh with and without it"
         ]
+    );
+}
+
+#[tokio::test]
+async fn a_traffic_target_that_is_not_committed_is_named_with_its_reason() {
+    let (fake, _) = healthy().await;
+    let target = |namespace: &str, name: &str, status: Value| {
+        json!({"apiVersion": "access.smi-spec.io/v1alpha3", "kind": "TrafficTarget",
+               "metadata": {"name": name, "namespace": namespace}, "spec": {}, "status": status})
+    };
+    fake.put(namespace("elsewhere", json!({})));
+    let error = json!({"currentStatus": "error", "reason": "TCPRoute httpbin/x does not exist"});
+    fake.put(target("elsewhere", "theirs", error.clone()));
+    fake.put(target("httpbin", "good", json!({"currentStatus": "committed", "reason": "fine"})));
+    assert_eq!(faults(&checked(&fake).await), Vec::<String>::new());
+    fake.put(target("httpbin", "bad", error));
+    assert_eq!(
+        faults(&checked(&fake).await),
+        ["Failed traffic-targets-committed: TrafficTarget httpbin/bad: TCPRoute httpbin/x does not exist"]
     );
 }

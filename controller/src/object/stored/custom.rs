@@ -7,9 +7,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
 use kube::core::object::HasSpec;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use tidegate_core::contract::annotations::AUDIT;
 use tidegate_crds::stored;
-use tidegate_kubernetes::lean::Meta;
+use tidegate_kubernetes::lean::{Meta, Only, Wanted};
 
 use super::Stored;
 use crate::object::Object;
@@ -20,14 +21,23 @@ use crate::object::unreadable::Unreadable;
 #[derive(Deserialize)]
 #[serde(bound = "S: DeserializeOwned")]
 struct Policy<S> {
-    metadata: Meta,
+    metadata: Meta<IgnoredAny, Only<PolicyAnnotations>>,
     spec: S,
 }
 
 /// The least that identifies an object whose spec cannot be decoded.
 #[derive(Deserialize)]
 struct CustomMetadata {
-    metadata: Meta,
+    metadata: Meta<IgnoredAny, Only<PolicyAnnotations>>,
+}
+
+/// The annotations of policies that are read.
+#[derive(Clone, Debug)]
+struct PolicyAnnotations;
+
+impl Wanted for PolicyAnnotations {
+    const NAMES: &'static [&'static str] = &[AUDIT];
+    const MOST_BYTES: usize = 16;
 }
 
 /// A custom resource whose content is its `spec`.
@@ -39,7 +49,7 @@ pub(crate) trait Custom: Stored + CustomResourceExt + HasSpec<Spec: DeserializeO
 /// An object, or why it cannot be read.
 pub(crate) fn decode<K: Custom>(text: &str) -> serde_json::Result<Object> {
     match serde_json::from_str::<Policy<K::Spec>>(text) {
-        Ok(Policy { metadata, spec }) => Ok(K::wrap(K::of(metadata.of_policy(), spec).into())),
+        Ok(Policy { metadata, spec }) => Ok(K::wrap(K::of(of_policy(metadata), spec).into())),
         Err(error) => unreadable::<K>(text, &error),
     }
 }
@@ -49,7 +59,13 @@ pub(crate) fn decode<K: Custom>(text: &str) -> serde_json::Result<Object> {
 fn unreadable<K: Custom>(text: &str, error: &serde_json::Error) -> serde_json::Result<Object> {
     let CustomMetadata { metadata } = serde_json::from_str(text)?;
     let (value, finding) = stored::explained::<K>(text, error);
-    Ok(Object::Unreadable(Unreadable::new(K::KIND, metadata.of_policy(), &value, finding).into()))
+    Ok(Object::Unreadable(Unreadable::new(K::KIND, of_policy(metadata), &value, finding).into()))
+}
+
+fn of_policy(mut metadata: Meta<IgnoredAny, Only<PolicyAnnotations>>) -> ObjectMeta {
+    let annotations =
+        metadata.annotations.take().map(|only| only.entries).filter(|entries| !entries.is_empty());
+    ObjectMeta { annotations, ..metadata.of_policy() }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::object::kinds::kinds;
 const NAMES: usize = 768;
 /// An index entry for something that an object refers to.
 pub(crate) const REFERENCE: usize = 256;
-/// The status of an IngressBackend, as kept, shown and written.
+/// The status of a policy, as kept, shown and written.
 pub(crate) const STATUS: usize = 6 * 1024;
 /// The overhead of an allocation.
 const ALLOCATION: usize = 32;
@@ -119,7 +119,7 @@ fn of_endpoint(endpoint: &Endpoint) -> usize {
 /// The parts of metadata that are decoded: names, UID and labels.
 pub(crate) fn of_metadata(metadata: &ObjectMeta) -> usize {
     let names = [&metadata.name, &metadata.namespace, &metadata.uid].into_iter().map(optional).sum::<usize>();
-    names + metadata.labels.as_ref().map_or(0, entries)
+    names + [&metadata.labels, &metadata.annotations].into_iter().flatten().map(entries).sum::<usize>()
 }
 
 fn entries(map: &BTreeMap<String, String>) -> usize {

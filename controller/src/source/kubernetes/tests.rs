@@ -16,7 +16,7 @@ use crate::compile;
 use crate::compile::destination::Resolver;
 use crate::compile::ingress_backend;
 use crate::compile::status::{CurrentStatus, ObjectStatus};
-use crate::explain::{Query, Speaks, explain};
+use crate::explain::{HttpRequest, Query, Speaks, explain};
 use crate::index::{Affected, Index};
 
 const NAMESPACES: &str = "v1/namespaces";
@@ -369,13 +369,14 @@ async fn an_ingress_backend_that_cannot_be_read_grants_nothing_and_says_why_wher
         server_name: None,
         principals: Vec::new(),
         speaks: Speaks::Plaintext,
+        request: HttpRequest::default(),
     };
     let explained = explain(&cluster.index, &TrustDomain::default(), &query).unwrap();
     assert_eq!(explained.decision, "deny");
     assert_eq!(explained.rule.as_deref(), Some("httpbin/httpbin"));
     assert_eq!(
         explained.reason,
-        format!("the IngressBackend is not in force: {reason} (IngressBackend httpbin/httpbin)")
+        format!("the policy is not in force: {reason} (IngressBackend httpbin/httpbin)")
     );
 
     backend(&cluster.api, "http");
@@ -553,6 +554,7 @@ async fn what_happens_in_another_mesh_is_not_explained_unless_a_workload_of_ours
             server_name: None,
             principals: Vec::new(),
             speaks: Speaks::Plaintext,
+            request: HttpRequest::default(),
         };
         explain(&cluster.index, &TrustDomain::default(), &query)
     };

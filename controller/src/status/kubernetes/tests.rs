@@ -40,6 +40,7 @@ fn committed() -> ObjectStatus {
         reason,
         warnings: Vec::new(),
         observed_generation: Some(2),
+        condition: None,
     }
 }
 
@@ -49,6 +50,7 @@ fn error(reason: &str) -> ObjectStatus {
         reason: reason.to_owned(),
         warnings: vec!["a warning".into()],
         observed_generation: None,
+        condition: None,
     }
 }
 

@@ -68,6 +68,17 @@ impl RpcMatch {
             && self.method.as_ref().is_none_or(|wanted| wanted.matches(method))
     }
 
+    /// Number of its regular expressions.
+    pub(super) fn expressions(&self) -> usize {
+        [&self.service, &self.method].into_iter().flatten().filter(|value| value.is_regex()).count()
+    }
+
+    /// The same without compiled programs.
+    pub(super) fn without_programs(self) -> Self {
+        let bare = |value: Option<ValueMatch>| value.map(ValueMatch::without_program);
+        Self { service: bare(self.service), method: bare(self.method) }
+    }
+
     /// The service, if it is matched by name.
     pub(in crate::route) fn service_name(&self) -> Option<&str> {
         match &self.service {

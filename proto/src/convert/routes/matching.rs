@@ -13,7 +13,7 @@ use super::inner;
 use crate::discovery as wire;
 
 /// Number of regular expressions in a match.
-pub(super) fn expressions(matching: &wire::RouteMatch) -> usize {
+pub(in crate::convert) fn expressions(matching: &wire::RouteMatch) -> usize {
     let is_regex = |value: &Option<wire::ValueMatch>| {
         let kind = value.as_ref().and_then(|value| value.kind.as_ref());
         usize::from(matches!(kind, Some(wire::value_match::Kind::Regex(_))))
@@ -27,7 +27,7 @@ pub(super) fn expressions(matching: &wire::RouteMatch) -> usize {
     path + headers + matching.query.iter().map(|parameter| is_regex(&parameter.value)).sum::<usize>()
 }
 
-pub(super) fn match_to_wire(matching: &RouteMatch) -> wire::RouteMatch {
+pub(in crate::convert) fn match_to_wire(matching: &RouteMatch) -> wire::RouteMatch {
     let header = |header: &HeaderMatch| wire::HeaderMatch {
         name: header.name().to_string(),
         value: Some(value_to_wire(header.value())),
@@ -45,7 +45,10 @@ pub(super) fn match_to_wire(matching: &RouteMatch) -> wire::RouteMatch {
 }
 
 /// `path` is the match's place in its rule, such as `routes[0].rules[1].matches[0]`.
-pub(super) fn match_from_wire(path: &str, matching: wire::RouteMatch) -> Result<RouteMatch, ConversionError> {
+pub(in crate::convert) fn match_from_wire(
+    path: &str,
+    matching: wire::RouteMatch,
+) -> Result<RouteMatch, ConversionError> {
     let header = |(i, header): (usize, wire::HeaderMatch)| {
         let (path, name) = (format!("{path}.headers[{i}]"), &header.name);
         value_from_wire(&path, header.value, &|value| HeaderMatch::exact(name, value), &|pattern| {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use h2::RecvStream;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 
 use super::answer::AnswerBody;
@@ -85,7 +86,7 @@ impl Exchanges {
         let is_head = head.method == Method::HEAD;
         let body = ClientBody::new(body, &head.headers, self.deadlines.windows(), progress.clone());
 
-        let target = match StreamTarget::check(&head, self.env.limits.header_count) {
+        let mut target = match StreamTarget::check(&head, self.env.limits.header_count) {
             Ok(_) if repetition::is_excessive(&head.headers) => {
                 self.env.telemetry.limited("header_repetition");
                 let reply = local_reply::header_fields_too_large("http2.repeated_headers");
@@ -94,7 +95,7 @@ impl Exchanges {
             Ok(target) => target,
             Err(reply) => return at_once(local(reply, log, is_head)),
         };
-        let Handled { decision, action } = self.handler.handle(&target.request(&head));
+        let Handled { decision, path, action } = self.handler.handle(&target.request(&head));
         log.decided(decision);
         let forward = match action {
             HandlerAction::Reply(reply) => {
@@ -103,6 +104,13 @@ impl Exchanges {
             }
             HandlerAction::Forward(forward) => forward,
         };
+        if let Some(path) = path {
+            let Ok(path) = PathAndQuery::try_from(&*path) else {
+                return at_once(local(local_reply::bad_request("http2.invalid_path"), log, is_head));
+            };
+            log.forwarded_path(path.clone());
+            target.path = path;
+        }
 
         headers::prepare(&mut head.headers, connection);
         log.log_fields(&head.headers);

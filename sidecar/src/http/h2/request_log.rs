@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{HeaderMap, USER_AGENT};
+use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use tidegate_core::policy::Decision;
 
@@ -84,6 +85,13 @@ impl RequestLog {
     /// Records where the request goes.
     pub(super) fn forwarded(&mut self, forward: Forward) -> &mut Forward {
         self.forward.insert(forward)
+    }
+
+    /// Records the path and query that the app receives, if they are not the request's.
+    pub(super) fn forwarded_path(&mut self, path: PathAndQuery) {
+        let mut parts = std::mem::take(&mut self.uri).into_parts();
+        parts.path_and_query = Some(path);
+        self.uri = Uri::from_parts(parts).unwrap_or_default();
     }
 
     /// Records the header fields to log: those sent to the app, or those of a request that is not forwarded.

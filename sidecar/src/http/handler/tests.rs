@@ -1,3 +1,5 @@
+mod mesh_peers;
+
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
@@ -27,7 +29,6 @@ struct World {
 impl World {
     /// A client at 10.0.0.7 that sent this server name, if it uses TLS. No policy has arrived yet.
     fn new(server_name: Option<&str>) -> Self {
-        let (publisher, snapshots) = snapshot::channel();
         let tls = server_name.is_some();
         let info = ConnectionInfo {
             peer: "10.0.0.7:4321".parse().unwrap(),
@@ -41,7 +42,14 @@ impl World {
             identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
             accepted: SystemTime::UNIX_EPOCH,
         };
-        Self { handler: Handler::inbound(Rc::new(Authorizer::new(Rc::new(info), snapshots))), publisher }
+        Self::of(info)
+    }
+
+    /// This connection. No policy has arrived yet.
+    fn of(info: ConnectionInfo) -> Self {
+        let (publisher, snapshots) = snapshot::channel();
+        let handler = Handler::inbound(Rc::new(Authorizer::new(Rc::new(info), snapshots)));
+        Self { handler, publisher }
     }
 
     /// Publishes a policy for the connection's port.
@@ -51,12 +59,11 @@ impl World {
             backend: "httpbin/httpbin".into(),
             state: RuleState::Active(rule),
         });
-        let port = PortPolicy {
-            protocol,
-            services: vec![],
-            mesh: MeshRule::Deny("closed".into()),
-            ingress: ingress.collect(),
-        };
+        let mesh = MeshRule::Deny("closed".into());
+        self.publish_port(PortPolicy { protocol, services: vec![], mesh, ingress: ingress.collect() });
+    }
+
+    fn publish_port(&self, port: PortPolicy) {
         let policy = InboundPolicy {
             workload: "httpbin/httpbin-1".into(),
             identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),

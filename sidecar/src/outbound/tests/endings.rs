@@ -26,9 +26,9 @@ async fn endless(is_http2: bool, answers: bool) -> (SocketAddr, Arc<Requests>) {
         let requests = shared.clone();
         async move {
             if is_http2 {
-                serve_http2(io, requests, answers).await
+                serve_http2(io, requests, answers).await;
             } else {
-                serve_http1(io, requests, answers).await
+                serve_http1(io, requests, answers).await;
             }
         }
     });

@@ -107,6 +107,14 @@ impl Collector for DataPlaneMetrics {
         page.labelled(
             &mut encoder,
             (
+                "tidegate_audit_refusals",
+                "Connections and requests that the policy would refuse if it were not in audit mode",
+            ),
+            ("reason", |shard| &shard.audited),
+        )?;
+        page.labelled(
+            &mut encoder,
+            (
                 "tidegate_requests_limited",
                 "Requests that reached a limit of the sidecar, and HTTP/2 connections that were ended because of a flood",
             ),

@@ -1,0 +1,101 @@
+//! Whether a TrafficTarget is in force. What it grants is in `rules`.
+
+pub(super) mod rules;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use tidegate_core::contract::annotations::AUDIT;
+use tidegate_crds::{Finding, TrafficTarget, validate};
+
+use self::rules::{TargetFault, audit_annotation, beyond_bound, fault, is_audit};
+use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
+use crate::index::Index;
+use crate::object::{ObjectName, OfKind};
+
+/// Why a rule grants nothing at a workload that has no room for it.
+pub(crate) const TOO_LARGE: &str = "all rules of one workload may take 512 KiB and 1024 regular expressions, and one service \
+                                    account may have 1024 TrafficTargets; this one is beyond that: list fewer sources or \
+                                    matches, or write fewer targets";
+
+impl Compiled for TrafficTarget {
+    fn statuses(scope: &StatusScope<'_>) -> Vec<Judged> {
+        let index = scope.index;
+        let mut beyond: BTreeMap<&str, BTreeSet<&ObjectName>> = BTreeMap::new();
+        let wanted = index.traffic_targets().filter(|(name, _)| Self::is_wanted(scope, name));
+        wanted
+            .map(|(name, object)| {
+                let fault = fault(index, name, object);
+                let beyond =
+                    beyond.entry(&name.namespace).or_insert_with(|| beyond_bound(index, &name.namespace));
+                let has_room =
+                    !beyond.contains(name) && !scope.without_room.contains(&name.to_ref(Self::KIND));
+                Judged {
+                    name: name.clone(),
+                    status: status(index, name, object, fault.as_ref(), has_room),
+                    uid: object.metadata.uid.clone(),
+                    is_incomplete: matches!(fault, Some(TargetFault::ReferenceNotFound(_))),
+                }
+            })
+            .collect()
+    }
+}
+
+fn status(
+    index: &Index,
+    name: &ObjectName,
+    object: &TrafficTarget,
+    fault: Option<&TargetFault>,
+    has_room: bool,
+) -> ObjectStatus {
+    let (error, word) = match fault {
+        Some(fault) => (Some(fault.reason().to_owned()), fault.word()),
+        None if !has_room => (Some(TOO_LARGE.to_owned()), "TooLarge"),
+        None => (None, ACCEPTED),
+    };
+    let findings = validate::traffic_target(&name.namespace, &object.spec);
+    let warnings = findings.iter().filter(|finding| !finding.is_error()).map(Finding::to_string);
+    let warnings =
+        warnings.filter(|warning| error.as_ref() != Some(warning)).chain(effect(index, name, object));
+    ObjectStatus::new(error.clone(), warnings.collect(), &object.metadata).with_condition(word)
+}
+
+/// What keeps a target that is in force from having its usual effect.
+fn effect(index: &Index, name: &ObjectName, object: &TrafficTarget) -> Vec<String> {
+    let mut effects = Vec::new();
+    let is_permissive = index.mesh_config_spec().is_some_and(|config| config.is_permissive());
+    match (is_audit(object), is_permissive) {
+        (true, true) => effects.push(
+            "audit mode: what would be refused without permissive mode is counted and logged".to_owned(),
+        ),
+        (false, true) => effects.push(
+            "permissive mode is on: every workload of the mesh is admitted, and this has no effect"
+                .to_owned(),
+        ),
+        (true, false) => {
+            effects.push("audit mode: what would be refused is counted and logged".to_owned());
+            let is_enforced = |(other, target): &(&ObjectName, &Arc<TrafficTarget>)| {
+                *other != name
+                    && !is_audit(target)
+                    && target.spec.destination.name == object.spec.destination.name
+            };
+            let others = index.traffic_targets_in(&name.namespace).filter(is_enforced);
+            let others = validate::listed(others.map(|(other, _)| other.to_string()));
+            if !others.is_empty() {
+                effects.push(format!(
+                    "this has no effect at ports where other targets of the same destination are enforced: {others}"
+                ));
+            }
+        }
+        (false, false) => {}
+    }
+    if let Some(value) = audit_annotation(object).filter(|value| !matches!(*value, "true" | "false")) {
+        effects.push(format!(
+            "annotation {AUDIT}: expected \"true\" or \"false\", got {value:?}; this is enforced"
+        ));
+    }
+    effects
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! A request of a mesh peer, decided about as a sidecar would.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use tidegate_core::path::{self, PathError};
+use tidegate_core::policy::{Decision, RequestRules};
+use tidegate_core::route::RequestView;
+
+/// A request over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpRequest {
+    /// Its method.
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// Names, in lower case, and values of header fields; `host` is the authority.
+    pub headers: Vec<(String, String)>,
+}
+
+impl HttpRequest {
+    /// A header field written as `<name>: <value>`.
+    pub fn header(text: &str) -> Option<(String, String)> {
+        let (name, value) = text.split_once(':')?;
+        Some((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+    }
+
+    /// The decision about the request. The error is that sidecars answer it with 400.
+    pub(crate) fn decide(&self, rules: &RequestRules) -> Result<Decision, PathError> {
+        let target = self.path.as_bytes();
+        let target = match rules.needs_normal_path() && target != b"*" {
+            true => path::normalize(target)?,
+            false => Cow::Borrowed(target),
+        };
+        Ok(match rules.select(&NormalRequest { request: self, target: &target }) {
+            Ok(granting) => rules.allowed(granting.rule),
+            Err(closest) => rules.refused(closest),
+        })
+    }
+}
+
+impl Default for HttpRequest {
+    fn default() -> Self {
+        Self { method: "GET".to_owned(), path: "/".to_owned(), headers: Vec::new() }
+    }
+}
+
+impl fmt::Display for HttpRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.path)
+    }
+}
+
+/// A request with its path in normal form.
+struct NormalRequest<'r> {
+    request: &'r HttpRequest,
+    target: &'r [u8],
+}
+
+impl RequestView for NormalRequest<'_> {
+    fn method(&self) -> &[u8] {
+        self.request.method.as_bytes()
+    }
+
+    fn authority(&self) -> &[u8] {
+        self.field("host").next().unwrap_or_default()
+    }
+
+    fn path(&self) -> &[u8] {
+        path::split_query(self.target).0
+    }
+
+    fn query(&self) -> Option<&[u8]> {
+        path::split_query(self.target).1
+    }
+
+    fn field<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        let fields = self.request.headers.iter().filter(move |(known, _)| known == name);
+        fields.map(|(_, value)| value.as_bytes())
+    }
+}

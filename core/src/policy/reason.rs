@@ -1,0 +1,105 @@
+//! Why the policy refuses a connection or a request.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Why a connection is refused. Ordered by how close it came to a grant, the farthest first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The workload has no policy yet.
+    NoPolicy,
+    /// No Service of the workload has the port, and no container declares it.
+    NoSuchPort,
+    /// No IngressBackend names the port, and the client is not a mesh peer.
+    NoIngressBackend,
+    /// The object with a rule for the port is not in force; the reason.
+    InvalidRule(Arc<str>),
+    /// Plaintext where TLS is required.
+    TlsRequired,
+    /// TLS where plaintext is required.
+    PlaintextRequired,
+    /// The source address is not among the rule's sources.
+    SourceNotAllowed,
+    /// The server name is not among the rule's `sniHosts`.
+    ServerNameNotAllowed,
+    /// A client certificate is required and was not presented.
+    ClientCertificateRequired,
+    /// The client certificate is not that of a workload of this mesh, which contains both forms of its identity.
+    NotAWorkload,
+    /// Mesh peers may not use the port; the reason.
+    MeshDenied(Arc<str>),
+    /// No name in the client certificate is allowed.
+    PrincipalNotAllowed,
+    /// The mesh peer is not among the sources of a rule.
+    PeerNotAllowed,
+    /// The rules for the mesh peer distinguish HTTP requests, and the connection carries bytes that are not parsed.
+    NotParsed,
+    /// No rule for the mesh peer matches the request.
+    RequestNotAllowed,
+    /// The connection was opened for another protocol than that which the port has now.
+    ProtocolChanged,
+    /// The request's host is among the `sniHosts` of another rule than the connection's server name.
+    Misdirected,
+}
+
+impl Reason {
+    /// A stable word for logs and metric labels.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoPolicy => "no_policy",
+            Self::NoSuchPort => "no_such_port",
+            Self::NoIngressBackend => "no_ingress_backend",
+            Self::InvalidRule(_) => "invalid_rule",
+            Self::TlsRequired => "tls_required",
+            Self::PlaintextRequired => "plaintext_required",
+            Self::SourceNotAllowed => "source_not_allowed",
+            Self::ServerNameNotAllowed => "server_name_not_allowed",
+            Self::ClientCertificateRequired => "client_certificate_required",
+            Self::NotAWorkload => "not_a_workload",
+            Self::MeshDenied(_) => "mesh_denied",
+            Self::PrincipalNotAllowed => "principal_not_allowed",
+            Self::PeerNotAllowed => "peer_not_allowed",
+            Self::NotParsed => "not_parsed",
+            Self::RequestNotAllowed => "request_not_allowed",
+            Self::ProtocolChanged => "protocol_changed",
+            Self::Misdirected => "misdirected",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPolicy => f.write_str("the workload has no policy yet"),
+            Self::NoSuchPort => f.write_str(
+                "the port belongs to no Service of the workload and is declared by none of its containers",
+            ),
+            Self::NoIngressBackend => f.write_str("no IngressBackend opens the port"),
+            Self::InvalidRule(why) => write!(f, "the rule is not in force: {why}"),
+            Self::TlsRequired => f.write_str("plaintext where TLS is required"),
+            Self::PlaintextRequired => f.write_str("TLS where plaintext is required"),
+            Self::SourceNotAllowed => f.write_str("the source address is not among the sources"),
+            Self::ServerNameNotAllowed => f.write_str("the server name is not among sniHosts"),
+            Self::ClientCertificateRequired => f.write_str("a client certificate is required"),
+            Self::NotAWorkload => {
+                f.write_str("the client certificate is not that of a workload of this mesh")
+            }
+            Self::MeshDenied(why) => write!(f, "mesh peers may not use the port: {why}"),
+            Self::PrincipalNotAllowed => {
+                f.write_str("none of the client certificate's names is an allowed principal")
+            }
+            Self::PeerNotAllowed => f.write_str("the mesh peer is not among the sources"),
+            Self::NotParsed => f.write_str(
+                "the mesh peer is allowed certain HTTP requests only, and the connection carries bytes that are not \
+                 parsed as HTTP",
+            ),
+            Self::RequestNotAllowed => {
+                f.write_str("the mesh peer is not allowed a request with this method, path and header fields")
+            }
+            Self::ProtocolChanged => f.write_str("the port is served by another protocol now"),
+            Self::Misdirected => f.write_str(
+                "the request's host is among the sniHosts of another rule than the connection's server name",
+            ),
+        }
+    }
+}
