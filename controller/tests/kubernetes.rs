@@ -11,6 +11,12 @@ use tidegate_kubernetes::fake_api::{FakeApi, Rights, memory_limit};
 const NAMESPACE: &str = "tidegate-system";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
 const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
+/// SMI's kinds, by collection.
+const SMI: [(&str, &str, &str); 3] = [
+    ("access.smi-spec.io/v1alpha3/traffictargets", "access.smi-spec.io/v1alpha3", "TrafficTarget"),
+    ("specs.smi-spec.io/v1alpha4/httproutegroups", "specs.smi-spec.io/v1alpha4", "HTTPRouteGroup"),
+    ("specs.smi-spec.io/v1alpha4/tcproutes", "specs.smi-spec.io/v1alpha4", "TCPRoute"),
+];
 const LEASES: &str = "coordination.k8s.io/v1/leases";
 
 /// A running controller; killed when dropped.
@@ -172,8 +178,26 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
         CONFIGS,
         json!({"apiVersion": version, "kind": "MeshConfig", "metadata": metadata, "spec": {}}),
     );
+    let account = json!({"kind": "ServiceAccount", "name": "app", "namespace": "ns-0"});
+    let specs = [
+        json!({"destination": account, "sources": [account], "rules": [{"kind": "TCPRoute", "name": "smi"}]}),
+        json!({"matches": [{"name": "all", "methods": ["GET"]}]}),
+        json!({"matches": {"ports": [80]}}),
+    ];
+    for ((collection, version, kind), spec) in SMI.into_iter().zip(specs) {
+        let metadata = json!({"namespace": "ns-0", "name": "smi"});
+        api.apply(
+            collection,
+            json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}),
+        );
+    }
     let first = Program::start(&api, "controller-a");
     api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
+    for (collection, ..) in SMI {
+        let has_status =
+            |object: Value| object["status"].as_object().is_some_and(|status| !status.is_empty());
+        api.wait_for(|api| api.get(collection, "ns-0", "smi").is_some_and(has_status)).await;
+    }
     let holder = |api: &FakeApi| {
         let lease = api.get(LEASES, NAMESPACE, "tidegate-controller");
         lease.and_then(|lease| lease["spec"]["holderIdentity"].as_str().map(str::to_owned))

@@ -376,7 +376,7 @@ async fn an_ingress_backend_that_cannot_be_read_grants_nothing_and_says_why_wher
     assert_eq!(explained.rule.as_deref(), Some("httpbin/httpbin"));
     assert_eq!(
         explained.reason,
-        format!("the policy is not in force: {reason} (IngressBackend httpbin/httpbin)")
+        format!("the IngressBackend is not in force: {reason} (IngressBackend httpbin/httpbin)")
     );
 
     backend(&cluster.api, "http");
