@@ -243,7 +243,7 @@ mod tests {
                         AppProtocol::Http,
                         MeshRule::AnyPeer,
                         vec![
-                            rule(active(ranges, https(ClientCheck::Principals(principals.clone().into())))),
+                            rule(active(ranges, https(ClientCheck::Principals(principals.into())))),
                             rule(active(Sources::Any, https(ClientCheck::Skip))),
                             rule(RuleState::Invalid("why".into())),
                         ],
