@@ -120,7 +120,7 @@ impl Destinations {
         Lookup::Asked(receiver)
     }
 
-    /// What is known of an address, now and later, for as long as what is returned lives; subscribes to one that is not
+    /// What is known about an address, now and later, for as long as what is returned lives; subscribes to one that is not
     /// there.
     fn follow(&self, address: SocketAddr) -> watch::Receiver<Option<Arc<ResolvedDestination>>> {
         let mut state = self.lock();

@@ -121,7 +121,7 @@ impl From<&Endpoint> for DialledEndpoint {
 }
 
 impl<'a> Record<'a> {
-    /// The record of a request on this connection, before anything is known of it. `endpoint`: where the app's own
+    /// The record of a request on this connection, before anything is known about it. `endpoint`: where the app's own
     /// request went.
     pub(crate) fn of(connection: &'a ServedConnection, endpoint: Option<DialledEndpoint>) -> Self {
         match connection {
