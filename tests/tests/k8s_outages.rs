@@ -258,7 +258,7 @@ fn without_permissive_mode_a_mesh_peer_is_refused_too() {
     };
     permissive(false);
     wait::until_true("the peer is refused", Duration::from_secs(30), || {
-        client.get("http://server/get").status() == 0
+        client.get("http://server/get").status() == 503
     });
     permissive(true);
     client.get_until("http://server/get", 200);
