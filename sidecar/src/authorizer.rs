@@ -53,7 +53,7 @@ impl CachedDecision {
         Self { snapshot, decision, differs_by_name, requests }
     }
 
-    /// Why a request that this or an earlier decision may have granted is no longer granted by a newer one.
+    /// The denial, if the newer decision may refuse requests that this one or an earlier one granted.
     fn withdrawn_by(&self, newer: &Self) -> Option<Denial> {
         match (&self.requests, &newer.requests) {
             (Some(old), Some(new)) => old.pass_on(new),
@@ -126,8 +126,8 @@ impl Authorizer {
     }
 
     /// Whether the new policy would open the connection again on terms that it meets, still lets it in if it ever did, and
-    /// still grants the requests that it has granted. A connection never changes between HTTP and opaque: as a tunnel it would carry requests past the HTTP
-    /// rules.
+    /// still grants the requests that it has granted. A connection never changes between HTTP and opaque: as a tunnel it
+    /// would carry requests past the HTTP rules.
     pub fn review(&self, snapshot: &Snapshot) -> Review {
         let Some(policy) = snapshot.policy.as_deref() else {
             return Review::Revoke(Denial::new(Reason::NoPolicy));

@@ -89,7 +89,7 @@ pub(crate) struct Sending(Pin<Box<dyn Future<Output = Result<Response<UpstreamBo
 pub(crate) struct SendFailure {
     /// Why.
     pub(crate) error: UpstreamError,
-    /// The request, if no byte of it was sent, because there is no connection: it may go to another endpoint.
+    /// The request, if connecting failed before any byte of it was sent: it may go to another endpoint.
     pub(crate) unsent: Option<Unsent>,
 }
 

@@ -66,7 +66,7 @@ struct ObjectClaim {
 }
 
 impl SignedJwt {
-    /// Reads the keys. Fails if the file is missing, unreadable or holds no keys: there are no earlier keys to fall back to.
+    /// Reads the keys for the first time. Fails if the file is missing, unreadable or holds no keys.
     pub fn open(options: SignedJwtOptions) -> Result<Self, KeyFileError> {
         Ok(Self { keys: KeyFiles::open(options.key_files.clone())?, options })
     }

@@ -156,7 +156,7 @@ impl IngressGateway {
         });
     }
 
-    /// The Secret that the settings name first, then the others, then those that are no longer configured.
+    /// The Secrets in order: the one that the settings name, the other configured ones, those no longer configured.
     async fn try_keep(
         &mut self,
         settings: Option<&IngressGatewaySettings>,

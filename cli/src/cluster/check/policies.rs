@@ -52,7 +52,7 @@ const CONFLICTS: Check = Check {
     hint: "`tidegate policy check-conflicts ingressbackend` names the pairs: merge each into one policy",
 };
 
-/// Adds nothing if there are no policies, so that a new mesh has no empty heading.
+/// Without policies it adds nothing, so that the output for a new mesh has no empty section.
 pub(super) async fn check(cluster: &Cluster, report: &mut CheckReport) {
     let (namespaces, mut all) =
         match tokio::try_join!(namespace::all(cluster), conflicts::ingress_backends(cluster, &[])) {

@@ -24,7 +24,7 @@ const CHUNK_FRAME: usize = 20;
 /// How the client finds the end of an answer's body (RFC 9112 §6.3).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum AnswerFraming {
-    /// There is no body.
+    /// The response has no body.
     NoBody,
     /// By the app's `content-length`.
     Length,
