@@ -17,6 +17,9 @@ const MOST: usize = 16 * 1024;
 /// A response that is longer than this is sent before more is added; what is left goes with the next one.
 const RESPONSE_BYTES: usize = 32 * 1024;
 
+/// Changes in one piece of news, also of those that a sidecar already holds or whose resource is gone.
+const NEWS: usize = 512;
+
 /// Names in a piece of work, after which other streams of the thread have their turn: about 0.2 ms.
 const PIECE: usize = 64;
 
@@ -128,20 +131,26 @@ impl Subscriptions {
     /// Adds what the sidecar does not hold, as much as fits, each resource followed by what it refers to. Returns whether
     /// the response is to be sent.
     pub(super) async fn add_news(&mut self, response: &mut DiscoveryResponse) -> Result<bool, Status> {
-        let turn = self.share.turn().await;
-        let is_sent = self.add_piece_of_news(response)?;
-        if is_sent {
+        loop {
+            let _turn = self.share.turn().await;
+            let is_sent = self.add_piece_of_news(response)?;
+            if !is_sent && !response.more {
+                return Ok(false);
+            }
             yield_now().await;
+            if is_sent {
+                return Ok(true);
+            }
         }
-        drop(turn);
-        Ok(is_sent)
     }
 
     fn add_piece_of_news(&mut self, response: &mut DiscoveryResponse) -> Result<bool, Status> {
-        let mut size = 0;
+        let (mut size, mut seen) = (0, 0);
         while size < RESPONSE_BYTES
+            && seen < NEWS
             && let Some((name, value)) = self.subscriber.next_change()
         {
+            seen += 1;
             let version = value.as_ref().map(|value| value.version.clone());
             for reference in value.iter().flat_map(|value| &value.references) {
                 if !self.subscriber.wants(reference) {
@@ -222,11 +231,16 @@ mod tests {
         }
 
         fn open(&self, account: &str, stream: u8) -> Subscriptions {
+            self.open_with(account, stream, &HashMap::new())
+        }
+
+        /// `known`: the versions that the sidecar holds.
+        fn open_with(&self, account: &str, stream: u8, known: &HashMap<String, String>) -> Subscriptions {
             let identity = Identity::new(TrustDomain::default(), "ns", account).unwrap();
             let workload = ObjectName::new("ns", format!("pod-{stream}"));
             let share = self.shares.enter(&identity, stream.into(), &workload, false).unwrap();
             let listener = crate::publish::policies::listener(&workload);
-            Subscriptions::new(self.resources.subscriber(), share, &listener, &HashMap::new())
+            Subscriptions::new(self.resources.subscriber(), share, &listener, known)
         }
 
         /// Destinations and backends that are followed.
@@ -283,5 +297,28 @@ mod tests {
             .await;
         tasks.await;
         assert_eq!(streams.followed(), 0);
+    }
+    #[tokio::test]
+    async fn what_a_sidecar_holds_already_is_not_sent_again_however_much_it_is() {
+        let streams = Streams::new();
+        let names = names(1, u16::try_from(3 * NEWS).unwrap());
+        let mut first = streams.open("a", 1);
+        first.subscribe(&names[..1]).await.unwrap();
+        let mut response = DiscoveryResponse::default();
+        assert!(first.add_news(&mut response).await.unwrap());
+        // Made-up addresses all have the same value.
+        let version = &response.resources[0].version;
+        let known = names[1..].iter().map(|name| (name.clone(), version.clone())).collect();
+
+        let mut second = streams.open_with("a", 2, &known);
+        second.subscribe(&names).await.unwrap();
+        let mut response = DiscoveryResponse::default();
+        assert!(second.add_news(&mut response).await.unwrap());
+        assert_eq!((response.resources.len(), &response.resources[0].name), (1, &names[0]));
+        let mut response = DiscoveryResponse::default();
+        while second.add_news(&mut response).await.unwrap() {
+            assert!(response.resources.is_empty() && response.removed.is_empty());
+        }
+        assert!(!second.subscriber.has_changes());
     }
 }
