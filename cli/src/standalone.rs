@@ -60,7 +60,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Flags of `tidegate standalone`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StandaloneOptions {
-    /// Folder of manifests (.yaml, .yml, .json), watched: Namespace, ServiceAccount, Service, EndpointSlice, Pod,
+    /// Folder of manifests (.yaml, .yml, .json), watched: Namespace, ServiceAccount, Service, EndpointSlice, Pod, Node,
     /// IngressBackend, MeshConfig. A Pod whose podIP is a loopback address gets a sidecar.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     pub(crate) folder: PathBuf,

@@ -7,6 +7,7 @@
 
 mod backend;
 pub(crate) mod destination;
+mod endpoint_choice;
 mod fronts;
 mod http_route_group;
 mod ingress_backend;

@@ -25,7 +25,7 @@ use crate::compile::{self, CompiledWorkload, NamespaceRules};
 use crate::index::{Affected, Index};
 use crate::local_pod::LocalPod;
 use crate::metrics::ControllerMetrics;
-use crate::object::pod::service_account;
+use crate::object::pod::{node_name, service_account};
 use crate::object::{ObjectKey, ObjectName};
 use crate::publish::on_demand::OnDemand;
 use crate::publish::policies::PolicyStore;
@@ -149,6 +149,10 @@ impl Engine {
         let mut names: BTreeSet<ObjectName> = affected.pods.clone();
         if affected.all {
             names.extend(index.pods().map(|(name, _)| name.clone()));
+        }
+        if !affected.all && !affected.nodes.is_empty() {
+            let is_on = |pod: &Pod| node_name(pod).is_some_and(|node| affected.nodes.contains(node));
+            names.extend(index.pods().filter(|(_, pod)| is_on(pod)).map(|(name, _)| name.clone()));
         }
         for namespace in &affected.namespaces {
             names.extend(index.pods_in(namespace).map(|(name, _)| name.clone()));

@@ -10,6 +10,7 @@ mod http_route_groups;
 mod ingress_backends;
 mod mesh_configs;
 mod namespaces;
+mod nodes;
 mod part;
 mod pods;
 mod service_accounts;
@@ -182,6 +183,11 @@ impl Index {
     /// Every Pod.
     pub(crate) fn pods(&self) -> impl Iterator<Item = (&ObjectName, &Arc<Pod>)> {
         self.parts.pods.iter()
+    }
+
+    /// The zone of a node, if it is known.
+    pub(crate) fn zone(&self, node: &str) -> Option<&Arc<str>> {
+        self.parts.nodes.of(node)
     }
 
     /// The Service with this cluster IP. Kubernetes gives an address to one Service at a time; of several, the first.
@@ -386,6 +392,7 @@ impl Index {
             Effect::Namespace(namespace) => drop(affected.namespaces.insert(namespace)),
             Effect::Statuses(namespace) => drop(affected.policies.insert(namespace)),
             Effect::Addresses(addresses) => affected.addresses.extend(addresses),
+            Effect::Node(node) => drop(affected.nodes.insert(node)),
             Effect::Service(service) => self.affect_service(&service, affected),
             Effect::Opened(services) => self.affect_opened(&services, affected),
             Effect::Account(account) => self.affect_account(&account, affected),

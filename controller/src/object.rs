@@ -2,6 +2,7 @@
 
 pub(crate) mod kinds;
 mod name;
+pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod stored;
 pub mod unreadable;

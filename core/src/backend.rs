@@ -6,12 +6,14 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::dns_name::DnsName;
 use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
+use crate::topology::Topology;
 
 /// The name of a backend: one port of a Service, of a ServiceEntry or of another object with endpoints.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -33,6 +35,11 @@ pub struct Backend {
     pub protocol: BackendProtocol,
     /// The endpoints, each address once. If empty, the response is 503.
     pub endpoints: Vec<Endpoint>,
+    /// Which of them a client uses, by where it runs.
+    pub topology: Topology,
+    /// `sessionAffinity: ClientIP`: a client uses the same endpoint until it has not used it for this long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Duration>,
 }
 
 /// Protocol of a backend inside its transport.
@@ -126,6 +133,13 @@ pub struct ForwardProxy {
     pub target: Arc<str>,
 }
 
+impl Backend {
+    /// A backend whose endpoints all clients use.
+    pub fn new(name: BackendRef, protocol: BackendProtocol, endpoints: Vec<Endpoint>) -> Self {
+        Self { name, protocol, endpoints, topology: Topology::Any, affinity: None }
+    }
+}
+
 impl Endpoint {
     /// An endpoint without a forward proxy.
     pub fn new(address: SocketAddr, transport: Transport) -> Self {
@@ -190,11 +204,8 @@ mod tests {
             }),
             ..Endpoint::new("192.0.2.1:443".parse().unwrap(), Transport::Tls(Box::new(tls)))
         };
-        let backend = Backend {
-            name: BackendRef { object: ObjectRef::new("ServiceEntry", "a", "b"), port: 443 },
-            protocol: BackendProtocol::Http,
-            endpoints: vec![endpoint],
-        };
+        let name = BackendRef { object: ObjectRef::new("ServiceEntry", "a", "b"), port: 443 };
+        let backend = Backend::new(name, BackendProtocol::Http, vec![endpoint]);
         let json = serde_json::to_value(&backend).unwrap();
         let endpoint = &json["endpoints"][0];
         assert_eq!(json["protocol"], "http");

@@ -13,11 +13,13 @@
 
 mod backend;
 mod destination;
+mod duration;
 mod identity;
 mod object_ref;
 mod policy;
 mod protocol;
 mod routes;
+mod topology;
 
 use self::identity::{identity_from_wire, identity_to_wire};
 use self::object_ref::{object_from_wire, object_to_wire};

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use tidegate_core::backend::{Endpoint, Transport};
 use tidegate_runtime::trust_bundle::fingerprint;
 
-use crate::destinations::{BalancedEndpoint, Destinations, ReferencedView, ResolvedDestination};
+use crate::destinations::{
+    BalancedEndpoint, Destinations, ReferencedView, ResolvedDestination, TopologyView,
+};
 use crate::options::Inbound;
 use crate::snapshot::Publisher;
 
@@ -98,8 +100,13 @@ fn destination((address, version, target): &(SocketAddr, String, Option<Arc<Reso
             "service": name,
             "protocol": target.protocol(),
             "endpoints": target.endpoints().map(endpoint).collect::<Vec<_>>(),
+            "topology": target.topologies().iter().map(topology).collect::<Vec<_>>(),
         }),
     }
+}
+
+fn topology(TopologyView { rule, fallback, unused }: &TopologyView) -> Value {
+    json!({"rule": rule, "fallback": fallback, "unused": unused})
 }
 
 /// A backend or routes that destinations refer to.

@@ -5,7 +5,9 @@
 //! forgotten: what was known stays good. Destinations refer to backends and routes, of which each is kept once, as long
 //! as anything refers to it ([`references`]).
 
+mod affinity;
 mod backend;
+mod caller;
 mod choice;
 mod endpoint;
 mod live;
@@ -20,18 +22,19 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tidegate_core::Destination;
 use tidegate_core::backend::Backend;
 use tidegate_core::route::RouteTable;
+use tidegate_core::{Destination, Locality};
 use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
-pub(crate) use backend::BalancedEndpoint;
+pub(crate) use backend::{BalancedEndpoint, TopologyView};
 pub(crate) use choice::EndpointChoice;
 pub(crate) use live::LiveDestination;
 pub(crate) use references::{ReferencedView, ReferencesFull};
 pub(crate) use resolved::ResolvedDestination;
 
+use caller::Caller;
 use endpoint::LoadSlot;
 use references::References;
 
@@ -102,6 +105,14 @@ struct AddressEntry {
 }
 
 impl Destinations {
+    /// Nothing is used yet by this workload, `<namespace>/<name>`.
+    pub(crate) fn of_workload(workload: &str) -> Self {
+        let caller = Caller { workload: workload.into(), locality: None };
+        let state =
+            DestinationsState { references: References::of_caller(caller), ..DestinationsState::default() };
+        Self { state: Mutex::new(state), ..Self::default() }
+    }
+
     /// Looks an address up; subscribes to one that is not there.
     pub(crate) fn look_up(&self, address: SocketAddr) -> Lookup {
         let mut state = self.lock();
@@ -240,6 +251,15 @@ impl Destinations {
             ResourceName::Destination(_) | ResourceName::Listener { .. } => return,
         }
         state.has_changed(name);
+    }
+
+    /// Where the workload runs, which decides about the endpoints of some backends. Connections see it from
+    /// [`Destinations::settle`] on.
+    pub(crate) fn locate(&self, locality: Option<Locality>) {
+        let mut state = self.lock();
+        for name in state.references.locate(locality) {
+            state.has_changed(&ResourceName::Backend(name));
+        }
     }
 
     /// To be called after each response: lets connections see what has changed. If no more is announced, the next

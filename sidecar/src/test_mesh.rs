@@ -194,6 +194,7 @@ pub(crate) fn policy() -> InboundPolicy {
     InboundPolicy {
         workload: "httpbin/httpbin-1".into(),
         identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
+        locality: None,
         ports,
     }
 }

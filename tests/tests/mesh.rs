@@ -220,6 +220,107 @@ fn an_endpoint_that_is_gone_costs_no_request() {
     });
 }
 
+/// A slice whose endpoint is on this node, and has these fields as well.
+fn on_node(mut slice: Value, node: &str, fields: Value) -> Value {
+    let endpoint = &mut slice["endpoints"][0];
+    endpoint["nodeName"] = json!(node);
+    for (name, value) in fields.as_object().unwrap() {
+        endpoint[name] = value.clone();
+    }
+    slice
+}
+
+fn node(zone: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": "node-1", "labels": {"topology.kubernetes.io/zone": zone}},
+    })
+}
+
+#[test]
+fn the_caller_s_node_and_zone_decide_which_endpoints_it_uses_and_session_affinity_keeps_it_at_one() {
+    let mut story = CallerMesh::start(Options::default());
+    let meshed = App::echo(story.mesh.app_address());
+    let (pod, outside) = (story.mesh.target(), story.mesh.block().at(63, PORT));
+    let plain = App::echo(outside);
+    let mut caller = objects::pod("caller", "caller", &story.mesh.way_out().ip().to_string(), &[]);
+    caller["spec"]["nodeName"] = json!("node-1");
+    story.mesh.apply("caller", &[caller]);
+    let port = story.port;
+    let service_with = |more: Value| {
+        let mut service = service(port);
+        for (name, value) in more.as_object().unwrap() {
+            service["spec"][name] = value.clone();
+        }
+        service
+    };
+    // An endpoint without a Pod is outside the mesh.
+    let slices = |node: [&str; 2], zones: [&str; 2]| {
+        let fields = |zone: &str| match zone {
+            "" => json!({}),
+            zone => json!({"hints": {"forZones": [{"name": zone}]}}),
+        };
+        let mut outside = slice(1, outside, "", port);
+        outside["endpoints"][0].as_object_mut().unwrap().remove("targetRef");
+        [
+            on_node(slice(0, pod, "httpbin", port), node[0], fields(zones[0])),
+            on_node(outside, node[1], fields(zones[1])),
+        ]
+    };
+    let apply = |story: &mut CallerMesh, service: Value, slices: [Value; 2]| {
+        let documents: Vec<_> = [service].into_iter().chain(slices).collect();
+        story.mesh.apply("service", &documents);
+    };
+    // How many of 10 requests each app gets.
+    let shares = |story: &CallerMesh| {
+        meshed.forget();
+        plain.forget();
+        for _ in 0..10 {
+            assert_eq!(story.app().get("/get"), OK);
+        }
+        [meshed.requests().len(), plain.requests().len()]
+    };
+    let known = |story: &CallerMesh, what: &str, is_known: &dyn Fn(&Value) -> bool| {
+        wait::until_true(what, SOON, || is_known(&story.known()["topology"][0]));
+    };
+
+    let local = service_with(json!({"internalTrafficPolicy": "Local"}));
+    apply(&mut story, local.clone(), slices(["node-2", "node-1"], ["", ""]));
+    known(&story, "the one on the other node is not used", &|known| known["unused"] == json!([pod]));
+    assert_eq!(shares(&story), [0, 10]);
+    apply(&mut story, local.clone(), slices(["node-1", "node-2"], ["", ""]));
+    known(&story, "now the other one is", &|known| known["unused"] == json!([outside]));
+    assert_eq!(shares(&story), [10, 0]);
+    apply(&mut story, local, slices(["node-2", "node-2"], ["", ""]));
+    known(&story, "neither is on the caller's node", &|known| known["unused"] == json!([pod, outside]));
+    assert_eq!(story.app().get("/get"), UNREACHABLE);
+    wait::until_true("the access log says why", SOON, || story.caller.log().contains("no_local_endpoint"));
+
+    story.mesh.apply("node", &[node("a")]);
+    apply(&mut story, service(port), slices(["node-2", "node-2"], ["a", "b"]));
+    known(&story, "that of the caller's zone is preferred", &|known| known["fallback"] == json!([outside]));
+    assert_eq!(shares(&story), [10, 0]);
+    story.mesh.apply("node", &[node("b")]);
+    known(&story, "the caller's node has another zone", &|known| known["fallback"] == json!([pod]));
+    assert_eq!(shares(&story), [0, 10]);
+
+    apply(&mut story, service(port), slices(["node-2", "node-2"], ["", ""]));
+    wait::until_true("all are used", SOON, || {
+        !story.known()["topology"].is_null() && story.known()["topology"] == json!([])
+    });
+    wait::until_true("by power of two choices", SOON, || shares(&story).iter().all(|share| *share > 0));
+    apply(
+        &mut story,
+        service_with(json!({"sessionAffinity": "ClientIP"})),
+        slices(["node-2", "node-2"], ["", ""]),
+    );
+    wait::until_true("one for as long as it is there", SOON, || shares(&story).contains(&10));
+    let kept = shares(&story);
+    assert!(kept.contains(&10));
+    assert!((0..5).all(|_| shares(&story) == kept));
+}
+
 #[test]
 fn without_permissive_mode_a_peer_is_refused_on_open_connections_too() {
     let mut story = CallerMesh::start(Options::default());

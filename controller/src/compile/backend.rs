@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, ServicePort};
+use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
 use tidegate_core::backend::{Backend, BackendRef, Endpoint, Transport};
 use tidegate_core::contract::{flags, names, ports};
@@ -20,10 +20,24 @@ use tidegate_core::{Identity, PortProtocol};
 use tidegate_crds::injection;
 
 use super::destination::{Resolved, Resolver};
+use super::endpoint_choice::{affinity, is_local, is_ready, is_serving_its_last, topology};
 use crate::index::{pod_addresses, pod_of, service_of};
 use crate::object::pod::service_account;
 use crate::object::{Kind, ObjectName};
 use crate::service::{container_port_name, is_headless, port_protocol, tcp_ports};
+
+/// An endpoint of a Service's port.
+pub(super) struct FoundEndpoint<'s> {
+    pub(super) transport: Transport,
+    /// As it is listed in an EndpointSlice.
+    listed: &'s SliceEndpoint,
+}
+
+impl<'s> FoundEndpoint<'s> {
+    fn node(&self) -> Option<&'s str> {
+        self.listed.node_name.as_deref()
+    }
+}
 
 impl Resolver<'_> {
     /// The endpoints of both families behind a name, of which a connection takes those of the address that was dialled.
@@ -31,49 +45,49 @@ impl Resolver<'_> {
     pub(crate) fn backend(&self, name: &BackendRef) -> Resolved<Option<Backend>> {
         let object = ObjectName::new(name.object.namespace.clone(), name.object.name.clone());
         let mut pods = BTreeSet::new();
-        let found = match &*name.object.kind {
-            kind if kind == Kind::Service.as_str() => self.behind_service(&object, name.port, &mut pods),
-            kind if kind == Kind::Pod.as_str() => self.behind_pod(&object, name.port, &mut pods),
+        let value = match &*name.object.kind {
+            kind if kind == Kind::Service.as_str() => self.behind_service(name, &object, &mut pods),
+            kind if kind == Kind::Pod.as_str() => self.behind_pod(name, &object, &mut pods),
             _ => None,
         };
-        let value = found.map(|(protocol, endpoints)| Backend {
-            name: name.clone(),
-            protocol: protocol.spoken(),
-            endpoints: endpoints.into_iter().map(|(address, how)| Endpoint::new(address, how)).collect(),
-        });
         Resolved { value, pods }
     }
 
-    /// The endpoints of both families behind the Service's own `port`; `pods` collects what the result depends on.
+    /// The endpoints of both families behind the Service's own port; `pods` collects what the result depends on.
     fn behind_service(
         &self,
-        name: &ObjectName,
-        port: u16,
+        name: &BackendRef,
+        object: &ObjectName,
         pods: &mut BTreeSet<ObjectName>,
-    ) -> Option<(PortProtocol, BTreeMap<SocketAddr, Transport>)> {
-        let service = self.index.service(name)?;
-        let port = tcp_ports(service).find(|listed| listed.port == i32::from(port))?;
-        let mut endpoints = BTreeMap::new();
-        for is_ipv4 in [true, false] {
-            endpoints.extend(self.service_endpoints(&self.slices(name, is_ipv4), port, pods));
+    ) -> Option<Backend> {
+        let service = self.index.service(object)?;
+        let port = tcp_ports(service).find(|listed| listed.port == i32::from(name.port))?;
+        let slices = [true, false].map(|is_ipv4| self.slices(object, is_ipv4));
+        let mut found = BTreeMap::new();
+        for slices in &slices {
+            found.extend(self.service_endpoints(service, slices, port, pods));
         }
-        Some((port_protocol(port), endpoints))
+        let topology = topology(service, found.iter().map(|(address, found)| (*address, found.listed)));
+        let endpoints = found.into_iter().map(|(address, found)| Endpoint::new(address, found.transport));
+        let backend = Backend::new(name.clone(), port_protocol(port).spoken(), endpoints.collect());
+        Some(Backend { topology, affinity: affinity(service), ..backend })
     }
 
     /// A Pod's own addresses, for a destination that was dialled by Pod IP. `None` unless its sidecar takes
     /// connections to the port.
     fn behind_pod(
         &self,
-        name: &ObjectName,
-        port: u16,
+        name: &BackendRef,
+        object: &ObjectName,
         pods: &mut BTreeSet<ObjectName>,
-    ) -> Option<(PortProtocol, BTreeMap<SocketAddr, Transport>)> {
-        pods.insert(name.clone());
-        let pod = self.index.pod(name)?;
-        let identity = self.workload(name, pod, port)?;
-        let mesh = |ip| (SocketAddr::new(ip, port), Transport::Mesh(identity.clone()));
-        let protocol = self.pod_port_protocol(name, pod, port);
-        Some((protocol, pod_addresses(pod).map(mesh).collect()))
+    ) -> Option<Backend> {
+        pods.insert(object.clone());
+        let pod = self.index.pod(object)?;
+        let identity = self.workload(object, pod, name.port)?;
+        let addresses: BTreeSet<_> = pod_addresses(pod).map(|ip| SocketAddr::new(ip, name.port)).collect();
+        let mesh = |address| Endpoint::new(address, Transport::Mesh(identity.clone()));
+        let protocol = self.pod_port_protocol(object, pod, name.port).spoken();
+        Some(Backend::new(name.clone(), protocol, addresses.into_iter().map(mesh).collect()))
     }
 
     /// The protocol of a Pod's port, for clients that dial the Pod's own address: as a headless Service declares it, in
@@ -100,44 +114,53 @@ impl Resolver<'_> {
     }
 
     /// The endpoints of a Service's port in the slices of one family: those that are ready; if none is, those that serve
-    /// their last, as kube-proxy does.
-    pub(super) fn service_endpoints(
+    /// their last, as kube-proxy does. If clients use only the endpoints on their node, that is decided for each node.
+    pub(super) fn service_endpoints<'s>(
         &self,
-        slices: &[&Arc<EndpointSlice>],
+        service: &Service,
+        slices: &[&'s Arc<EndpointSlice>],
         port: &ServicePort,
         pods: &mut BTreeSet<ObjectName>,
-    ) -> BTreeMap<SocketAddr, Transport> {
-        let ready = self.endpoints(slices, port, is_ready, pods);
-        if ready.is_empty() { self.endpoints(slices, port, is_serving_its_last, pods) } else { ready }
+    ) -> BTreeMap<SocketAddr, FoundEndpoint<'s>> {
+        let mut ready = self.endpoints(slices, port, is_ready, pods);
+        let is_local = is_local(service);
+        if ready.is_empty() || is_local {
+            let nodes: BTreeSet<_> = ready.values().map(FoundEndpoint::node).collect();
+            let last = self.endpoints(slices, port, is_serving_its_last, pods);
+            ready.extend(last.into_iter().filter(|(_, found)| !is_local || !nodes.contains(&found.node())));
+        }
+        ready
     }
 
     /// The endpoints of a Service's port that are `wanted`, without those whose Pod is not known to be there with that
     /// address.
-    fn endpoints(
+    fn endpoints<'s>(
         &self,
-        slices: &[&Arc<EndpointSlice>],
+        slices: &[&'s Arc<EndpointSlice>],
         port: &ServicePort,
         wanted: fn(&SliceEndpoint) -> bool,
         pods: &mut BTreeSet<ObjectName>,
-    ) -> BTreeMap<SocketAddr, Transport> {
-        let mut found: BTreeMap<SocketAddr, Transport> = BTreeMap::new();
+    ) -> BTreeMap<SocketAddr, FoundEndpoint<'s>> {
+        let mut found: BTreeMap<SocketAddr, FoundEndpoint<'s>> = BTreeMap::new();
         for slice in slices {
             let Some(number) = target_port(slice, port) else { continue };
-            for endpoint in slice.endpoints.iter().flatten().filter(|endpoint| wanted(endpoint)) {
+            for listed in slice.endpoints.iter().flatten().filter(|endpoint| wanted(endpoint)) {
                 // The addresses of an endpoint are the same place; the first one is to be used.
-                let ip = endpoint.addresses.first().and_then(|ip| ip.parse::<IpAddr>().ok());
+                let ip = listed.addresses.first().and_then(|ip| ip.parse::<IpAddr>().ok());
                 let Some(ip) = ip else { continue };
                 let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-                let name = pod_of(namespace, endpoint);
+                let name = pod_of(namespace, listed);
                 pods.extend(name.clone());
                 // Unknown whether the pod has a sidecar; skip it rather than risk plaintext.
-                if !self.index.is_current(namespace, endpoint) {
+                if !self.index.is_current(namespace, listed) {
                     continue;
                 }
-                let known = found.entry(SocketAddr::new(ip, number)).or_insert(Transport::Plain);
-                let identity = name.and_then(|name| self.identity(&name, endpoint, number));
-                if let (Transport::Plain, Some(identity)) = (&known, identity) {
-                    *known = Transport::Mesh(identity);
+                let known = found
+                    .entry(SocketAddr::new(ip, number))
+                    .or_insert(FoundEndpoint { transport: Transport::Plain, listed });
+                let identity = name.and_then(|name| self.identity(&name, listed, number));
+                if let (Transport::Plain, Some(identity)) = (&known.transport, identity) {
+                    known.transport = Transport::Mesh(identity);
                 }
             }
         }
@@ -170,17 +193,6 @@ fn target_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
         listed.protocol.as_deref().unwrap_or("TCP") == "TCP" && name(&listed.name) == name(&port.name)
     })?;
     u16::try_from(listed.port?).ok().filter(|number| *number > 0)
-}
-
-/// A missing condition counts as ready, as Kubernetes specifies for `EndpointConditions.ready`.
-fn is_ready(endpoint: &SliceEndpoint) -> bool {
-    endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
-}
-
-/// A Pod that terminates and still serves (KEP-1669): used only while no endpoint is ready.
-fn is_serving_its_last(endpoint: &SliceEndpoint) -> bool {
-    let conditions = endpoint.conditions.as_ref();
-    conditions.is_some_and(|is| is.terminating == Some(true) && is.serving.unwrap_or(true))
 }
 
 /// Whether connections to a port of a Pod go to the app without passing its sidecar, as the Pod was started.

@@ -64,10 +64,10 @@ impl Resolver<'_> {
             return Destination::Passthrough;
         };
         let slices = self.slices(name, address.is_ipv4());
-        let endpoints = self.service_endpoints(&slices, port, pods);
+        let endpoints = self.service_endpoints(service, &slices, port, pods);
         let selects = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
         let is_ours_to_say = !slices.is_empty() || selects.is_some_and(|selector| !selector.is_empty());
-        let is_meshed = endpoints.values().any(|transport| matches!(transport, Transport::Mesh(_)));
+        let is_meshed = endpoints.values().any(|found| matches!(found.transport, Transport::Mesh(_)));
         if !is_meshed && (!endpoints.is_empty() || !is_ours_to_say) {
             return Destination::Passthrough;
         }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tidegate_core::ObjectRef;
@@ -76,6 +76,7 @@ impl Compiled for ServiceAccount {}
 impl Compiled for Service {}
 impl Compiled for EndpointSlice {}
 impl Compiled for Pod {}
+impl Compiled for Node {}
 
 /// What an object grants at a port of the workloads behind a Service.
 pub(crate) struct PortRule {

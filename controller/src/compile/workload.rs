@@ -13,7 +13,7 @@ use tidegate_core::policy::{
     InboundPolicy, IngressRule, MeshRule, PeerRule, PeerRuleState, PortPolicy, RuleState,
 };
 use tidegate_core::route::MAX_EXPRESSIONS;
-use tidegate_core::{Identity, ObjectRef, TrustDomain};
+use tidegate_core::{Identity, Locality, ObjectRef, TrustDomain};
 
 use super::fronts::{Behind, Fronts};
 use super::ingress_backend::TOO_LARGE;
@@ -22,7 +22,7 @@ use super::peers::NamespacePeers;
 use super::status::{self, PortRule};
 use super::traffic_target::{self, rules as target_rules};
 use crate::index::Index;
-use crate::object::pod::service_account;
+use crate::object::pod::{node_name, service_account};
 use crate::object::unreadable::Unreadable;
 use crate::object::{Kind, ObjectName};
 use crate::service::declared_ports;
@@ -91,6 +91,7 @@ const ENTRY: usize = 64;
 
 /// What is the same for all workloads of a namespace, to be made once for all of them.
 pub(crate) struct NamespaceRules<'i> {
+    index: &'i Index,
     fronts: Fronts<'i>,
     /// By Service (`<namespace>/<name>`) and port. What a rule grants is shared by all policies that it is in.
     by_backend: HashMap<(Arc<str>, u16), Vec<NumberedRule>>,
@@ -114,6 +115,7 @@ impl<'i> NamespaceRules<'i> {
         }
         let unreadable = index.unreadable_in(Kind::IngressBackend, namespace);
         Self {
+            index,
             fronts: Fronts::new(index, namespace),
             by_backend,
             unreadable: unreadable.take(MOST_UNREADABLE).cloned().collect(),
@@ -170,8 +172,15 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
             }
         }
     }
-    let policy = InboundPolicy { workload: name.to_shared(), identity, ports };
+    let (workload, locality) = (name.to_shared(), Some(locality(rules.index, pod)));
+    let policy = InboundPolicy { workload, identity, locality, ports };
     Ok(CompiledWorkload { policy, left_out: room.left_out })
+}
+
+/// Where a Pod runs.
+fn locality(index: &Index, pod: &Pod) -> Locality {
+    let node = node_name(pod);
+    Locality { node: node.map(Into::into), zone: node.and_then(|node| index.zone(node)).cloned() }
 }
 
 /// What is left of [`MOST_RULE_BYTES`] for one workload.

@@ -503,7 +503,8 @@ async fn serve_nothing(
     let workloads = Arc::new(PolicyStore::new(store.clone()));
     let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
     let workload = crate::object::ObjectName::new("httpbin", "httpbin-1");
-    let policy = InboundPolicy { workload: workload.to_shared(), identity, ports: Default::default() };
+    let (shared, ports) = (workload.to_shared(), Default::default());
+    let policy = InboundPolicy { workload: shared, identity, locality: None, ports };
     workloads.publish(&workload, policy);
     workloads.mark_synced();
     let resources =

@@ -126,6 +126,30 @@ fn only_workloads_that_a_change_touches_are_compiled() {
 }
 
 #[test]
+fn a_workload_learns_its_node_s_zone_and_other_workloads_are_left_alone() {
+    let on_node = HTTPBIN.replace("serviceAccountName", "nodeName: n1, serviceAccountName");
+    let on_node =
+        on_node.replace("  nodeName: n1, serviceAccountName", "  nodeName: n1\n  serviceAccountName");
+    let mut bench = Bench::started(&[&on_node, &other_namespace()]);
+    let locality = |bench: &Bench, pod: &str| {
+        let policy = bench.engine.shared.workloads.policy(&ObjectName::parse(pod).unwrap()).unwrap();
+        let locality = policy.policy().unwrap().locality.clone().unwrap();
+        (locality.node.map(|node| node.to_string()), locality.zone.map(|zone| zone.to_string()))
+    };
+    let n1 = Some("n1".to_owned());
+    assert_eq!(locality(&bench, "httpbin/httpbin-1"), (n1.clone(), None));
+    assert_eq!(locality(&bench, "other/httpbin-1"), (None, None));
+    let node = |labels: &str| {
+        changes(&[&format!("apiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{{labels}}}}}\n")])
+    };
+    assert_eq!(bench.apply(node("topology.kubernetes.io/zone: a")), 1);
+    assert_eq!(locality(&bench, "httpbin/httpbin-1"), (n1.clone(), Some("a".to_owned())));
+    let key = ObjectKey { kind: Kind::Node, name: ObjectName::new("", "n1") };
+    assert_eq!(bench.apply(vec![Change::Delete(key)]), 1);
+    assert_eq!(locality(&bench, "httpbin/httpbin-1"), (n1, None));
+}
+
+#[test]
 fn endpoints_of_a_source_are_followed_whatever_their_namespace() {
     let ib = ingress_backend("ib", &backend("http", ""), FROM_GATEWAY);
     let mut bench = Bench::started(&[HTTPBIN, &other_namespace(), GATEWAY, &ib]);

@@ -15,6 +15,8 @@ pub(crate) struct Affected {
     pub(crate) namespaces: BTreeSet<Arc<str>>,
     /// These workloads, and the status of the IngressBackends in their namespaces.
     pub(crate) pods: BTreeSet<ObjectName>,
+    /// The workloads on these nodes.
+    pub(crate) nodes: BTreeSet<Arc<str>>,
     /// The status of the IngressBackends of these namespaces.
     pub(crate) policies: BTreeSet<Arc<str>>,
     /// What workloads reach at these addresses: cluster IPs and addresses of Pods.

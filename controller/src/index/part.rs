@@ -53,6 +53,8 @@ pub(crate) enum Effect {
     Account(ObjectName),
     /// The TrafficTargets that refer to the object of this kind and name.
     Target(Kind, ObjectName),
+    /// The workloads on a node.
+    Node(Arc<str>),
     /// What workloads reach at these addresses.
     Addresses(Vec<IpAddr>),
 }

@@ -16,6 +16,8 @@ macro_rules! kinds {
             EndpointSlice(k8s_openapi::api::discovery::v1::EndpointSlice): endpoint_slices,
             /// A workload, or another Pod; `v1`.
             Pod(k8s_openapi::api::core::v1::Pod): pods,
+            /// Where Pods run, of which only the zone is read; `v1`.
+            Node(k8s_openapi::api::core::v1::Node): nodes,
             /// Which clients outside the mesh are admitted; `policy.openservicemesh.io/v1alpha1`.
             IngressBackend(tidegate_crds::IngressBackend): ingress_backends,
             /// Which workloads may send what to the Pods of a service account; `access.smi-spec.io/v1alpha3`.

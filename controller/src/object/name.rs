@@ -32,7 +32,8 @@ macro_rules! define_kind {
 
 kinds!(define_kind);
 
-/// A namespace and a name, displayed as `<namespace>/<name>`. A Namespace has an empty namespace.
+/// A namespace and a name, displayed as `<namespace>/<name>`. That of a cluster-scoped object has
+/// an empty namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
     /// The namespace.
@@ -48,6 +49,13 @@ pub struct ObjectKey {
     pub kind: Kind,
     /// Its name.
     pub name: ObjectName,
+}
+
+impl Kind {
+    /// Whether objects of this kind belong to no namespace.
+    pub(crate) fn is_cluster_scoped(self) -> bool {
+        matches!(self, Self::Namespace | Self::Node)
+    }
 }
 
 impl ObjectName {

@@ -21,6 +21,8 @@ pub(crate) trait Stored:
     /// Whether objects of this kind count towards their namespace's share of memory. False where cluster administrators
     /// create them.
     const HAS_SHARE: bool = true;
+    /// What is missing while objects of this kind cannot be read. `None`: nothing is compiled without them.
+    const MISSING_WITHOUT: Option<&'static str> = None;
 
     /// Decodes an object of a cluster from its JSON. `control_plane` is the namespace of our control plane.
     fn decode(text: &str, control_plane: &str) -> serde_json::Result<Object>;

@@ -165,10 +165,7 @@ impl OnDemand {
         backend: &BackendRef,
     ) -> Resolution {
         let ObjectRef { namespace, name: object, .. } = &backend.object;
-        let empty = || {
-            let (name, endpoints) = (backend.clone(), Vec::new());
-            Published::backend(&Backend { name, protocol: BackendProtocol::Tcp, endpoints })
-        };
+        let empty = || Published::backend(&Backend::new(backend.clone(), BackendProtocol::Tcp, Vec::new()));
         let Resolved { value, pods } = match self.is_used_up(namespace, name) {
             Some(_) => return Resolution::left_out(empty(), namespace),
             None => resolver.backend(backend),

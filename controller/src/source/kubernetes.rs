@@ -245,18 +245,25 @@ impl WatchMessage {
 
 impl WatchedState {
     /// Records that a kind was read, or why it cannot be. The first list of a kind, empty or not, makes it count as
-    /// read.
+    /// read; so does a failure to read one that nothing waits for.
     fn take(&mut self, message: WatchMessage) {
         let kind = message.kind;
         if let Some(reason) = message.unreadable {
             let problem = unreadable(kind, &reason);
             warn!("{problem}");
             self.unreadable.insert(kind, problem);
+            if missing_without(kind).is_some() {
+                self.note_listed(kind);
+            }
             return;
         }
         if self.unreadable.remove(&kind).is_some() {
             info!(%kind, "objects can be read");
         }
+        self.note_listed(kind);
+    }
+
+    fn note_listed(&mut self, kind: Kind) {
         if !self.listed.contains(&kind) {
             self.listed.push(kind);
         }
@@ -308,6 +315,19 @@ macro_rules! define_definition_of {
 
 kinds!(define_definition_of);
 
+macro_rules! define_missing_without {
+    ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
+        /// What is missing while a kind cannot be read, if only a part is.
+        fn missing_without(kind: Kind) -> Option<&'static str> {
+            match kind {
+                $(Kind::$kind => <$type as Stored>::MISSING_WITHOUT,)*
+            }
+        }
+    };
+}
+
+kinds!(define_missing_without);
+
 /// A kind that cannot be read. A missing CustomResourceDefinition is the usual cause on a new cluster, and is named.
 fn unreadable(kind: Kind, reason: &str) -> SourceProblem {
     let message = match definition_of(kind) {
@@ -316,15 +336,11 @@ fn unreadable(kind: Kind, reason: &str) -> SourceProblem {
         }
         _ => format!("cannot be read, retrying: {reason}"),
     };
-    SourceProblem {
-        file: kind.to_string(),
-        line: 0,
-        column: 0,
-        field: None,
-        object: None,
-        severity: ProblemSeverity::Error,
-        message,
-    }
+    let (message, severity) = match missing_without(kind) {
+        Some(missing) => (format!("{message}; {missing}"), ProblemSeverity::Warning),
+        None => (message, ProblemSeverity::Error),
+    };
+    SourceProblem { file: kind.to_string(), line: 0, column: 0, field: None, object: None, severity, message }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
 use crate::principal::Principal;
 use crate::route::RouteMatch;
+use crate::topology::Locality;
 
 /// Everything that decides about one workload's inbound traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -21,6 +22,9 @@ pub struct InboundPolicy {
     pub workload: Arc<str>,
     /// The workload's identity.
     pub identity: Identity,
+    /// Where the workload runs, which decides about the endpoints of its outbound connections. `None`: the controller
+    /// does not say so.
+    pub locality: Option<Locality>,
     /// Policies by the pod's port, which is a Service's `targetPort`. Connections to other ports are refused.
     pub ports: BTreeMap<u16, PortPolicy>,
 }

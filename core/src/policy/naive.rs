@@ -106,6 +106,7 @@ fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
     InboundPolicy {
         workload: "httpbin/httpbin-0".into(),
         identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
+        locality: None,
         ports: BTreeMap::from([(14001, port)]),
     }
 }

@@ -91,6 +91,7 @@ fn policy(mesh: MeshRule) -> InboundPolicy {
     InboundPolicy {
         workload: "ns/pod".into(),
         identity: identity("server"),
+        locality: None,
         ports: BTreeMap::from([(80, port)]),
     }
 }

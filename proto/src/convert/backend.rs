@@ -6,8 +6,8 @@
 //!
 //! Refused: an address that occurs twice, because a sidecar counts connections to endpoints, and ejects endpoints, by
 //! address; an absent transport, which would otherwise mean plaintext; TLS without any accepted name, which would
-//! accept every server of a root. An empty list of endpoints is valid: the backend exists and connections to it are
-//! refused.
+//! accept every server of a root; an unknown traffic policy, which may leave endpoints out. An empty list of endpoints is
+//! valid: the backend exists and connections to it are refused.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,7 +17,9 @@ use tidegate_core::backend::{
 };
 use tidegate_core::{DnsName, ObjectRef};
 
+use super::duration::{duration_from_wire, duration_to_wire};
 use super::protocol::{backend_protocol_from_wire, backend_protocol_to_wire};
+use super::topology::{Place, topology_from_wire, topology_to_wire};
 use super::{
     ConversionError, bad, identity_from_wire, identity_to_wire, missing, object_from_wire, object_to_wire,
     port_number,
@@ -26,20 +28,25 @@ use crate::discovery as wire;
 
 impl From<&Backend> for wire::Backend {
     fn from(backend: &Backend) -> Self {
-        Self {
+        let mut message = Self {
             name: Some(backend_ref_to_wire(&backend.name)),
             protocol: backend_protocol_to_wire(backend.protocol).into(),
             endpoints: backend.endpoints.iter().map(endpoint_to_wire).collect(),
-        }
+            internal_traffic_policy: wire::InternalTrafficPolicy::Cluster.into(),
+            client_affinity: backend.affinity.map(duration_to_wire),
+        };
+        topology_to_wire(&backend.topology, &backend.endpoints, &mut message);
+        message
     }
 }
 
 impl TryFrom<wire::Backend> for Backend {
     type Error = ConversionError;
 
-    fn try_from(backend: wire::Backend) -> Result<Self, ConversionError> {
+    fn try_from(mut backend: wire::Backend) -> Result<Self, ConversionError> {
         let name = backend_ref_from_wire("name", backend.name)?;
         let protocol = backend_protocol_from_wire("protocol", backend.protocol)?;
+        let places = backend.endpoints.iter_mut().map(Place::take).collect();
         let endpoint = |(i, endpoint)| endpoint_from_wire(&format!("endpoints[{i}]"), endpoint);
         let endpoints: Vec<Endpoint> =
             backend.endpoints.into_iter().enumerate().map(endpoint).collect::<Result<_, _>>()?;
@@ -48,7 +55,9 @@ impl TryFrom<wire::Backend> for Backend {
         if let Some(twice) = addresses.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(bad("endpoints", format!("duplicate {}", twice[0])));
         }
-        Ok(Self { name, protocol, endpoints })
+        let topology = topology_from_wire(backend.internal_traffic_policy, &endpoints, places)?;
+        let affinity = backend.client_affinity.map(|time| duration_from_wire("client_affinity", Some(time)));
+        Ok(Self { name, protocol, endpoints, topology, affinity: affinity.transpose()? })
     }
 }
 
@@ -82,6 +91,8 @@ fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
             origin: Some(object_to_wire(&proxy.origin)),
             target: proxy.target.to_string(),
         }),
+        node: String::new(),
+        hints: None,
     }
 }
 
@@ -173,9 +184,13 @@ fn objects_from_wire(path: &str, objects: Vec<wire::ObjectRef>) -> Result<Vec<Ob
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
     use prost::Message;
     use tidegate_core::backend::BackendProtocol;
-    use tidegate_core::{Identity, TrustDomain};
+    use tidegate_core::topology::TopologyHints;
+    use tidegate_core::{Identity, Topology, TrustDomain};
 
     use super::*;
 
@@ -210,13 +225,22 @@ mod tests {
                 endpoint("192.0.2.2:443", tls(TrustRoots::System, Some("a.example"))),
                 proxied,
             ],
+            topology: Topology::Any,
+            affinity: None,
         }
     }
 
     #[test]
     fn a_backend_comes_back_from_the_wire_as_it_was() {
         let empty = Backend { endpoints: vec![], ..backend() };
-        for backend in [backend(), empty] {
+        let address = backend().endpoints[1].address;
+        let hints = TopologyHints { nodes: vec!["node-1".into()], zones: vec!["a".into(), "b".into()] };
+        let local = Topology::SameNode([(address, "node-1".into())].into());
+        let none_local = Topology::SameNode(BTreeMap::new());
+        let topologies = [local, none_local, Topology::Hints([(address, hints)].into())];
+        let placed = topologies.map(|topology| Backend { topology, ..backend() });
+        let sticky = Backend { affinity: Some(Duration::from_secs(10_800)), ..backend() };
+        for backend in [backend(), empty, sticky].into_iter().chain(placed) {
             let bytes = wire::Backend::from(&backend).encode_to_vec();
             let decoded = wire::Backend::decode(bytes.as_slice()).unwrap();
             assert_eq!(Backend::try_from(decoded).unwrap(), backend);
@@ -251,5 +275,10 @@ mod tests {
         assert_eq!(targetless, "endpoints[3].via.target: missing");
         let unknown = Backend::try_from(wire::Backend { protocol: 0, ..wire::Backend::from(&backend()) });
         assert_eq!(unknown.unwrap_err().to_string(), "protocol: unknown value 0");
+        let stricter = Backend::try_from(wire::Backend {
+            internal_traffic_policy: 2,
+            ..wire::Backend::from(&backend())
+        });
+        assert_eq!(stricter.unwrap_err().to_string(), "internal_traffic_policy: unknown value 2");
     }
 }

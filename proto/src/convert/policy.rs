@@ -24,6 +24,7 @@ use tidegate_core::{CidrSet, Principal};
 
 use self::peers::{PeerRuleList, peer_rules_from_wire, referred};
 use super::protocol::{app_protocol_from_wire, app_protocol_to_wire};
+use super::topology::{locality_from_wire, locality_to_wire};
 use super::{
     ConversionError, bad, identity_from_wire, identity_to_wire, missing, object_from_wire, object_to_wire,
     port_number,
@@ -40,6 +41,7 @@ impl From<&InboundPolicy> for wire::InboundPolicy {
             identity: Some(identity_to_wire(&policy.identity)),
             ports,
             peer_rules: peer_rules.to_wire(),
+            locality: policy.locality.as_ref().map(locality_to_wire),
         }
     }
 }
@@ -59,7 +61,8 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
                 return Err(bad(&path, "duplicate port"));
             }
         }
-        Ok(Self { workload: policy.workload.into(), identity, ports })
+        let locality = policy.locality.map(locality_from_wire);
+        Ok(Self { workload: policy.workload.into(), identity, locality, ports })
     }
 }
 
@@ -195,7 +198,7 @@ mod tests {
     use prost::Message;
     use tidegate_core::policy::{ActivePeerRule, AppProtocol, PeerRuleState, PeerTraffic};
     use tidegate_core::route::matching::{HeaderMatch, PathMatch, RouteMatch};
-    use tidegate_core::{Identity, ObjectRef, TrustDomain};
+    use tidegate_core::{Identity, Locality, ObjectRef, TrustDomain};
 
     use super::*;
 
@@ -236,6 +239,7 @@ mod tests {
         InboundPolicy {
             workload: "a/pod".into(),
             identity: Identity::new(TrustDomain::default(), "a", "b").unwrap(),
+            locality: Some(Locality { node: Some("node-1".into()), zone: None }),
             ports: BTreeMap::from([
                 (
                     1,
@@ -273,9 +277,13 @@ mod tests {
 
     #[test]
     fn a_policy_comes_back_from_the_wire_as_it_was() {
-        let bytes = wire::InboundPolicy::from(&policy()).encode_to_vec();
-        let decoded = wire::InboundPolicy::decode(bytes.as_slice()).unwrap();
-        assert_eq!(InboundPolicy::try_from(decoded).unwrap(), policy());
+        let (nowhere, unknown) = (Some(Locality::default()), None);
+        for locality in [policy().locality, nowhere, unknown] {
+            let policy = InboundPolicy { locality, ..policy() };
+            let bytes = wire::InboundPolicy::from(&policy).encode_to_vec();
+            let decoded = wire::InboundPolicy::decode(bytes.as_slice()).unwrap();
+            assert_eq!(InboundPolicy::try_from(decoded).unwrap(), policy);
+        }
     }
 
     #[test]

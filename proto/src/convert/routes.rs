@@ -16,8 +16,6 @@ mod retry;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
-
 use tidegate_core::backend::BackendRef;
 use tidegate_core::route::filter::{Redirect, Scheme};
 use tidegate_core::route::{
@@ -29,6 +27,7 @@ use self::filter::{filter_from_wire, filter_to_wire, path_edit_from_wire, path_e
 use self::matching::{match_from_wire, match_to_wire};
 use self::retry::{retry_from_wire, retry_to_wire};
 use super::backend::{backend_ref_from_wire, backend_ref_to_wire};
+use super::duration::{duration_from_wire, duration_to_wire};
 use super::{ConversionError, bad, missing, object_from_wire, object_to_wire, port_number};
 use crate::discovery as wire;
 
@@ -224,20 +223,6 @@ fn timeouts_from_wire(path: &str, timeouts: &wire::Timeouts) -> Result<Timeouts,
     let request = duration("request", timeouts.request)?;
     let backend_request = duration("backend_request", timeouts.backend_request)?;
     Timeouts::new(request, backend_request).map_err(|error| inner(path, &error))
-}
-
-/// Not google.protobuf.Duration, which is signed: a negative duration cannot be written.
-fn duration_to_wire(duration: Duration) -> wire::Duration {
-    wire::Duration { seconds: duration.as_secs(), nanoseconds: duration.subsec_nanos() }
-}
-
-/// An absent duration is an error; where one is optional, the caller does not call this.
-fn duration_from_wire(path: &str, duration: Option<wire::Duration>) -> Result<Duration, ConversionError> {
-    let wire::Duration { seconds, nanoseconds } = duration.ok_or_else(|| missing(path))?;
-    if nanoseconds >= 1_000_000_000 {
-        return Err(bad(path, format!("{nanoseconds} nanoseconds are a second or more")));
-    }
-    Ok(Duration::new(seconds, nanoseconds))
 }
 
 /// A number that may be a status; the model checks its range.

@@ -1,11 +1,16 @@
 //! A backend as connections to it see it: its endpoints, and which of them the next connection or request goes to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
+use tidegate_core::Topology;
 use tidegate_core::backend::{Backend, BackendProtocol, BackendRef, Endpoint, Transport};
+use tidegate_core::topology::UsableEndpoints;
 
+use super::affinity::Affinity;
+use super::caller::Caller;
 use super::endpoint::{EndpointState, LoadSlot, Moment, Peers};
 
 /// How many pairs are drawn before all endpoints are looked at.
@@ -18,7 +23,13 @@ pub(crate) struct BalancedBackend {
     pub(crate) name: Option<Arc<str>>,
     /// What the endpoints speak.
     pub(crate) protocol: BackendProtocol,
+    /// First those that this workload prefers.
     pub(crate) endpoints: Vec<BalancedEndpoint>,
+    /// How many are preferred. The others get what is new only while none of these can be reached.
+    preferred: usize,
+    affinity: Option<Box<Affinity>>,
+    /// What it was made from, if its endpoints depend on where this workload runs.
+    placed: Option<Box<Backend>>,
 }
 
 /// An endpoint.
@@ -29,28 +40,63 @@ pub(crate) struct BalancedEndpoint {
     peers: Peers,
 }
 
+/// What a backend's topology means to this workload, for operators.
+#[derive(Debug)]
+pub(crate) struct TopologyView {
+    /// The rule that says so.
+    pub(crate) rule: &'static str,
+    /// Endpoints that are used while none of the others can be reached.
+    pub(crate) fallback: Vec<SocketAddr>,
+    /// Endpoints that are not used.
+    pub(crate) unused: Vec<SocketAddr>,
+}
+
 impl BalancedBackend {
-    /// A backend; endpoints that were there before keep their state.
-    pub(crate) fn new(backend: &Backend, before: Option<&Self>) -> Self {
+    /// The endpoints of a backend that this workload uses; those that were there before keep their state.
+    pub(super) fn new(backend: &Backend, caller: &Caller, before: Option<&Self>) -> Self {
+        let UsableEndpoints { preferred, others } =
+            backend.topology.usable(&backend.endpoints, caller.locality.as_ref());
+        let count = preferred.len();
+        let endpoints: Vec<_> = preferred.into_iter().chain(others).collect();
         let known = before.into_iter().flat_map(|before| &before.endpoints);
         let known: HashMap<_, _> = known.map(|known| (known.endpoint.address, &known.state)).collect();
         let now = Moment::now();
-        let state = |endpoint: &Endpoint| match known.get(&endpoint.address) {
+        let state = |endpoint: &&Endpoint| match known.get(&endpoint.address) {
             Some(state) => Arc::clone(state),
             None if known.is_empty() => Arc::default(),
             None => Arc::new(EndpointState::added(now)),
         };
-        let peers: Peers = backend.endpoints.iter().map(state).collect();
-        let balanced = |(endpoint, state): (&Endpoint, &Arc<EndpointState>)| BalancedEndpoint {
-            endpoint: Arc::new(endpoint.clone()),
+        let peers: Peers = endpoints.iter().map(state).collect();
+        let balanced = |(endpoint, state): (&&Endpoint, &Arc<EndpointState>)| BalancedEndpoint {
+            endpoint: Arc::new(Endpoint::clone(endpoint)),
             state: state.clone(),
             peers: peers.clone(),
         };
+        let endpoints: Vec<_> = endpoints.iter().zip(&*peers).map(balanced).collect();
+        let affinity = backend.affinity.map(|timeout| Box::new(Affinity::new(timeout, caller)));
+        if let Some(affinity) = &affinity
+            && let Some(before) = before
+            && let Some(earlier) = &before.affinity
+        {
+            affinity.resume(earlier, |place| {
+                let address = before.endpoints.get(place)?.endpoint.address;
+                endpoints.iter().take(count).position(|choice| choice.endpoint.address == address)
+            });
+        }
+        let is_placed = backend.topology != Topology::Any;
         Self {
             name: Some(name_of(&backend.name)),
             protocol: backend.protocol,
-            endpoints: backend.endpoints.iter().zip(&*peers).map(balanced).collect(),
+            endpoints,
+            preferred: count,
+            affinity,
+            placed: is_placed.then(|| Box::new(backend.clone())),
         }
+    }
+
+    /// The same backend for a workload that runs elsewhere; `None` if that makes no difference.
+    pub(super) fn moved(&self, caller: &Caller) -> Option<Self> {
+        self.placed.as_ref().map(|backend| Self::new(backend, caller, Some(self)))
     }
 
     /// A backend that has no endpoints.
@@ -60,7 +106,7 @@ impl BalancedBackend {
 
     /// Nothing at all.
     pub(super) fn nothing() -> Self {
-        Self { name: None, protocol: BackendProtocol::Tcp, endpoints: Vec::new() }
+        Self::without_rules(BackendProtocol::Tcp, Vec::new())
     }
 
     /// Outside the mesh: the address that was dialled.
@@ -68,35 +114,112 @@ impl BalancedBackend {
         let endpoint = Arc::new(Endpoint::new(dialled, Transport::Plain));
         let state = Arc::<EndpointState>::default();
         let peers = Arc::from([state.clone()]);
-        let endpoints = vec![BalancedEndpoint { endpoint, state, peers }];
-        Self { name: None, protocol: BackendProtocol::Http, endpoints }
+        Self::without_rules(BackendProtocol::Http, vec![BalancedEndpoint { endpoint, state, peers }])
     }
 
-    /// The next endpoint to try of those that are `wanted`: of two that are drawn, the one that is expected to respond
-    /// first (power of two choices). One that fails comes after all others.
+    fn without_rules(protocol: BackendProtocol, endpoints: Vec<BalancedEndpoint>) -> Self {
+        Self { name: None, protocol, preferred: endpoints.len(), endpoints, affinity: None, placed: None }
+    }
+
+    /// Whether its topology leaves out endpoints of a family.
+    pub(super) fn has_unused(&self, is_ipv4: bool) -> bool {
+        let count = |addresses: &mut dyn Iterator<Item = SocketAddr>| {
+            addresses.filter(|address| address.is_ipv4() == is_ipv4).count()
+        };
+        self.placed.as_ref().is_some_and(|backend| {
+            let used = count(&mut self.endpoints.iter().map(|choice| choice.endpoint.address));
+            count(&mut backend.endpoints.iter().map(|endpoint| endpoint.address)) > used
+        })
+    }
+
+    /// What its topology means to connections to addresses of a family; `None` if it has none.
+    pub(super) fn topology(&self, is_ipv4: bool) -> Option<TopologyView> {
+        let backend = self.placed.as_ref()?;
+        let rule = backend.topology.rule()?;
+        let of_family = |addresses: Vec<SocketAddr>| {
+            addresses.into_iter().filter(|address| address.is_ipv4() == is_ipv4).collect()
+        };
+        let used: Vec<_> = self.endpoints.iter().map(|choice| choice.endpoint.address).collect();
+        let known: HashSet<_> = used.iter().collect();
+        let all = backend.endpoints.iter().map(|endpoint| endpoint.address);
+        let unused = all.filter(|address| !known.contains(address)).collect();
+        let fallback = used.iter().skip(self.preferred).copied().collect();
+        Some(TopologyView { rule, fallback: of_family(fallback), unused: of_family(unused) })
+    }
+
+    /// The next endpoint to try of those that are `wanted`, the preferred ones first. One that fails comes after all
+    /// others.
     pub(super) fn choose(&self, wanted: impl Fn(&Endpoint) -> bool) -> Option<&BalancedEndpoint> {
         let now = Moment::now();
         let is_good = |choice: &&BalancedEndpoint| wanted(&choice.endpoint) && !choice.state.is_ejected(now);
-        for _ in 0..DRAWS {
-            let (first, second) = self.draw_two()?;
-            let choices = [first, second].into_iter().filter(is_good);
-            if let Some(choice) = cheapest(choices, now) {
-                return Some(choice);
-            }
-        }
-        cheapest(self.endpoints.iter().filter(is_good), now).or_else(|| {
+        let chosen = match &self.affinity {
+            None => self.tiers().into_iter().find_map(|tier| balance(tier, is_good, now)),
+            Some(affinity) => self.stay(affinity, is_good, now),
+        };
+        chosen.or_else(|| {
             let left = self.endpoints.iter().filter(|choice| wanted(&choice.endpoint));
             left.min_by_key(|choice| choice.state.ejected_until())
         })
     }
 
-    /// Two different endpoints, or the only one twice.
-    fn draw_two(&self) -> Option<(&BalancedEndpoint, &BalancedEndpoint)> {
-        let first = random_below(self.endpoints.len())?;
-        let step = random_below(self.endpoints.len() - 1).map_or(0, |step| step + 1);
-        let second = (first + step) % self.endpoints.len();
-        self.endpoints.get(first).zip(self.endpoints.get(second))
+    /// The endpoint that the client keeps, or a new one for it to keep.
+    fn stay(
+        &self,
+        affinity: &Affinity,
+        is_good: impl Fn(&&BalancedEndpoint) -> bool,
+        now: Moment,
+    ) -> Option<&BalancedEndpoint> {
+        let kept = |is_ipv4| {
+            let place = affinity.kept(is_ipv4, now)?;
+            Some((place, self.endpoints.get(place)?))
+        };
+        let good = |(place, choice): (usize, _)| is_good(&choice).then_some((place, choice));
+        let (place, choice) =
+            [true, false].into_iter().find_map(|is_ipv4| kept(is_ipv4).and_then(good)).or_else(|| {
+                let best = |places: Range<usize>| {
+                    let choices = places.filter_map(|place| Some((place, self.endpoints.get(place)?)));
+                    choices.filter_map(good).max_by_key(|(_, choice)| affinity.rank(choice.endpoint.address))
+                };
+                best(0..self.preferred).or_else(|| best(self.preferred..self.endpoints.len()))
+            })?;
+        let is_ipv4 = choice.endpoint.address.is_ipv4();
+        // One that was only tried for this connection or request stays the client's.
+        let is_kept =
+            |(other, kept): (usize, &BalancedEndpoint)| other != place && !kept.state.is_ejected(now);
+        if !kept(is_ipv4).is_some_and(is_kept) {
+            affinity.keep(is_ipv4, place, now);
+        }
+        Some(choice)
     }
+
+    /// The endpoints that are preferred, and the others.
+    fn tiers(&self) -> [&[BalancedEndpoint]; 2] {
+        self.endpoints.split_at_checked(self.preferred).map_or([&self.endpoints, &[]], <[_; 2]>::from)
+    }
+}
+
+/// Of two endpoints that are drawn, the one that is expected to respond first (power of two choices).
+fn balance(
+    endpoints: &[BalancedEndpoint],
+    is_good: impl Fn(&&BalancedEndpoint) -> bool,
+    now: Moment,
+) -> Option<&BalancedEndpoint> {
+    for _ in 0..DRAWS {
+        let (first, second) = draw_two(endpoints)?;
+        let choices = [first, second].into_iter().filter(&is_good);
+        if let Some(choice) = cheapest(choices, now) {
+            return Some(choice);
+        }
+    }
+    cheapest(endpoints.iter().filter(is_good), now)
+}
+
+/// Two different endpoints, or the only one twice.
+fn draw_two(endpoints: &[BalancedEndpoint]) -> Option<(&BalancedEndpoint, &BalancedEndpoint)> {
+    let first = random_below(endpoints.len())?;
+    let step = random_below(endpoints.len() - 1).map_or(0, |step| step + 1);
+    let second = (first + step) % endpoints.len();
+    endpoints.get(first).zip(endpoints.get(second))
 }
 
 fn cheapest<'b>(
@@ -130,101 +253,4 @@ pub(super) fn random_below(count: usize) -> Option<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use tidegate_core::ObjectRef;
-
-    use super::*;
-
-    fn address(number: u8) -> SocketAddr {
-        ([10, 0, 0, number], 80).into()
-    }
-
-    fn backend(numbers: &[u8], before: Option<&BalancedBackend>) -> BalancedBackend {
-        let endpoint = |number: &u8| Endpoint::new(address(*number), Transport::Plain);
-        let backend = Backend {
-            name: BackendRef { object: ObjectRef::new("Service", "a", "b"), port: 80 },
-            protocol: BackendProtocol::Tcp,
-            endpoints: numbers.iter().map(endpoint).collect(),
-        };
-        BalancedBackend::new(&backend, before)
-    }
-
-    fn any(_: &Endpoint) -> bool {
-        true
-    }
-
-    #[test]
-    fn connections_spread_over_the_endpoints_by_how_busy_they_are() {
-        let backend = backend(&[1, 2, 3, 4], None);
-        let _held: Vec<_> = (0..400).map(|_| backend.choose(any).unwrap().hold()).collect();
-        for choice in &backend.endpoints {
-            assert!((90..=110).contains(&choice.open()), "{}", choice.open());
-        }
-    }
-
-    #[test]
-    fn what_is_not_wanted_is_not_tried_and_what_failed_lately_comes_last() {
-        let backend = backend(&[1, 2], None);
-        let [first, second] = [address(1), address(2)];
-        let chosen = |tried: &[SocketAddr]| {
-            backend
-                .choose(|endpoint| !tried.contains(&endpoint.address))
-                .map(|choice| choice.endpoint.address)
-        };
-        assert_eq!(chosen(&[first]), Some(second));
-        assert_eq!(chosen(&[first, second]), None);
-        backend.endpoints[0].hold().unreachable();
-        for _ in 0..50 {
-            assert_eq!(chosen(&[]), Some(second));
-        }
-        assert_eq!(chosen(&[second]), Some(first));
-    }
-
-    #[test]
-    fn a_slow_endpoint_gets_fewer_requests_and_a_few_that_are_good_are_found_among_many() {
-        let two = backend(&[1, 2], None);
-        two.endpoints.iter().for_each(|choice| choice.hold().succeeded());
-        let slow = two.endpoints[0].hold();
-        let cost = |index: usize| two.endpoints[index].state.cost(Moment::now());
-        while cost(0) < 4.0 * cost(1) {
-            slow.succeeded();
-        }
-        drop(slow);
-        assert!((0..100).all(|_| two.choose(any).unwrap().endpoint.address == address(2)));
-
-        let numbers: Vec<u8> = (0..200).collect();
-        let many = backend(&numbers, None);
-        for choice in many.endpoints.iter().filter(|choice| choice.endpoint.address != address(7)) {
-            choice.hold().unreachable();
-        }
-        assert!((0..100).all(|_| many.choose(any).unwrap().endpoint.address == address(7)));
-    }
-
-    #[test]
-    fn an_endpoint_that_joins_starts_slowly() {
-        let before = backend(&[1, 2, 3], None);
-        before.endpoints.iter().for_each(|choice| choice.hold().succeeded());
-        let now = backend(&[1, 2, 3, 4], Some(&before));
-        let first = now.choose(|endpoint| endpoint.address == address(4)).unwrap().hold();
-        first.succeeded();
-        drop(first);
-        let held: Vec<_> = (0..300).map(|_| now.choose(any).unwrap().hold()).collect();
-        let [.., old, new] = now.endpoints.as_slice() else { panic!() };
-        assert!(new.open() * 3 < old.open(), "{} of {}", new.open(), held.len());
-    }
-
-    #[test]
-    fn a_backend_without_endpoints_has_none_to_choose() {
-        assert!(backend(&[], None).choose(any).is_none());
-    }
-
-    #[test]
-    fn counts_outlive_a_change_of_the_endpoints() {
-        let before = backend(&[1, 2], None);
-        let held = before.endpoints[1].hold();
-        let now = backend(&[2, 3], Some(&before));
-        assert_eq!((now.endpoints[0].open(), now.endpoints[1].open()), (1, 0));
-        drop(held);
-        assert_eq!(now.endpoints[0].open(), 0);
-    }
-}
+mod tests;

@@ -179,8 +179,13 @@ impl Moment {
         Self { micros: micros.saturating_add(1_000_000) }
     }
 
-    fn millis(self) -> u64 {
+    pub(super) fn millis(self) -> u64 {
         self.micros / 1000
+    }
+
+    #[cfg(test)]
+    pub(super) fn at_seconds(seconds: u64) -> Self {
+        Self { micros: seconds * 1_000_000 }
     }
 
     /// In milliseconds.
@@ -194,7 +199,7 @@ mod tests {
     use super::*;
 
     fn at(seconds: u64) -> Moment {
-        Moment { micros: seconds * 1_000_000 }
+        Moment::at_seconds(seconds)
     }
 
     fn peers(count: usize) -> Peers {

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidegate_core::Destination;
 use tidegate_core::backend::{Backend, BackendRef};
 use tidegate_core::destination::DestinationTarget;
 use tidegate_core::route::{Route, RouteTable, RoutesName};
+use tidegate_core::{Destination, Locality};
 use tidegate_proto::ResourceName;
 
 use super::backend::BalancedBackend;
+use super::caller::Caller;
 use super::resolved::{ResolvedDestination, opaque_shares};
 
 /// The most backends, and the most resources with routes.
@@ -27,6 +28,7 @@ pub(super) struct References {
     routes: BTreeMap<RoutesName, Referenced<RouteTable>>,
     /// Of all values, on the wire.
     bytes: usize,
+    caller: Caller,
 }
 
 /// A value that something refers to.
@@ -61,6 +63,27 @@ pub(crate) struct ReferencedView {
 }
 
 impl References {
+    /// Nothing is held yet for this workload.
+    pub(super) fn of_caller(caller: Caller) -> Self {
+        Self { caller, ..Self::default() }
+    }
+
+    /// Where the workload runs. Returns the backends whose endpoints depend on it, if that is news.
+    pub(super) fn locate(&mut self, locality: Option<Locality>) -> Vec<BackendRef> {
+        if self.caller.locality == locality {
+            return Vec::new();
+        }
+        self.caller.locality = locality;
+        let mut moved = Vec::new();
+        for (name, held) in &mut self.backends {
+            if let Some(value) = held.value.as_ref().and_then(|value| value.moved(&self.caller)) {
+                held.value = Some(Arc::new(value));
+                moved.push(name.clone());
+            }
+        }
+        moved
+    }
+
     /// The names that a destination leads to: its backend, or its routes and their backends.
     pub(super) fn of<'r>(
         &'r self,
@@ -121,7 +144,8 @@ impl References {
             return Err(ReferencesFull::Count(MOST_BACKENDS, "backends"));
         }
         self.bytes = room(self.bytes, before.map_or(0, |before| before.bytes), bytes)?;
-        let value = BalancedBackend::new(backend, before.and_then(|before| before.value.as_deref()));
+        let value =
+            BalancedBackend::new(backend, &self.caller, before.and_then(|before| before.value.as_deref()));
         let is_needed = before.is_some_and(|before| before.is_needed);
         let value = Some(Arc::new(value));
         self.backends.insert(name.clone(), Referenced { version, bytes, value, is_needed });

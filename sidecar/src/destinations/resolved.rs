@@ -8,7 +8,7 @@ use tidegate_core::backend::{BackendRef, Endpoint};
 use tidegate_core::policy::AppProtocol;
 use tidegate_core::route::{Action, BackendTarget, RequestView, RouteTable, WeightedBackend};
 
-use super::backend::{BalancedBackend, BalancedEndpoint, random_below};
+use super::backend::{BalancedBackend, BalancedEndpoint, TopologyView, random_below};
 
 /// Where connections to an address go.
 #[derive(Debug)]
@@ -56,6 +56,23 @@ impl ResolvedDestination {
     /// Why connections are refused, if the controller says so.
     pub(crate) fn block_reason(&self) -> Option<&Arc<str>> {
         self.blocked.as_ref()
+    }
+
+    /// What the topologies of its backends mean to this workload.
+    pub(crate) fn topologies(&self) -> Vec<TopologyView> {
+        let is_ipv4 = self.dialled.is_ipv4();
+        self.backends.iter().filter_map(|(_, backend)| backend.topology(is_ipv4)).collect()
+    }
+
+    /// Why there is no endpoint to try, for the access log.
+    pub(crate) fn no_endpoint_details(&self) -> &'static str {
+        if self.blocked.is_some() {
+            "destination_blocked"
+        } else if self.backends.iter().any(|(_, backend)| backend.has_unused(self.dialled.is_ipv4())) {
+            "no_local_endpoint"
+        } else {
+            "no_healthy_upstream"
+        }
     }
 
     /// The endpoints that connections may go to.
@@ -138,16 +155,14 @@ mod tests {
     use tidegate_core::ObjectRef;
     use tidegate_core::backend::{Backend, BackendProtocol, Transport};
 
+    use super::super::caller::Caller;
     use super::*;
 
     fn backend(addresses: &[&str]) -> Arc<BalancedBackend> {
         let endpoint = |text: &&str| Endpoint::new(text.parse().unwrap(), Transport::Plain);
-        let backend = Backend {
-            name: BackendRef { object: ObjectRef::new("Service", "a", "b"), port: 80 },
-            protocol: BackendProtocol::Tcp,
-            endpoints: addresses.iter().map(endpoint).collect(),
-        };
-        Arc::new(BalancedBackend::new(&backend, None))
+        let name = BackendRef { object: ObjectRef::new("Service", "a", "b"), port: 80 };
+        let backend = Backend::new(name, BackendProtocol::Tcp, addresses.iter().map(endpoint).collect());
+        Arc::new(BalancedBackend::new(&backend, &Caller::default(), None))
     }
 
     fn dialled() -> SocketAddr {

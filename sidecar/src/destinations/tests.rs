@@ -1,8 +1,8 @@
-use tidegate_core::ObjectRef;
 use tidegate_core::backend::{BackendProtocol, BackendRef, Endpoint, Transport};
 use tidegate_core::destination::DestinationTarget;
 use tidegate_core::policy::AppProtocol;
 use tidegate_core::route::{Action, BackendTarget, Route, RouteRule, RoutesName, WeightedBackend};
+use tidegate_core::{ObjectRef, Topology};
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn cart(port: u16) -> BackendRef {
 fn backend(port: u16, endpoints: &[u16]) -> Resource {
     let endpoint = |number: &u16| Endpoint::new(address(*number), Transport::Plain);
     let endpoints = endpoints.iter().map(endpoint).collect();
-    Resource::Backend(Backend { name: cart(port), protocol: BackendProtocol::Tcp, endpoints })
+    Resource::Backend(Backend::new(cart(port), BackendProtocol::Tcp, endpoints))
 }
 
 fn routes_name() -> RoutesName {
@@ -261,4 +261,41 @@ fn backends_and_routes_are_bounded_in_number_and_in_bytes() {
         set(9000, 1).unwrap_err().to_string(),
         "this sidecar holds 8192 backends, and may hold no more"
     );
+}
+
+#[test]
+fn where_the_workload_runs_decides_once_it_is_known_and_what_does_not_depend_on_it_stays() {
+    let destinations = Destinations::of_workload("shop/client");
+    destinations.connect();
+    destinations.look_up(address(1));
+    destinations.look_up(address(2));
+    let Resource::Backend(local) = backend(80, &[11, 12]) else { panic!() };
+    let nodes = [(address(11), "a".into()), (address(12), "b".into())];
+    let local = Backend { topology: Topology::SameNode(nodes.into()), ..local };
+    respond(
+        &destinations,
+        vec![
+            (name(1), to_cart(80)),
+            (name(2), to_cart(81)),
+            (ResourceName::Backend(cart(80)), Resource::Backend(local)),
+            (ResourceName::Backend(cart(81)), backend(81, &[13])),
+        ],
+    );
+    let known = |number| match destinations.look_up(address(number)) {
+        Lookup::Known(target) => target,
+        Lookup::Asked(_) | Lookup::OutOfReach => panic!("not known"),
+    };
+    let endpoints = |target: Arc<ResolvedDestination>| {
+        target.endpoints().map(|choice| choice.endpoint.address).collect::<Vec<_>>()
+    };
+    assert_eq!(endpoints(known(1)), []);
+    assert_eq!(known(1).no_endpoint_details(), "no_local_endpoint");
+    let other = known(2);
+    let on = |node: &str| Some(Locality { node: Some(node.into()), zone: None });
+    for (node, number) in [("a", 11), ("b", 12)] {
+        destinations.locate(on(node));
+        destinations.settle(true);
+        assert_eq!(endpoints(known(1)), [address(number)]);
+    }
+    assert!(Arc::ptr_eq(&other, &known(2)));
 }

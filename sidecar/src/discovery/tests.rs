@@ -73,7 +73,8 @@ impl Sidecar {
 
 fn listener(account: &str) -> Option<Body> {
     let identity = Identity::new(TrustDomain::default(), "shop", account).unwrap();
-    let policy = InboundPolicy { workload: "shop/client".into(), identity, ports: Default::default() };
+    let (workload, ports) = ("shop/client".into(), Default::default());
+    let policy = InboundPolicy { workload, identity, locality: None, ports };
     Some(Body::Listener((&policy).into()))
 }
 
@@ -86,8 +87,7 @@ fn to_cart() -> Option<Body> {
 }
 
 fn cart(endpoints: Vec<Endpoint>) -> Option<Body> {
-    let backend = Backend { name: name(), protocol: BackendProtocol::Tcp, endpoints };
-    Some(Body::Backend((&backend).into()))
+    Some(Body::Backend((&Backend::new(name(), BackendProtocol::Tcp, endpoints)).into()))
 }
 
 fn plain(address: &str) -> Endpoint {

@@ -117,9 +117,11 @@ impl Handler {
                     }),
                     (None, Some(reason)) => {
                         balance.refusals.blocked(self.connection.dialled(), reason);
-                        HandlerAction::Reply(local_reply::blocked())
+                        HandlerAction::Reply(local_reply::blocked(destination.no_endpoint_details()))
                     }
-                    (None, None) => HandlerAction::Reply(local_reply::no_endpoint()),
+                    (None, None) => {
+                        HandlerAction::Reply(local_reply::no_endpoint(destination.no_endpoint_details()))
+                    }
                 };
                 Handled { decision: None, path: None, action }
             }

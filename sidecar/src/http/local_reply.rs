@@ -119,21 +119,21 @@ pub(super) fn connection_refused() -> LocalReply {
     }
 }
 
-/// The destination of the app's request has no endpoint.
-pub(super) fn no_endpoint() -> LocalReply {
+/// The destination of the app's request has no endpoint, for the reason that `details` names.
+pub(super) fn no_endpoint(details: &'static str) -> LocalReply {
     LocalReply {
         status: 503,
         reason: "Service Unavailable",
         body: "no healthy upstream",
         close: false,
         flag: ResponseFlag::NoHealthyUpstream,
-        details: "no_healthy_upstream",
+        details,
     }
 }
 
 /// The controller refuses the app this destination.
-pub(super) fn blocked() -> LocalReply {
-    LocalReply { body: "destination blocked", details: "destination_blocked", ..no_endpoint() }
+pub(super) fn blocked(details: &'static str) -> LocalReply {
+    LocalReply { body: "destination blocked", ..no_endpoint(details) }
 }
 
 /// The app closed the connection before it responded.

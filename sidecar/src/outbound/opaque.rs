@@ -36,10 +36,7 @@ impl OutboundConnection<'_> {
             Ok((upstream, choice)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
             Err(failure) => {
                 let (flag, details) = match failure {
-                    None if target.block_reason().is_some() => {
-                        (ResponseFlag::NoHealthyUpstream, "destination_blocked")
-                    }
-                    None => (ResponseFlag::NoHealthyUpstream, "no_healthy_upstream"),
+                    None => (ResponseFlag::NoHealthyUpstream, target.no_endpoint_details()),
                     Some(failure) => (failure.flag(), failure.details()),
                 };
                 told.record(flag, details, 0, 0);

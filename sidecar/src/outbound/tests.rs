@@ -141,12 +141,8 @@ fn service_of(
         let transport = identity.clone().map_or(Transport::Plain, Transport::Mesh);
         Endpoint::new(*address, transport)
     };
-    let backend = Backend {
-        name: BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 80 },
-        protocol,
-        endpoints: endpoints.iter().map(endpoint).collect(),
-    };
-    Answer::Service(carried, backend)
+    let name = BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 80 };
+    Answer::Service(carried, Backend::new(name, protocol, endpoints.iter().map(endpoint).collect()))
 }
 
 /// A server's sidecar that runs as `shop/cart`.

@@ -268,6 +268,7 @@ pub(crate) fn handler(
     let policy = InboundPolicy {
         workload: "httpbin/httpbin-1".into(),
         identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
+        locality: None,
         ports: BTreeMap::from([(local.port(), port_policy)]),
     };
     let (publisher, snapshots) = snapshot::channel();

@@ -1,7 +1,8 @@
-use tidegate_core::ObjectRef;
 use tidegate_core::backend::{Backend, BackendProtocol, Endpoint};
 use tidegate_core::destination::DestinationTarget;
 use tidegate_core::policy::AppProtocol;
+use tidegate_core::topology::UsableEndpoints;
+use tidegate_core::{Locality, ObjectRef, Topology};
 use tidegate_crds::injection;
 
 use super::*;
@@ -193,6 +194,126 @@ fn ports_are_matched_by_name() {
     let documents = [&service(two)[..], &slice, &a];
     assert_eq!(told(&documents, "10.96.0.10:80"), "shop/cart 10.1.0.1:8080=a");
     assert_eq!(told(&documents, "10.96.0.10:81"), "shop/cart 10.1.0.1:9901=a");
+}
+
+#[test]
+fn a_named_target_port_may_be_another_number_in_each_slice() {
+    let older = slice("IPv4", HTTP, &[("10.1.0.1", "a", "")]);
+    let newer = slice("IPv4", "{name: http, port: 9090}", &[("10.1.0.2", "b", "")]);
+    let newer = newer.replace("name: cart-ipv4", "name: cart-ipv4-2");
+    let (a, b) = (pod("a", &["10.1.0.1"], ""), pod("b", &["10.1.0.2"], ""));
+    let documents = [&service(CART)[..], &older, &newer, &a, &b];
+    assert_eq!(told(&documents, "10.96.0.10:80"), "shop/cart 10.1.0.1:8080=a 10.1.0.2:9090=b");
+}
+
+/// A slice in which the endpoint of a Pod has these fields as well.
+fn with_fields(slice: &str, pod: &str, fields: &str) -> String {
+    let reference = format!("targetRef: {{kind: Pod, name: {pod},");
+    assert!(slice.contains(&reference));
+    slice.replace(&reference, &format!("{fields}, {reference}"))
+}
+
+fn cart(documents: &[&str]) -> Backend {
+    let name = BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 80 };
+    backend(documents, &name).value.unwrap()
+}
+
+/// The endpoints that a client on this node and in this zone uses, and those that it falls back to; the last byte of each.
+fn used(backend: &Backend, node: &str, zone: &str) -> (Vec<u8>, Vec<u8>) {
+    let client = Locality { node: Some(node.into()), zone: Some(zone.into()) };
+    let UsableEndpoints { preferred, others } = backend.topology.usable(&backend.endpoints, Some(&client));
+    let last = |endpoint: &Endpoint| match endpoint.address.ip() {
+        IpAddr::V4(ip) => ip.octets()[3],
+        IpAddr::V6(ip) => ip.octets()[15],
+    };
+    (preferred.into_iter().map(last).collect(), others.into_iter().map(last).collect())
+}
+
+#[test]
+fn clients_of_a_local_service_use_what_is_ready_on_their_node_else_what_serves_its_last_there() {
+    let last = "ready: false, serving: true, terminating: true";
+    let slice = slice(
+        "IPv4",
+        HTTP,
+        &[
+            ("10.1.0.1", "a", "ready: true"),
+            ("10.1.0.2", "b", last),
+            ("10.1.0.3", "c", last),
+            ("10.1.0.4", "d", ""),
+        ],
+    );
+    let slice = [("a", "n1"), ("b", "n1"), ("c", "n2")].into_iter().fold(slice, |slice, (pod, node)| {
+        with_fields(&slice, pod, &format!("nodeName: {node}, hints: {{forZones: [{{name: z}}]}}"))
+    });
+    let pods: Vec<_> = ["a", "b", "c", "d"]
+        .iter()
+        .zip(1..)
+        .map(|(name, i)| pod(name, &[&format!("10.1.0.{i}")], ""))
+        .collect();
+    for policy in ["Local", "NotKnownYet"] {
+        let service = service(&format!("internalTrafficPolicy: {policy}, {CART}"));
+        let documents: Vec<_> =
+            [&service[..], &slice].into_iter().chain(pods.iter().map(|pod| &pod[..])).collect();
+        let local = cart(&documents);
+        assert_eq!(used(&local, "n1", "z"), (vec![1], vec![]));
+        assert_eq!(used(&local, "n2", "z"), (vec![3], vec![]));
+        assert_eq!(used(&local, "n3", "z"), (vec![], vec![]));
+    }
+    let documents: Vec<_> = [&service(CART)[..], &slice].into_iter().map(str::to_owned).chain(pods).collect();
+    let cluster = cart(&documents.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(used(&cluster, "n2", "z"), (vec![1, 4], vec![]), "d lacks a hint");
+}
+
+#[test]
+fn hints_of_ready_endpoints_decide_for_each_family() {
+    let dual =
+        "clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, 'fd00:96::a'], ports: [{name: http, port: 80}]";
+    let ipv4 = slice(
+        "IPv4",
+        HTTP,
+        &[("10.1.0.1", "a", ""), ("10.1.0.2", "b", ""), ("10.1.0.3", "c", "ready: false")],
+    );
+    let ipv6 = slice("IPv6", HTTP, &[("fd00::11", "a", ""), ("fd00::12", "b", "")]);
+    let ipv4 =
+        with_fields(&ipv4, "a", "nodeName: n1, hints: {forZones: [{name: east}], forNodes: [{name: n1}]}");
+    let ipv4 = with_fields(&ipv4, "b", "nodeName: n2, hints: {forZones: [{name: east}, {name: west}]}");
+    let (a, b) = (pod("a", &["10.1.0.1", "fd00::11"], ""), pod("b", &["10.1.0.2", "fd00::12"], ""));
+    let c = pod("c", &["10.1.0.3"], "");
+    let cart = cart(&[&service(dual), &ipv4, &ipv6, &a, &b, &c]);
+    assert_eq!(used(&cart, "n1", "east"), (vec![1, 2, 17, 18], vec![]), "b has no hint for nodes");
+    assert_eq!(used(&cart, "n9", "west"), (vec![2, 17, 18], vec![1]));
+    assert_eq!(used(&cart, "n9", "north"), (vec![1, 2, 17, 18], vec![]));
+}
+
+#[test]
+fn most_backends_carry_nothing_about_places_and_clients() {
+    let slice = slice("IPv4", HTTP, &[("10.1.0.1", "a", "")]);
+    let slice = with_fields(&slice, "a", "nodeName: n1, zone: x");
+    let a = pod("a", &["10.1.0.1"], "");
+    for more in
+        ["", "internalTrafficPolicy: Cluster, sessionAffinity: None, trafficDistribution: PreferClose, "]
+    {
+        let cart = cart(&[&service(&format!("{more}{CART}")), &slice, &a]);
+        assert_eq!((cart.topology, cart.affinity), (Topology::Any, None));
+    }
+    // Kubernetes reads no hints while only endpoints that terminate are left.
+    let last = with_fields(&slice, "a", "hints: {forZones: [{name: x}]}")
+        .replace("conditions: {}", "conditions: {ready: false, serving: true, terminating: true}");
+    let cart = cart(&[&service(CART), &last, &a]);
+    assert_eq!((cart.endpoints.len(), cart.topology), (1, Topology::Any));
+}
+
+#[test]
+fn a_service_with_session_affinity_says_for_how_long() {
+    let slice = slice("IPv4", HTTP, &[("10.1.0.1", "a", "")]);
+    let a = pod("a", &["10.1.0.1"], "");
+    let affinity = |config: &str| {
+        let service = service(&format!("sessionAffinity: ClientIP, {config}{CART}"));
+        cart(&[&service, &slice, &a]).affinity.unwrap().as_secs()
+    };
+    assert_eq!(affinity(""), 10_800);
+    assert_eq!(affinity("sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}, "), 60);
+    assert_eq!(affinity("sessionAffinityConfig: {clientIP: {timeoutSeconds: -1}}, "), 1);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! The kinds that every cluster has.
 //!
-//! Each is decoded leanly ([`lean`]) and counted by what the decoded object takes ([`size`]). Namespaces and
-//! ServiceAccounts have no share: the index keeps nothing of them that their authors could make large.
+//! Each is decoded leanly ([`lean`]) and counted by what the decoded object takes ([`size`]). Namespaces,
+//! Nodes and ServiceAccounts have no share: the index keeps nothing of them that their authors could make large.
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::{Scope, Stored, lean, size};
@@ -51,6 +51,20 @@ impl Stored for EndpointSlice {
 
     fn size(&self) -> usize {
         size::of_slice(self)
+    }
+}
+
+impl Stored for Node {
+    const HAS_SHARE: bool = false;
+    const MISSING_WITHOUT: Option<&'static str> =
+        Some("the zones of workloads are not known, and EndpointSlice hints for zones have no effect");
+
+    fn decode(text: &str, _: &str) -> serde_json::Result<Object> {
+        lean::node(text).map(|object| Self::wrap(object.into()))
+    }
+
+    fn size(&self) -> usize {
+        0
     }
 }
 

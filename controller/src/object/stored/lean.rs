@@ -5,16 +5,19 @@
 //! nothing: an unknown port is refused, an unknown label selects nothing. A selector that is too long selects nothing.
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, Namespace, ObjectReference, Pod, PodIP, PodSpec, PodStatus, Service,
-    ServicePort, ServiceSpec,
+    Container, ContainerPort, Namespace, Node, ObjectReference, Pod, PodIP, PodSpec, PodStatus, Service,
+    ServicePort, ServiceSpec, SessionAffinityConfig,
 };
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use tidegate_core::contract::names;
 use tidegate_crds::injection::has_sidecar_of;
 use tidegate_kubernetes::lean::{BoundedEntries, First, MembershipLabels, Meta, Only, Wanted};
 
+use crate::object::node::ZONE_LABEL;
 use crate::service::SERVICE_NAME_LABEL;
 
 /// Ports of a Pod, of a Service, and of an EndpointSlice.
@@ -23,6 +26,8 @@ const MOST_PORTS: usize = 1024;
 const MOST_ENDPOINTS: usize = 1000;
 /// Addresses of an endpoint: Kubernetes' own bound.
 const MOST_ADDRESSES: usize = 100;
+/// Nodes and zones that an endpoint is meant for: Kubernetes' own bound.
+const MOST_HINTS: usize = 8;
 /// Labels of a Pod, and terms of a selector.
 const MOST_LABELS: usize = 256;
 /// Arguments of one of our containers.
@@ -38,6 +43,13 @@ pub(crate) fn namespace(text: &str) -> serde_json::Result<Namespace> {
     Ok(Namespace { metadata, ..Namespace::default() })
 }
 
+/// Decodes a Node: its name, and its zone.
+pub(crate) fn node(text: &str) -> serde_json::Result<Node> {
+    let LeanNode { mut metadata } = serde_json::from_str(text)?;
+    let labels = metadata.labels.take().unwrap_or_default().entries;
+    Ok(Node { metadata: ObjectMeta { labels: Some(labels), ..metadata.named() }, ..Node::default() })
+}
+
 /// Decodes a Service. A selector with more terms than the bound is dropped as a whole: a part of it would select more
 /// Pods.
 pub(crate) fn service(text: &str) -> serde_json::Result<Service> {
@@ -47,9 +59,12 @@ pub(crate) fn service(text: &str) -> serde_json::Result<Service> {
         cluster_ip: spec.cluster_ip,
         cluster_ips: spec.cluster_ips.map(|ips| ips.0),
         external_name: spec.external_name,
+        internal_traffic_policy: spec.internal_traffic_policy.filter(|policy| policy != "Cluster"),
         ports: spec.ports.map(|ports| ports.0),
         publish_not_ready_addresses: spec.publish_not_ready_addresses,
         selector: spec.selector.filter(|selector| !selector.has_more).map(|selector| selector.entries),
+        session_affinity: spec.session_affinity.filter(|affinity| affinity != "None"),
+        session_affinity_config: spec.session_affinity_config,
         type_: spec.type_,
         ..ServiceSpec::default()
     };
@@ -111,6 +126,18 @@ impl Wanted for ServiceName {
 }
 
 #[derive(Deserialize)]
+struct LeanNode {
+    metadata: Meta<Only<Zone>>,
+}
+
+/// The label with the zone of a Node.
+struct Zone;
+
+impl Wanted for Zone {
+    const NAMES: &'static [&'static str] = &[ZONE_LABEL];
+}
+
+#[derive(Deserialize)]
 struct LeanService {
     metadata: Meta,
     #[serde(default)]
@@ -125,6 +152,9 @@ struct LeanServiceSpec {
     #[serde(rename = "clusterIPs")]
     cluster_ips: Option<First<String, 2>>,
     external_name: Option<String>,
+    internal_traffic_policy: Option<String>,
+    session_affinity: Option<String>,
+    session_affinity_config: Option<SessionAffinityConfig>,
     ports: Option<First<ServicePort, MOST_PORTS>>,
     publish_not_ready_addresses: Option<bool>,
     selector: Option<BoundedEntries<MOST_LABELS>>,
@@ -150,9 +180,19 @@ struct LeanEndpoint {
     addresses: Option<First<String, MOST_ADDRESSES>>,
     conditions: Option<LeanConditions>,
     target_ref: Option<LeanReference>,
+    node_name: Option<String>,
+    hints: Option<LeanHints>,
 }
 
-/// All three conditions decide which endpoints get traffic; `hints` and topology do not.
+/// Which clients the endpoint is meant for.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct LeanHints {
+    for_nodes: Option<First<ForNode, MOST_HINTS>>,
+    for_zones: Option<First<ForZone, MOST_HINTS>>,
+}
+
+/// All three conditions decide which endpoints get traffic.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct LeanConditions {
@@ -180,13 +220,14 @@ struct LeanPod {
     status: Option<LeanPodStatus>,
 }
 
-/// Of the spec: what decides about ports, about our own containers and about the identity.
+/// Of the spec: what decides about ports, about our own containers and about the identity, and where the Pod runs.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct LeanPodSpec {
     containers: Option<First<LeanContainer, MOST_CONTAINERS>>,
     init_containers: Option<First<LeanContainer, MOST_CONTAINERS>>,
     host_network: Option<bool>,
+    node_name: Option<String>,
     service_account_name: Option<String>,
     service_account: Option<String>,
 }
@@ -230,6 +271,11 @@ impl From<LeanEndpoint> for Endpoint {
             target_ref: endpoint.target_ref.map(|LeanReference { kind, name, namespace, uid }| {
                 ObjectReference { kind, name, namespace, uid, ..ObjectReference::default() }
             }),
+            node_name: endpoint.node_name,
+            hints: endpoint.hints.map(|LeanHints { for_nodes, for_zones }| EndpointHints {
+                for_nodes: for_nodes.map(|nodes| nodes.0),
+                for_zones: for_zones.map(|zones| zones.0),
+            }),
             ..Self::default()
         }
     }
@@ -260,6 +306,7 @@ impl From<LeanPodSpec> for PodSpec {
             containers: apps.into_iter().collect(),
             init_containers: Some(ours),
             host_network: spec.host_network,
+            node_name: spec.node_name,
             service_account_name: spec.service_account_name.or(spec.service_account),
             ..Self::default()
         }

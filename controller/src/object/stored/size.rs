@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodIP, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice, ForNode, ForZone};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -50,8 +50,8 @@ pub(super) fn of_pod(pod: &Pod) -> usize {
     let ips: usize = ips.map(|ip| item::<PodIP>() + REFERENCE + ip.ip.len()).sum();
     let status: usize =
         status.map(|status| REFERENCE + optional(&status.pod_ip) + optional(&status.phase)).sum();
-    let account = pod.spec.iter().map(|spec| optional(&spec.service_account_name)).sum::<usize>();
-    size_of::<Pod>() + of_metadata(&pod.metadata) + containers + ips + status + account
+    let names = pod.spec.iter().map(|spec| optional(&spec.service_account_name) + optional(&spec.node_name));
+    size_of::<Pod>() + of_metadata(&pod.metadata) + containers + ips + status + names.sum::<usize>()
 }
 
 fn of_container(container: &Container) -> usize {
@@ -71,6 +71,8 @@ pub(super) fn of_service(service: &Service) -> usize {
         let selector: usize = spec.selector.as_ref().map_or(0, entries);
         optional(&spec.cluster_ip)
             + optional(&spec.external_name)
+            + optional(&spec.internal_traffic_policy)
+            + optional(&spec.session_affinity)
             + optional(&spec.type_)
             + ips
             + ports
@@ -106,14 +108,19 @@ pub(super) fn of_slice(slice: &EndpointSlice) -> usize {
     size_of::<EndpointSlice>() + of_metadata(&slice.metadata) + text(&slice.address_type) + endpoints + ports
 }
 
-/// An endpoint with its addresses and the reference to its Pod.
+/// An endpoint with its addresses, the reference to its Pod, and where it is.
 fn of_endpoint(endpoint: &Endpoint) -> usize {
     let addresses: usize = endpoint.addresses.iter().map(|address| item::<String>() + text(address)).sum();
     let target = endpoint.target_ref.as_ref().map_or(0, |target| {
         let texts = [&target.kind, &target.name, &target.namespace, &target.uid].into_iter().map(optional);
         REFERENCE + texts.sum::<usize>()
     });
-    item::<Endpoint>() + addresses + target
+    let hints = endpoint.hints.as_ref().map_or(0, |hints| {
+        let nodes = hints.for_nodes.iter().flatten().map(|node| item::<ForNode>() + text(&node.name));
+        let zones = hints.for_zones.iter().flatten().map(|zone| item::<ForZone>() + text(&zone.name));
+        nodes.chain(zones).sum::<usize>()
+    });
+    item::<Endpoint>() + addresses + target + optional(&endpoint.node_name) + hints
 }
 
 /// The parts of metadata that are decoded: names, UID and labels.
@@ -167,16 +174,19 @@ mod tests {
         let metadata = json!({"namespace": "shop", "name": "a", "uid": "u".repeat(36), "labels": labels});
         let sidecar =
             json!({"name": "tidegate-sidecar", "restartPolicy": "Always", "args": ["--transparent"]});
-        let pod = json!({"metadata": metadata, "spec": {"serviceAccountName": "a", "initContainers": [sidecar],
+        let pod = json!({"metadata": metadata, "spec": {"serviceAccountName": "a", "nodeName": "n", "initContainers": [sidecar],
             "containers": [{"name": "a", "ports": ports}]}, "status": {"phase": "Failed", "podIP": "10.0.0.1"}})
         .to_string();
         let bare = json!({"metadata": {"namespace": "shop", "name": "a"}}).to_string();
         let service =
-            json!({"metadata": metadata, "spec": {"ports": ports, "selector": labels, "clusterIP": "10.0.0.1"}})
-                .to_string();
+            json!({"metadata": metadata, "spec": {"ports": ports, "selector": labels, "clusterIP": "10.0.0.1",
+                "internalTrafficPolicy": "Local", "sessionAffinity": "ClientIP"}})
+            .to_string();
         let endpoint = |i| {
             let target = json!({"kind": "Pod", "name": format!("p{i}"), "uid": "u".repeat(36)});
-            json!({"addresses": ["10.0.0.1"], "conditions": {"ready": true}, "targetRef": target})
+            let hints = json!({"forZones": [{"name": "a"}], "forNodes": [{"name": "b"}, {"name": "c"}]});
+            json!({"addresses": ["10.0.0.1"], "conditions": {"ready": true}, "targetRef": target,
+                "nodeName": "n".repeat(30), "hints": hints})
         };
         let endpoints: Vec<Value> = (0..900).map(endpoint).collect();
         let slice =

@@ -216,10 +216,10 @@ impl Reader<'_> {
             return None;
         };
         let namespace = match kind {
-            Kind::Namespace => "",
+            kind if kind.is_cluster_scoped() => "",
             _ => text("metadata.namespace").filter(|name| !name.is_empty()).unwrap_or(DEFAULT_NAMESPACE),
         };
-        if kind != Kind::Namespace && (!is_object_name(namespace) || namespace.contains('.')) {
+        if !kind.is_cluster_scoped() && (!is_object_name(namespace) || namespace.contains('.')) {
             problem(self, "metadata.namespace", "must be a lower-case DNS label");
             return None;
         }

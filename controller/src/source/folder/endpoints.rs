@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::object::pod::has_ended;
+use crate::object::pod::{has_ended, node_name};
 use crate::object::{Object, ObjectName};
 use crate::service::SERVICE_NAME_LABEL;
 use crate::service::{NamedPorts, selects, target_ports_of};
@@ -94,6 +94,7 @@ fn endpoint(pod: &Pod, address: String) -> Endpoint {
     Endpoint {
         addresses: vec![address],
         conditions: Some(EndpointConditions { ready: Some(!is_unready), ..EndpointConditions::default() }),
+        node_name: node_name(pod).map(str::to_owned),
         target_ref: Some(ObjectReference {
             kind: Some("Pod".to_owned()),
             name: pod.metadata.name.clone(),

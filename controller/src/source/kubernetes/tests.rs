@@ -18,8 +18,10 @@ use crate::compile::ingress_backend;
 use crate::compile::status::{CurrentStatus, ObjectStatus};
 use crate::explain::{HttpRequest, Query, Speaks, explain};
 use crate::index::{Affected, Index};
+use crate::object::node::ZONE_LABEL;
 
 const NAMESPACES: &str = "v1/namespaces";
+const NODES: &str = "v1/nodes";
 const PODS: &str = "v1/pods";
 const SERVICES: &str = "v1/services";
 const SLICES: &str = "discovery.k8s.io/v1/endpointslices";
@@ -416,9 +418,7 @@ async fn unused_fields_are_not_kept_and_their_changes_affect_nothing() {
     let mut cluster = Cluster::complete(walkthrough().await).await;
     let pod = cluster.pod("httpbin/httpbin-1").unwrap();
     let spec = pod.spec.as_ref().unwrap();
-    assert!(
-        spec.node_name.is_none() && spec.containers[0].image.is_none() && spec.containers[0].env.is_none()
-    );
+    assert!(spec.containers[0].image.is_none() && spec.containers[0].env.is_none());
     assert!(pod.status.as_ref().unwrap().host_ip.is_none());
     let init = spec.init_containers.as_ref().unwrap();
     assert_eq!(init[0].args.as_ref().unwrap()[1], "--exclude-inbound-ports=9000");
@@ -584,4 +584,31 @@ fn a_pod_is_a_workload_with_a_sidecar_an_address_of_its_own_and_while_it_lasts()
     let mut host = whole;
     host["spec"]["hostNetwork"] = true.into();
     assert!(!is_injected(&parse(host)));
+}
+
+#[tokio::test]
+async fn without_the_right_to_read_nodes_only_their_zones_are_missing_and_a_warning_says_so() {
+    let api = FakeApi::start().await;
+    api.apply(NODES, json!({"metadata": {"name": "n1", "labels": {ZONE_LABEL: "a", "other": "x"}}}));
+    let mut cluster = Cluster::complete(api).await;
+    cluster.until("the node", |cluster| cluster.index.zone("n1").is_some()).await;
+    assert_eq!(cluster.index.zone("n1").map(|zone| &**zone), Some("a"));
+    // Nothing but the zone is read of a Node, whose kubelet writes it again and again.
+    cluster.affected = Affected::default();
+    cluster.api.apply(NODES, json!({"metadata": {"name": "n1", "labels": {ZONE_LABEL: "a", "other": "y"}}}));
+    cluster.api.apply(NODES, json!({"metadata": {"name": "n2", "labels": {ZONE_LABEL: "b"}}}));
+    cluster.until("the other node", |cluster| cluster.index.zone("n2").is_some()).await;
+    assert_eq!(cluster.affected.nodes, ["n2".into()].into());
+
+    let api = FakeApi::start().await;
+    api.forbid("list nodes");
+    let cluster = Cluster::complete(api).await;
+    let problem = cluster.problems[0].to_string();
+    assert!(problem.starts_with("Node: warning: cannot be read, retrying: 403"), "{problem}");
+    assert!(
+        problem.ends_with(
+            "; the zones of workloads are not known, and EndpointSlice hints for zones have no effect"
+        ),
+        "{problem}"
+    );
 }

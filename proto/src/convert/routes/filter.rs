@@ -10,8 +10,9 @@ use tidegate_core::route::filter::{
 use tidegate_core::route::{FieldName, FieldValue};
 
 use super::super::backend::backend_ref_to_wire;
+use super::super::duration::{duration_from_wire, duration_to_wire};
 use super::super::{ConversionError, missing, object_from_wire, object_to_wire};
-use super::{backend_from_wire, duration_from_wire, duration_to_wire, inner, status};
+use super::{backend_from_wire, inner, status};
 use crate::discovery as wire;
 use crate::discovery::filter::Kind;
 

@@ -8,8 +8,9 @@
 use tidegate_core::route::RetryPolicy;
 use tidegate_core::route::retry::{Backoff, Budget, RetryMethods, RetryOn};
 
+use super::super::duration::{duration_from_wire, duration_to_wire};
 use super::super::{ConversionError, bad, missing};
-use super::{duration_from_wire, duration_to_wire, inner, status, unknown};
+use super::{inner, status, unknown};
 use crate::discovery as wire;
 
 /// Writes every field, also those that have the model's defaults, so that both sides agree whatever their versions'

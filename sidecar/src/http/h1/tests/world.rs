@@ -94,6 +94,7 @@ impl World {
         let policy = InboundPolicy {
             workload: "httpbin/httpbin-1".into(),
             identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
+            locality: None,
             ports: BTreeMap::from([(PORT, port)]),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(policy.into()));

@@ -195,6 +195,7 @@ impl Sidecar {
         let policy = InboundPolicy {
             workload: "a/pod".into(),
             identity: Identity::from_spiffe_uri("spiffe://cluster.local/ns/a/sa/app").unwrap(),
+            locality: None,
             ports: [(PORT, port)].into(),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy.clone())));

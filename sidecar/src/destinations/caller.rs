@@ -1,0 +1,12 @@
+//! The sidecar's own workload, as far as it decides which endpoints its connections go to.
+
+use tidegate_core::Locality;
+
+/// The workload whose connections are balanced.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Caller {
+    /// `<namespace>/<name>` of the pod.
+    pub(super) workload: Box<str>,
+    /// Where it runs; `None`: the controller has not said so.
+    pub(super) locality: Option<Locality>,
+}
