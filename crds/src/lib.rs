@@ -3,12 +3,14 @@
 //! Groups, names, fields and defaults are those of Open Service Mesh and of the Service Mesh Interface, so that its users' manifests apply unchanged.
 //! This crate may use Kubernetes' types and [`tidegate_core`]'s; it does no I/O.
 //!
-//! Start reading at [`ingress_backend`], [`traffic_target`] and [`mesh_config`]. [`validate`] reports what is wrong with an object beyond
+//! Start reading at [`ingress_backend`], [`traffic_target`] and [`mesh_config`]; [`gateway_api`] has kinds whose
+//! definitions are the cluster's. [`validate`] reports what is wrong with an object beyond
 //! its schema, in the words that OSM's admission webhook used; [`schema`] checks any YAML against a CRD's schema as the
 //! API server would, and [`stored`] reads objects that were stored unchecked. [`manifest`] writes the manifests in
 //! `crds/yaml`, and a test compares them.
 
 mod bounded;
+pub mod gateway_api;
 pub mod http_route_group;
 pub mod ingress_backend;
 pub mod injection;
