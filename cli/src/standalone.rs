@@ -61,7 +61,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StandaloneOptions {
     /// Folder of manifests (.yaml, .yml, .json), watched: Namespace, ServiceAccount, Service, EndpointSlice, Pod, Node,
-    /// IngressBackend, MeshConfig. A Pod whose podIP is a loopback address gets a sidecar.
+    /// IngressBackend, MeshConfig, TrafficTarget, HTTPRouteGroup, TCPRoute, HTTPRoute, GRPCRoute. A Pod whose podIP is a
+    /// loopback address gets a sidecar.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     pub(crate) folder: PathBuf,
     /// Folder for the CA's root, the trust bundle, tokens and the ingress controller's Secret.

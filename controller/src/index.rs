@@ -6,6 +6,7 @@
 mod addresses;
 mod affected;
 mod endpoint_slices;
+mod gateway_routes;
 mod http_route_groups;
 mod ingress_backends;
 mod mesh_configs;
@@ -35,6 +36,7 @@ use crate::service::{is_headless, selects};
 
 pub(crate) use affected::Affected;
 pub(crate) use endpoint_slices::{pod_of, service_of};
+pub(crate) use gateway_routes::{RouteObject, RouteWeight, backend_of, parent_of};
 pub(crate) use http_route_groups::{CompiledMatch, NamedMatches, RouteGroup};
 pub(crate) use pods::pod_addresses;
 
@@ -256,6 +258,21 @@ impl Index {
         TCPRoute::get(&self.parts.tcp_routes, name)
     }
 
+    /// Every HTTPRoute and GRPCRoute.
+    pub(crate) fn routes(&self) -> impl Iterator<Item = RouteObject<'_>> {
+        self.parts.http_routes.iter().chain(self.parts.grpc_routes.iter())
+    }
+
+    /// The HTTPRoute and the GRPCRoute of this name.
+    pub(crate) fn routes_named(&self, name: &ObjectName) -> impl Iterator<Item = RouteObject<'_>> {
+        self.parts.http_routes.named(name).into_iter().chain(self.parts.grpc_routes.named(name))
+    }
+
+    /// The HTTPRoutes and GRPCRoutes that name a Service as a parent.
+    pub(crate) fn routes_of(&self, service: &ObjectName) -> impl Iterator<Item = RouteObject<'_>> {
+        self.parts.http_routes.with_parent(service).chain(self.parts.grpc_routes.with_parent(service))
+    }
+
     /// A Service's EndpointSlices.
     pub(crate) fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = &Arc<EndpointSlice>> {
         self.parts.endpoint_slices.of_service(service)
@@ -389,7 +406,7 @@ impl Index {
     fn note(&self, effect: Effect, affected: &mut Affected) {
         match effect {
             Effect::All => affected.all = true,
-            Effect::Namespace(namespace) => drop(affected.namespaces.insert(namespace)),
+            Effect::Namespace(namespace) => self.affect_namespace(namespace, affected),
             Effect::Statuses(namespace) => drop(affected.policies.insert(namespace)),
             Effect::Addresses(addresses) => affected.addresses.extend(addresses),
             Effect::Node(node) => drop(affected.nodes.insert(node)),
@@ -402,10 +419,45 @@ impl Index {
                     self.affect_account(&traffic_targets::destination(&name.namespace, target), affected);
                 }
             }
+            Effect::Route(route, parents) => {
+                affected.routes.insert(route);
+                parents.iter().for_each(|parent| self.affect_parent(parent, affected));
+            }
+            Effect::RoutedService(service) => {
+                self.affect_parent(&service, affected);
+                self.affect_routes_to(&service, affected);
+            }
             Effect::Pod(pod) => {
                 self.affect_sources_on(&pod, affected);
                 affected.pods.insert(pod);
             }
+        }
+    }
+
+    /// Whether a namespace is in the mesh decides about its routes as well.
+    fn affect_namespace(&self, namespace: Arc<str>, affected: &mut Affected) {
+        let (http, grpc) = (&self.parts.http_routes, &self.parts.grpc_routes);
+        for route in http.in_namespace(&namespace).chain(grpc.in_namespace(&namespace)) {
+            affected.routes.insert(route.name.clone());
+            route.parents().iter().for_each(|parent| self.affect_parent(parent, affected));
+        }
+        affected.namespaces.insert(namespace);
+    }
+
+    /// A Service that is a parent affects all its routes, because each may conflict with the others, and what clients reach
+    /// at its addresses.
+    fn affect_parent(&self, service: &ObjectName, affected: &mut Affected) {
+        affected.routes.extend(self.routes_of(service).map(|route| route.name.clone()));
+        affected.addresses.extend(self.service(service).into_iter().flat_map(|service| cluster_ips(service)));
+        affected.routed.insert(service.clone());
+    }
+
+    /// A Service that is a backend affects the routes that name it, and the clients of their parents.
+    fn affect_routes_to(&self, service: &ObjectName, affected: &mut Affected) {
+        let (http, grpc) = (&self.parts.http_routes, &self.parts.grpc_routes);
+        for route in http.with_backend(service).chain(grpc.with_backend(service)) {
+            affected.routes.insert(route.name.clone());
+            affected.routed.extend(route.parents());
         }
     }
 

@@ -242,7 +242,8 @@ mod tests {
 
     #[test]
     fn lists_of_a_route_are_bounded() {
-        let spec = |rules: usize| serde_json::from_value::<RouteSpec>(json!({"rules": vec![json!({}); rules]}));
+        let spec =
+            |rules: usize| serde_json::from_value::<RouteSpec>(json!({"rules": vec![json!({}); rules]}));
         assert!(spec(64).is_ok());
         let error = spec(65).unwrap_err().to_string();
         assert_eq!(error, "spec.rules: Too many: must have at most 64 items");
@@ -250,7 +251,8 @@ mod tests {
 
     #[test]
     fn a_parent_is_repeated_as_it_was_written() {
-        let parent = json!({"group": "", "kind": "Service", "name": "cart", "port": 80, "sectionName": "http"});
+        let parent =
+            json!({"group": "", "kind": "Service", "name": "cart", "port": 80, "sectionName": "http"});
         let read: ParentRef = serde_json::from_value(parent.clone()).unwrap();
         assert!(read.is_service());
         assert_eq!(serde_json::to_value(&read).unwrap(), parent);

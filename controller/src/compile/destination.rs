@@ -12,8 +12,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tidegate_core::backend::{BackendRef, Transport};
+use tidegate_core::destination::DestinationTarget;
 use tidegate_core::{Destination, TrustDomain};
 
+use super::route_features::Features;
+use super::routes_key::RoutesKey;
 use crate::index::Index;
 use crate::object::{Kind, ObjectName};
 use crate::service::{port_protocol, tcp_ports};
@@ -25,6 +28,8 @@ pub(crate) struct Resolver<'i> {
     pub(crate) trust_domain: &'i TrustDomain,
     /// Whether a Pod has a sidecar.
     pub(crate) is_workload: fn(&Pod) -> bool,
+    /// What sidecars carry out of routes.
+    pub(crate) features: Features,
 }
 
 /// A destination or a backend, and the Pods on which it rests.
@@ -51,8 +56,8 @@ impl Resolver<'_> {
         service.or_else(|| self.index.pods_at(ip).map(|(name, _)| name).next())
     }
 
-    /// A backend if the Service says who stands behind the address, and one of the endpoints of its family is in the
-    /// mesh, or there are none.
+    /// Routes if the port has any for any client. Otherwise a backend if the Service says who stands behind the address,
+    /// and one of the endpoints of its family is in the mesh, or there are none.
     fn service(
         &self,
         name: &ObjectName,
@@ -63,6 +68,14 @@ impl Resolver<'_> {
         let Some(port) = tcp_ports(service).find(|port| port.port == i32::from(address.port())) else {
             return Destination::Passthrough;
         };
+        let protocol = port_protocol(port).carried();
+        if self.has_routes(name, address.port()) {
+            let key = RoutesKey { service: name.clone(), port: address.port() };
+            return key.name().map_or_else(
+                || Destination::Blocked("its Service has no valid name".into()),
+                |name| Destination::Routed { protocol, target: DestinationTarget::Routes(name) },
+            );
+        }
         let slices = self.slices(name, address.is_ipv4());
         let endpoints = self.service_endpoints(service, &slices, port, pods);
         let selects = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
@@ -72,7 +85,7 @@ impl Resolver<'_> {
             return Destination::Passthrough;
         }
         let backend = BackendRef { object: name.to_ref(Kind::Service), port: address.port() };
-        Destination::backend(port_protocol(port).carried(), backend)
+        Destination::backend(protocol, backend)
     }
 
     /// The Pod that has this address: of several, one that lives.

@@ -4,6 +4,8 @@
 //! change affects) is generated from the table of kinds. A status is a function of the index: it is computed again
 //! when something that it rests on has changed, and compared with the one before by its writer.
 
+pub(crate) mod parents;
+
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
@@ -12,11 +14,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tidegate_core::ObjectRef;
 use tidegate_core::policy::IngressRule;
 
-use crate::index::{Affected, Index};
+use crate::index::{Affected, Index, RouteObject};
 use crate::object::kinds::kinds;
 use crate::object::stored::Stored;
 use crate::object::unreadable::Unreadable;
 use crate::object::{Kind, ObjectKey, ObjectName};
+
+use parents::ParentStatus;
 
 /// What OSM's users see of an object that is in force.
 const COMMITTED: &str = "successfully committed by the system";
@@ -37,6 +41,8 @@ pub struct ObjectStatus {
     pub observed_generation: Option<i64>,
     /// The reason of its condition `Accepted` in one word; `None` for kinds without this condition.
     pub condition: Option<&'static str>,
+    /// What a route says of each parent that is ours; `None` for kinds without parents.
+    pub(crate) parents: Option<Vec<ParentStatus>>,
 }
 
 /// `status.currentStatus`.
@@ -101,6 +107,8 @@ pub(crate) struct StatusScope<'s> {
     pub(crate) all: bool,
     /// Those of these namespaces.
     namespaces: BTreeSet<&'s str>,
+    /// Those of routes with these names.
+    routes: Option<&'s BTreeSet<ObjectName>>,
     /// None of other meshes, whose controllers speak for them.
     only_ours: bool,
     /// Whether [`Judged::is_incomplete`] is to be found out.
@@ -116,6 +124,7 @@ impl<'s> StatusScope<'s> {
             index,
             all: true,
             namespaces: BTreeSet::new(),
+            routes: None,
             only_ours: false,
             asks_for_missing: true,
             without_room: BTreeSet::new(),
@@ -134,6 +143,7 @@ impl<'s> StatusScope<'s> {
             index,
             all: affected.all,
             namespaces: of_pods.chain(others).collect(),
+            routes: Some(&affected.routes),
             only_ours: true,
             asks_for_missing: false,
             without_room,
@@ -147,6 +157,19 @@ impl<'s> StatusScope<'s> {
 
     fn is_affected(&self, namespace: &str) -> bool {
         self.all || self.namespaces.contains(namespace)
+    }
+
+    /// The routes whose status may have changed.
+    pub(super) fn routes(&self) -> impl Iterator<Item = RouteObject<'s>> {
+        let (index, names) = (self.index, self.routes.filter(|_| !self.all));
+        let named = names.into_iter().flatten().flat_map(|name| index.routes_named(name));
+        let all = names.is_none().then(|| index.routes());
+        named.chain(all.into_iter().flatten())
+    }
+
+    /// Whether the status of the routes with this name may have changed.
+    pub(super) fn concerns_route(&self, name: &ObjectName) -> bool {
+        self.all || self.routes.is_some_and(|routes| routes.contains(name))
     }
 }
 
@@ -201,12 +224,17 @@ impl ObjectStatus {
             Some(reason) => (CurrentStatus::Error, reason),
             None => (CurrentStatus::Committed, COMMITTED.to_owned()),
         };
-        Self { current, reason, warnings, observed_generation: of.generation, condition: None }
+        Self { current, reason, warnings, observed_generation: of.generation, condition: None, parents: None }
     }
 
     /// With a condition `Accepted` of this reason.
     pub(super) fn with_condition(self, reason: &'static str) -> Self {
         Self { condition: Some(reason), ..self }
+    }
+
+    /// With what a route says of its parents.
+    pub(super) fn with_parents(self, parents: Vec<ParentStatus>) -> Self {
+        Self { parents: Some(parents), ..self }
     }
 }
 

@@ -149,7 +149,7 @@ impl Session {
         let listener = listener(workload);
         let is_waiting = *self.workloads.synced().borrow() && self.workloads.policy(workload).is_none();
         let share = self.shares.enter(&self.client.identity, self.id, workload, is_waiting)?;
-        let subscriber = self.resources.subscriber();
+        let subscriber = self.resources.subscriber(self.client.identity.namespace());
         let subscriptions = Subscriptions::new(subscriber, share, &listener, &known_versions);
         // It may be large, and the stream lives long.
         drop(known_versions);

@@ -240,7 +240,7 @@ mod tests {
             let workload = ObjectName::new("ns", format!("pod-{stream}"));
             let share = self.shares.enter(&identity, stream.into(), &workload, false).unwrap();
             let listener = crate::publish::policies::listener(&workload);
-            Subscriptions::new(self.resources.subscriber(), share, &listener, known)
+            Subscriptions::new(self.resources.subscriber("ns"), share, &listener, known)
         }
 
         /// Destinations and backends that are followed.

@@ -221,7 +221,7 @@ fn workloads_beyond_the_share_of_their_namespace_have_no_policy_and_say_why_unti
 fn what_stays_the_same_is_published_once() {
     let mut bench = Bench::started(&[HTTPBIN]);
     let name = ObjectName::parse("httpbin/httpbin-1").unwrap();
-    let mut follower = bench.engine.shared.resources.subscriber();
+    let mut follower = bench.engine.shared.resources.subscriber("httpbin");
     follower.subscribe(Arc::new(listener(&name)));
     assert!(follower.next_change().is_some());
     let labelled = HTTPBIN.replace("app: httpbin}}", "app: httpbin, version: v2}}");
@@ -357,7 +357,7 @@ async fn a_policy_change_is_compiled_at_once_in_a_mesh_of_two_thousand_workloads
     *bench.engine.shared.index.write().unwrap() = Index::for_mesh(Some("osm"));
     let shared = bench.engine.shared.clone();
     let metrics = bench.engine.metrics.clone();
-    let mut policy = shared.resources.subscriber();
+    let mut policy = shared.resources.subscriber("httpbin");
     policy.subscribe(Arc::new(listener(&ObjectName::new("ns-0", "pod-0"))));
     let watches = WatchMetrics::new(&Metrics::new());
     let source = KubernetesSource::new(api.client(), "tidegate-system", watches);
@@ -389,4 +389,28 @@ async fn a_policy_change_is_compiled_at_once_in_a_mesh_of_two_thousand_workloads
     };
     tokio::time::timeout(Duration::from_secs(30), all).await.unwrap();
     assert_eq!(metrics.compiled.get() - compiled, 21 * 10, "only the Pods behind the policy are compiled");
+}
+
+#[test]
+fn a_route_s_status_follows_its_parents_and_is_written_once() {
+    let route = |name: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: httpbin}}\n\
+             spec: {{parentRefs: [{{group: '', kind: Service, name: httpbin}}], rules: [{{backendRefs: [{{name: httpbin, port: 80}}]}}]}}\n"
+        )
+    };
+    let mut bench = Bench::started(&[&route("a")]);
+    let missing = "HTTPRoute httpbin/a: NoMatchingParent: there is no Service httpbin/httpbin";
+    assert_eq!(bench.statuses.take(), [missing]);
+    bench.apply(changes(&[&route("a")]));
+    assert_eq!(bench.statuses.take(), [""; 0], "nothing is new");
+    bench.apply(changes(&[HTTPBIN]));
+    let [found] = &bench.statuses.take()[..] else { panic!("one status") };
+    assert!(!found.contains("NoMatchingParent"), "{found}");
+    bench.apply(changes(&[&route("b")]));
+    let [other] = &bench.statuses.take()[..] else { panic!("the one of the new route") };
+    assert!(other.starts_with("HTTPRoute httpbin/b: "), "{other}");
+    let key = ObjectKey { kind: Kind::HTTPRoute, name: ObjectName::new("httpbin", "a") };
+    bench.apply(vec![Change::Delete(key)]);
+    assert_eq!(bench.statuses.take(), ["HTTPRoute httpbin/a: removed"]);
 }

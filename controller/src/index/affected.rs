@@ -23,6 +23,10 @@ pub(crate) struct Affected {
     pub(crate) addresses: BTreeSet<IpAddr>,
     /// The backends of these Services.
     pub(crate) services: BTreeSet<ObjectName>,
+    /// The routes that clients of these Services get.
+    pub(crate) routed: BTreeSet<ObjectName>,
+    /// The status of the HTTPRoutes and GRPCRoutes with these names.
+    pub(crate) routes: BTreeSet<ObjectName>,
     /// How many policies of each namespace were searched for the Pods behind them.
     looked_through: BTreeMap<Arc<str>, usize>,
 }

@@ -57,6 +57,10 @@ pub(crate) enum Effect {
     Node(Arc<str>),
     /// What workloads reach at these addresses.
     Addresses(Vec<IpAddr>),
+    /// A route with this name, and everything about the Services that are its parents.
+    Route(ObjectName, BTreeSet<ObjectName>),
+    /// The routes that have this Service as a parent or as a backend.
+    RoutedService(ObjectName),
 }
 
 /// The objects of a namespace.

@@ -55,7 +55,7 @@ impl Indexed for Service {
     }
 
     fn effects(_: &Services, name: &ObjectName) -> Vec<Effect> {
-        vec![Effect::Service(name.clone())]
+        vec![Effect::Service(name.clone()), Effect::RoutedService(name.clone())]
     }
 }
 

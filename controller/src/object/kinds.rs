@@ -28,6 +28,10 @@ macro_rules! kinds {
             TCPRoute(tidegate_crds::TCPRoute): tcp_routes,
             /// The mesh's settings; `config.openservicemesh.io/v1alpha2`.
             MeshConfig(tidegate_crds::MeshConfig): mesh_configs,
+            /// Where HTTP requests for a Service go; `gateway.networking.k8s.io/v1`.
+            HTTPRoute(tidegate_crds::gateway_api::GatewayRoute<tidegate_crds::gateway_api::Http>): http_routes,
+            /// Where gRPC calls for a Service go; `gateway.networking.k8s.io/v1`.
+            GRPCRoute(tidegate_crds::gateway_api::GatewayRoute<tidegate_crds::gateway_api::Grpc>): grpc_routes,
         }
     };
 }

@@ -23,6 +23,8 @@ pub(crate) trait Stored:
     const HAS_SHARE: bool = true;
     /// What is missing while objects of this kind cannot be read. `None`: nothing is compiled without them.
     const MISSING_WITHOUT: Option<&'static str> = None;
+    /// Whether a cluster may lack the kind's definition. Then it has no objects of the kind.
+    const IS_OPTIONAL: bool = false;
 
     /// Decodes an object of a cluster from its JSON. `control_plane` is the namespace of our control plane.
     fn decode(text: &str, control_plane: &str) -> serde_json::Result<Object>;

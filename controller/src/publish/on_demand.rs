@@ -3,6 +3,7 @@
 //! A value is made when the first stream follows it, and again when a change affects it; it is withdrawn when the last
 //! one leaves.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Pod;
 use tidegate_core::backend::{Backend, BackendProtocol, BackendRef};
+use tidegate_core::route::{Action, DirectResponse, Route, RouteRule, RoutesName};
 use tidegate_core::{Destination, ObjectRef, TrustDomain};
 use tidegate_proto::ResourceName;
 use tidegate_runtime::logging::LogThrottle;
@@ -19,6 +21,9 @@ use tracing::warn;
 use super::shares::{self, NamespaceShares};
 use super::store::{Follower, Published, Store};
 use crate::compile::destination::{Resolved, Resolver};
+use crate::compile::gateway_route::PortRoutes;
+use crate::compile::route_features::Features;
+use crate::compile::routes_key::{self, RoutesKey};
 use crate::index::{Affected, Index};
 use crate::metrics::NamespaceGauge;
 use crate::object::{Kind, ObjectName};
@@ -32,6 +37,7 @@ pub(crate) struct OnDemand {
     index: Arc<RwLock<Index>>,
     trust_domain: TrustDomain,
     is_workload: fn(&Pod) -> bool,
+    features: Features,
     made: Mutex<Made>,
     /// Shared by all addresses outside the mesh, invented ones included.
     passthrough: Arc<Published>,
@@ -41,7 +47,10 @@ pub(crate) struct OnDemand {
 /// One stream's subscriptions. Dropping it ends them.
 pub(crate) struct Subscriber {
     resources: Arc<OnDemand>,
+    /// The namespace of the workload, whose own routes it gets.
+    namespace: Arc<str>,
     follower: Follower,
+    /// By the names that the controller keeps ([`routes_key`]).
     wanted: BTreeSet<Arc<ResourceName>>,
 }
 
@@ -82,12 +91,20 @@ impl OnDemand {
         };
         let passthrough = Arc::new(Published::destination(&Destination::Passthrough));
         let (made, complaints) = (Mutex::new(made), LogThrottle::default());
-        Self { store, index, trust_domain, is_workload, made, passthrough, complaints }
+        let features = Features::EXECUTED;
+        Self { store, index, trust_domain, is_workload, features, made, passthrough, complaints }
     }
 
-    /// A subscriber without subscriptions.
-    pub(crate) fn subscriber(self: &Arc<Self>) -> Subscriber {
-        Subscriber { resources: self.clone(), follower: self.store.follower(), wanted: BTreeSet::new() }
+    /// The same for sidecars that carry out these features of routes.
+    #[cfg(test)]
+    pub(crate) fn with_features(self, features: Features) -> Self {
+        Self { features, ..self }
+    }
+
+    /// A subscriber without subscriptions, for a workload of this namespace.
+    pub(crate) fn subscriber(self: &Arc<Self>, namespace: &str) -> Subscriber {
+        let (resources, follower) = (self.clone(), self.store.follower());
+        Subscriber { resources, namespace: namespace.into(), follower, wanted: BTreeSet::new() }
     }
 
     /// Makes what is affected again and notifies its followers.
@@ -128,8 +145,9 @@ impl OnDemand {
         match &**name {
             ResourceName::Destination(address) => self.resolve_destination(resolver, name, *address),
             ResourceName::Backend(backend) => self.resolve_backend(resolver, name, backend),
-            // No object compiles to routes yet, and listeners are not made on demand.
-            ResourceName::Routes(_) | ResourceName::Listener { .. } => Resolution::none(BTreeSet::new()),
+            ResourceName::Routes(routes) => self.resolve_routes(resolver, name, routes),
+            // These are not made on demand.
+            ResourceName::Listener { .. } => Resolution::none(BTreeSet::new()),
         }
     }
 
@@ -177,6 +195,56 @@ impl OnDemand {
             Ok(()) => Resolution::of(published, pods, namespace),
             Err(_) => Resolution::left_out(empty(), namespace),
         }
+    }
+
+    /// The routes that clients of one namespace get. Most namespaces get the same ones, which are kept once and counted once.
+    fn resolve_routes(
+        &self,
+        resolver: &Resolver<'_>,
+        name: &Arc<ResourceName>,
+        routes: &RoutesName,
+    ) -> Resolution {
+        let Some((RoutesKey { service, port }, caller)) = RoutesKey::parse(routes) else {
+            return Resolution::none(BTreeSet::new());
+        };
+        let Some(PortRoutes { routes, namespace }) = resolver.routes(&service, port, caller) else {
+            return Resolution::none(BTreeSet::new());
+        };
+        let left_out = |reason: &str| {
+            let response = DirectResponse { status: 503, reason: reason.into() };
+            let rules = vec![RouteRule::new(Action::Respond(response))];
+            let route = Route { origin: service.to_ref(Kind::Service), created: 0, hosts: Vec::new(), rules };
+            Resolution::left_out(Published::routes(&[route]), &namespace)
+        };
+        if let Some(reason) = self.is_used_up(&namespace, name) {
+            return left_out(&reason);
+        }
+        let published = Published::routes(&routes);
+        if let Some(shared) = self.kept_for_others(&service, name, &published) {
+            return Resolution { value: Some(shared), basis: Basis::default() };
+        }
+        match self.admit(
+            &ObjectName::new(namespace.clone(), &*service.name),
+            name,
+            &published,
+            &BTreeSet::new(),
+        ) {
+            Ok(()) => Resolution::of(published, BTreeSet::new(), &namespace),
+            Err(reason) => left_out(&reason),
+        }
+    }
+
+    /// The same routes, if clients of another namespace have them.
+    fn kept_for_others(
+        &self,
+        service: &ObjectName,
+        name: &Arc<ResourceName>,
+        published: &Published,
+    ) -> Option<Arc<Published>> {
+        let names = self.lock().routes_of(service);
+        let others = names.iter().filter(|other| *other != name);
+        let mut values = others.filter_map(|other| self.store.value(other));
+        values.find(|value| value.version == published.version)
     }
 
     /// Why a value is not made at all.
@@ -240,7 +308,12 @@ impl OnDemand {
     }
 
     fn resolver<'i>(&'i self, index: &'i Index) -> Resolver<'i> {
-        Resolver { index, trust_domain: &self.trust_domain, is_workload: self.is_workload }
+        Resolver {
+            index,
+            trust_domain: &self.trust_domain,
+            is_workload: self.is_workload,
+            features: self.features,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Made> {
@@ -275,10 +348,23 @@ impl Made {
             let at = |port| ResourceName::Backend(BackendRef { object: object.clone(), port });
             names.extend(between(at(0), at(u16::MAX)));
         }
+        for service in &affected.routed {
+            names.extend(self.routes_of(service));
+        }
         for pod in &affected.pods {
             names.extend(self.by_pod.get(pod).into_iter().flatten().cloned());
         }
         names
+    }
+
+    /// The routes of all ports of a Service, for the clients of each namespace.
+    fn routes_of(&self, service: &ObjectName) -> Vec<Arc<ResourceName>> {
+        let Some((first, last)) = RoutesKey::range(service) else { return Vec::new() };
+        let range = ResourceName::Routes(first)..ResourceName::Routes(last);
+        self.by_name
+            .range::<ResourceName, _>(&range.start..&range.end)
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     fn insert(&mut self, name: &Arc<ResourceName>, basis: Basis) {
@@ -349,11 +435,12 @@ impl Subscriber {
 
     /// Whether it is subscribed to this resource.
     pub(crate) fn wants(&self, name: &ResourceName) -> bool {
-        self.wanted.contains(name)
+        self.kept(name).is_some_and(|kept| self.wanted.contains(&*kept))
     }
 
     /// Subscribes to a resource, which counts as changed.
     pub(crate) fn subscribe(&mut self, name: Arc<ResourceName>) {
+        let Some(name) = self.kept(&name).map(|kept| Arc::new(kept.into_owned())) else { return };
         if self.wanted.contains(&name) {
             return self.follower.put(&name);
         }
@@ -366,7 +453,7 @@ impl Subscriber {
 
     /// Ends a subscription. Returns whether there was one.
     pub(crate) fn unsubscribe(&mut self, name: &ResourceName) -> bool {
-        let Some(name) = self.wanted.take(name) else { return false };
+        let Some(name) = self.kept(name).and_then(|kept| self.wanted.take(&*kept)) else { return false };
         self.leave(&name);
         true
     }
@@ -391,7 +478,7 @@ impl Subscriber {
             let name = self.follower.next_change()?;
             if self.wanted.contains(&name) {
                 let value = self.resources.store.value(&name);
-                return Some((name, value));
+                return Some((shown(name)?, value));
             }
         }
     }
@@ -399,6 +486,17 @@ impl Subscriber {
     /// Whether [`Subscriber::next_change`] may have more.
     pub(crate) fn has_changes(&self) -> bool {
         self.follower.has_changes()
+    }
+
+    /// The name that the controller keeps for this workload.
+    fn kept<'n>(&self, name: &'n ResourceName) -> Option<Cow<'n, ResourceName>> {
+        match name {
+            ResourceName::Routes(routes) => {
+                let kept = routes_key::kept_for(routes, &self.namespace)?;
+                Some(Cow::Owned(ResourceName::Routes(kept)))
+            }
+            _ => Some(Cow::Borrowed(name)),
+        }
     }
 
     fn leave(&self, name: &Arc<ResourceName>) {
@@ -409,6 +507,14 @@ impl Subscriber {
     }
 }
 
+/// A name that the controller keeps, as sidecars know it.
+fn shown(name: Arc<ResourceName>) -> Option<Arc<ResourceName>> {
+    match &*name {
+        ResourceName::Routes(kept) => Some(Arc::new(ResourceName::Routes(routes_key::on_the_wire(kept)?))),
+        _ => Some(name),
+    }
+}
+
 impl Drop for Subscriber {
     fn drop(&mut self) {
         for name in &self.wanted {
@@ -416,3 +522,6 @@ impl Drop for Subscriber {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use tidegate_core::Destination;
 use tidegate_core::backend::Backend;
 use tidegate_core::destination::DestinationTarget;
 use tidegate_core::policy::InboundPolicy;
+use tidegate_core::route::Route;
 use tidegate_proto::ResourceName;
 use tidegate_proto::discovery as wire;
 use tidegate_proto::discovery::resource::Body;
@@ -104,6 +105,18 @@ impl Published {
             references: Vec::new(),
             bytes: message.encoded_len(),
             content: Content::Message(Body::Backend(message)),
+        }
+    }
+
+    /// The routes that clients of a port get.
+    pub(crate) fn routes(routes: &[Route]) -> Self {
+        let backends: BTreeSet<_> = routes.iter().flat_map(Route::backends).cloned().collect();
+        let message = wire::Routes::from(routes);
+        Self {
+            version: version_of(&message),
+            references: backends.into_iter().map(ResourceName::Backend).collect(),
+            bytes: message.encoded_len(),
+            content: Content::Message(Body::Routes(message)),
         }
     }
 

@@ -245,9 +245,16 @@ impl WatchMessage {
 
 impl WatchedState {
     /// Records that a kind was read, or why it cannot be. The first list of a kind, empty or not, makes it count as
-    /// read; so does a failure to read one that nothing waits for.
+    /// read; so does a failure to read one that nothing waits for, and the answer that a cluster lacks a kind which it may
+    /// lack.
     fn take(&mut self, message: WatchMessage) {
         let kind = message.kind;
+        let is_absent = |reason: &String| is_optional(kind) && reason.starts_with("404");
+        if message.unreadable.as_ref().is_some_and(is_absent) {
+            info!(%kind, "the cluster does not define this kind");
+            self.unreadable.remove(&kind);
+            return self.note_listed(kind);
+        }
         if let Some(reason) = message.unreadable {
             let problem = unreadable(kind, &reason);
             warn!("{problem}");
@@ -327,6 +334,19 @@ macro_rules! define_missing_without {
 }
 
 kinds!(define_missing_without);
+
+macro_rules! define_is_optional {
+    ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
+        /// Whether a cluster may lack the kind.
+        fn is_optional(kind: Kind) -> bool {
+            match kind {
+                $(Kind::$kind => <$type as Stored>::IS_OPTIONAL,)*
+            }
+        }
+    };
+}
+
+kinds!(define_is_optional);
 
 /// A kind that cannot be read. A missing CustomResourceDefinition is the usual cause on a new cluster, and is named.
 fn unreadable(kind: Kind, reason: &str) -> SourceProblem {

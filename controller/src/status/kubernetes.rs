@@ -2,7 +2,9 @@
 //!
 //! Every replica computes every status. The leader writes those that have changed; a new leader writes all of them
 //! once, which changes nothing where they are already right. A write merges our fields into the status and leaves
-//! others' fields alone.
+//! others' fields alone. Routes have a list that several controllers write ([`parents`]).
+
+mod parents;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -194,8 +196,12 @@ impl StatusWriter for KubernetesStatuses {
     }
 }
 
-/// The status fields of OSM, our warnings and, for kinds that have it, the condition `Accepted`. `null` removes a field.
+/// The status fields of OSM, our warnings and, for kinds that have it, the condition `Accepted`; of a route, its parents.
+/// `null` removes a field.
 fn fields(status: &ObjectStatus) -> Value {
+    if let Some(ours) = &status.parents {
+        return json!({"parents": parents::entries(ours, status.observed_generation)});
+    }
     let warnings = (!status.warnings.is_empty()).then_some(&status.warnings);
     let mut fields = json!({
         "currentStatus": status.current.as_str(),
@@ -229,11 +235,14 @@ macro_rules! define_resource {
 kinds!(define_resource);
 
 /// Merges the fields into the status subresource (RFC 7386) without a resource version: only the leader writes, and
-/// its newest status is right whatever is stored.
+/// its newest status is right whatever is stored. A route's parents are merged one by one.
 async fn patch(client: &Client, key: &ObjectKey, status: &Value) -> kube::Result<()> {
     let resource = resource(key.kind);
     // The answer is the object, which our types may be unable to read.
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.name.namespace, &resource);
+    if let Some(ours) = status["parents"].as_array() {
+        return parents::write(&api, &key.name.name, ours).await;
+    }
     let patch = Patch::Merge(json!({"status": status}));
     api.patch_status(&key.name.name, &PatchParams::default(), &patch).await.map(drop)
 }

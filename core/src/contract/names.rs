@@ -39,6 +39,9 @@ pub const TOKEN_KEY: &str = "token";
 /// Where the token is mounted.
 pub const TOKEN_FOLDER: &str = "/var/run/tidegate/token";
 
+/// `controllerName` of the mesh's entries in the status of Gateway API's routes.
+pub const GATEWAY_CONTROLLER: &str = "tidegate.io/mesh-controller";
+
 /// Web path: whether a process is ready.
 pub const READY_PATH: &str = "/ready";
 /// Web path: whether a process is alive.

@@ -15,6 +15,7 @@ use super::*;
 use crate::compile;
 use crate::compile::destination::Resolver;
 use crate::compile::ingress_backend;
+use crate::compile::route_features::Features;
 use crate::compile::status::{CurrentStatus, ObjectStatus};
 use crate::explain::{HttpRequest, Query, Speaks, explain};
 use crate::index::{Affected, Index};
@@ -26,6 +27,8 @@ const PODS: &str = "v1/pods";
 const SERVICES: &str = "v1/services";
 const SLICES: &str = "discovery.k8s.io/v1/endpointslices";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
+const HTTP_ROUTES: &str = "gateway.networking.k8s.io/v1/httproutes";
+const GRPC_ROUTES: &str = "gateway.networking.k8s.io/v1/grpcroutes";
 const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
 
 const FAST: WatchTiming = WatchTiming {
@@ -215,6 +218,24 @@ async fn the_list_is_complete_once_every_kind_is_there_and_a_missing_crd_is_said
     assert_eq!(cluster.problems, []);
     assert_eq!(cluster.status().reason, "successfully committed by the system");
     assert!(cluster.admits("10.0.0.2") && !cluster.admits("10.0.0.3"));
+}
+
+#[tokio::test]
+async fn a_kind_that_a_cluster_may_lack_is_read_once_it_is_defined_and_not_missed_before() {
+    let api = walkthrough().await;
+    for kind in [HTTP_ROUTES, GRPC_ROUTES] {
+        api.serve_resource(kind, false);
+    }
+    let mut cluster = Cluster::complete(api).await;
+    assert_eq!(cluster.problems, []);
+    cluster.api.serve_resource(HTTP_ROUTES, true);
+    let parents = json!([{"group": "", "kind": "Service", "name": "httpbin"}]);
+    let metadata = json!({"namespace": "httpbin", "name": "route"});
+    cluster
+        .api
+        .apply(HTTP_ROUTES, json!({"metadata": metadata, "spec": {"parentRefs": parents, "rules": [{}]}}));
+    cluster.until("the route", |cluster| cluster.index.routes().next().is_some()).await;
+    assert_eq!(cluster.problems, []);
 }
 
 #[tokio::test]
@@ -506,8 +527,12 @@ async fn a_pod_whose_sidecar_listens_to_another_control_plane_is_an_endpoint_wit
     assert_eq!(cluster.policy("httpbin/theirs"), None);
     let trust_domain = TrustDomain::default();
     let resolve = |cluster: &Cluster, address: &str| {
-        let resolver =
-            Resolver { index: &cluster.index, trust_domain: &trust_domain, is_workload: is_injected };
+        let resolver = Resolver {
+            index: &cluster.index,
+            trust_domain: &trust_domain,
+            is_workload: is_injected,
+            features: Features::ALL,
+        };
         let destination = resolver.destination(address.parse().unwrap()).value;
         let name = match &destination {
             Destination::Routed { target: DestinationTarget::Backend(name), .. } => Some(name),

@@ -5,6 +5,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::compile::status::CurrentStatus;
+use crate::compile::status::parents::{Condition, ParentStatus};
 use crate::object::ObjectName;
 
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
@@ -41,6 +42,7 @@ fn committed() -> ObjectStatus {
         warnings: Vec::new(),
         observed_generation: Some(2),
         condition: None,
+        parents: None,
     }
 }
 
@@ -51,6 +53,7 @@ fn error(reason: &str) -> ObjectStatus {
         warnings: vec!["a warning".into()],
         observed_generation: None,
         condition: None,
+        parents: None,
     }
 }
 
@@ -175,4 +178,40 @@ async fn an_object_that_is_gone_or_refused_does_not_hold_up_others() {
     })
     .await
     .expect("nothing is left to do");
+}
+
+const ROUTES: &str = "gateway.networking.k8s.io/v1/httproutes";
+
+fn of_parent(name: &str, holds: bool) -> ObjectStatus {
+    let parent_ref = serde_json::from_value(json!({"group": "", "kind": "Service", "name": name})).unwrap();
+    let condition = Condition { kind: "Accepted", holds, reason: "Accepted", message: "x".to_owned() };
+    let parents = Some(vec![ParentStatus { parent_ref, conditions: vec![condition] }]);
+    ObjectStatus { parents, ..committed() }
+}
+
+#[tokio::test]
+async fn a_route_s_parents_are_merged_into_those_of_other_controllers_and_written_only_if_they_differ() {
+    let api = FakeApi::start().await;
+    let theirs =
+        json!({"controllerName": "example.com/edge", "parentRef": {"name": "edge"}, "conditions": []});
+    let metadata = json!({"namespace": "ns", "name": "r"});
+    api.apply(ROUTES, json!({"metadata": metadata, "spec": {}, "status": {"parents": [theirs.clone()]}}));
+    let key = key(Kind::HTTPRoute, "ns/r");
+    let parents = |api: &FakeApi| api.get(ROUTES, "ns", "r").unwrap()["status"]["parents"].clone();
+    let replica = Replica::start(&api, true);
+    // Another writer is faster once.
+    api.refuse_writes(409, 1);
+    replica.statuses.write(&key, &of_parent("cart", true), None);
+    api.wait_for(|api| parents(api).as_array().unwrap().len() == 2).await;
+    let written = parents(&api);
+    assert_eq!(written[0], theirs);
+    assert_eq!(written[1]["parentRef"], json!({"group": "", "kind": "Service", "name": "cart"}));
+    let condition = &written[1]["conditions"][0];
+    assert_eq!((&condition["status"], &condition["observedGeneration"]), (&json!("True"), &json!(2)));
+    let before = writes(&api);
+    replica.statuses.write(&key, &of_parent("cart", true), None);
+    api.wait_for(|_| replica.statuses.0.lock().unwritten.is_empty()).await;
+    assert_eq!((parents(&api), writes(&api)), (written, before), "nothing is new");
+    replica.statuses.write(&key, &ObjectStatus { parents: Some(vec![]), ..committed() }, None);
+    api.wait_for(|api| parents(api) == json!([theirs])).await;
 }

@@ -1,0 +1,184 @@
+//! Which routes are attached to a Service's port, and what its clients get.
+//!
+//! The routes of one namespace at a port are a group (GEP-1294): those of the Service's own namespace are for all clients;
+//! those of another one are for the clients in it, and for them in place of the others. Groups are not merged. In a group
+//! one kind of route wins at each port. The oldest routes come first, as far as there is room: what a tenant can create is
+//! bounded before it is compiled.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use tidegate_core::backend::BackendRef;
+use tidegate_core::route::{Action, BackendTarget, MAX_EXPRESSIONS, Route, RouteRule, WeightedBackend};
+use tidegate_crds::gateway_api::ParentRef;
+
+use super::fault::{Fault, UNSUPPORTED_VALUE};
+use super::rule::{self, speaks_http};
+use crate::compile::destination::Resolver;
+use crate::compile::route_features::Feature;
+use crate::index::{Index, RouteObject, RouteWeight, parent_of};
+use crate::object::{Kind, ObjectName};
+use crate::service::tcp_ports;
+
+/// What the routes of one namespace at one Service may take. A sidecar refuses messages of 4 MiB, and more expressions.
+const MOST: RouteWeight = RouteWeight { bytes: 3 << 20, expressions: MAX_EXPRESSIONS };
+
+/// The routes of one namespace that name a Service as a parent.
+pub(super) struct NamespaceRoutes<'i> {
+    /// Those that are attached to a port, the oldest first.
+    members: Vec<Member<'i>>,
+    /// The route whose kind wins a port.
+    winners: BTreeMap<u16, RouteObject<'i>>,
+    without_room: BTreeSet<(Kind, &'i ObjectName)>,
+}
+
+/// A route, and the ports to which its parentRefs attach it.
+struct Member<'i> {
+    object: RouteObject<'i>,
+    ports: BTreeSet<u16>,
+}
+
+/// The routes that clients of a port get.
+pub(crate) struct PortRoutes {
+    pub(crate) routes: Vec<Route>,
+    /// The namespace whose routes they are.
+    pub(crate) namespace: Arc<str>,
+}
+
+impl<'i> NamespaceRoutes<'i> {
+    pub(super) fn of(index: &'i Index, service: &ObjectName, namespace: &str) -> Self {
+        let of_namespace = index.routes_of(service).filter(|object| *object.name.namespace == *namespace);
+        let members = of_namespace.map(|object| Member { object, ports: attached(index, &object, service) });
+        let mut members: Vec<_> = members.filter(|member| !member.ports.is_empty()).collect();
+        members.sort_by(|a, b| by_age(&a.object, &b.object));
+        let mut group = Self { members: Vec::new(), winners: BTreeMap::new(), without_room: BTreeSet::new() };
+        let mut taken = RouteWeight::default();
+        for Member { object, ports } in &members {
+            let RouteWeight { bytes, expressions } = object.weight();
+            if taken.bytes + bytes > MOST.bytes || taken.expressions + expressions > MOST.expressions {
+                group.without_room.insert((object.kind, object.name));
+                continue;
+            }
+            taken = RouteWeight { bytes: taken.bytes + bytes, expressions: taken.expressions + expressions };
+            for port in ports {
+                let winner = group.winners.entry(*port).or_insert(*object);
+                if object.is_grpc && !winner.is_grpc {
+                    *winner = *object;
+                }
+            }
+        }
+        group.members = members;
+        group
+    }
+
+    /// Why a route of the group is not in force at a port.
+    pub(super) fn refusal(&self, object: &RouteObject<'_>, port: u16) -> Option<Fault> {
+        if self.without_room.contains(&(object.kind, object.name)) {
+            let RouteWeight { bytes, expressions } = MOST;
+            let message = format!(
+                "the routes of one namespace at a Service may take {} MiB and have {expressions} regular expressions, and older \
+                 ones leave no room for this one",
+                bytes >> 20
+            );
+            return Some(Fault::new(UNSUPPORTED_VALUE, message));
+        }
+        let winner = self.winners.get(&port).filter(|winner| winner.kind != object.kind)?;
+        // GEP-1294's reason.
+        Some(Fault::new(
+            "Conflicted",
+            format!("{} {} takes precedence at port {port}", winner.kind, winner.name),
+        ))
+    }
+
+    /// The routes that are in force at a port.
+    fn at(&self, port: u16) -> impl Iterator<Item = RouteObject<'i>> {
+        let attached = self.members.iter().filter(move |member| member.ports.contains(&port));
+        attached.map(|member| member.object).filter(move |object| self.refusal(object, port).is_none())
+    }
+}
+
+impl Resolver<'_> {
+    /// Whether clients of any namespace get routes at a port of a Service.
+    pub(crate) fn has_routes(&self, service: &ObjectName, port: u16) -> bool {
+        let is_attached = |object| attached(self.index, &object, service).contains(&port);
+        self.features.has(Feature::Routing) && self.index.routes_of(service).any(is_attached)
+    }
+
+    /// The routes that clients in the namespace `caller` get at a port of a Service; `None` without any for any namespace.
+    /// Where only other namespaces have routes, they are one that leads to the Service itself.
+    pub(crate) fn routes(&self, service: &ObjectName, port: u16, caller: &str) -> Option<PortRoutes> {
+        if !self.has_routes(service, port) {
+            return None;
+        }
+        for namespace in [caller, &*service.namespace] {
+            let group = NamespaceRoutes::of(self.index, service, namespace);
+            let compile = |object| rule::compile(self.index, object, self.features).route;
+            let routes: Vec<_> = group.at(port).map(compile).collect();
+            if !routes.is_empty() {
+                return Some(PortRoutes { routes, namespace: namespace.into() });
+            }
+        }
+        Some(PortRoutes { routes: vec![to_itself(service, port)], namespace: service.namespace.clone() })
+    }
+}
+
+/// The ports of a Service to which a parentRef attaches a route, or why it attaches to none.
+pub(super) fn ports(index: &Index, route: &ObjectName, parent: &ParentRef) -> Result<BTreeSet<u16>, Fault> {
+    let name = parent_of(route, parent);
+    let no_parent = |message: String| Fault::new("NoMatchingParent", message);
+    let service = index.service(&name).ok_or_else(|| no_parent(format!("there is no Service {name}")))?;
+    if !has_cluster_ip(service) {
+        return Err(Fault::new(UNSUPPORTED_VALUE, format!("Service {name} has no cluster IP")));
+    }
+    let is_meant = |port: &&ServicePort| {
+        parent.port.is_none_or(|number| number == port.port)
+            && parent.section_name.as_deref().is_none_or(|name| port.name.as_deref() == Some(name))
+    };
+    let meant: Vec<_> = tcp_ports(service).filter(is_meant).collect();
+    if meant.is_empty() {
+        return Err(no_parent(format!("Service {name} has no such TCP port")));
+    }
+    let http = meant.into_iter().filter(|port| speaks_http(port));
+    let numbers: BTreeSet<_> = http.filter_map(|port| u16::try_from(port.port).ok()).collect();
+    if numbers.is_empty() {
+        let message = format!("the port of Service {name} carries opaque bytes");
+        return Err(Fault::new(UNSUPPORTED_VALUE, message));
+    }
+    Ok(numbers)
+}
+
+/// The ports of a Service to which a route is attached; none unless its namespace is in the mesh.
+fn attached(index: &Index, object: &RouteObject<'_>, service: &ObjectName) -> BTreeSet<u16> {
+    if index.outside_mesh(&object.name.namespace).is_some() {
+        return BTreeSet::new();
+    }
+    let parents = object.spec.services().filter(|parent| parent_of(object.name, parent) == *service);
+    parents.filter_map(|parent| ports(index, object.name, parent).ok()).flatten().collect()
+}
+
+fn has_cluster_ip(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    let is_alias = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
+    let is_headless = spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None");
+    !is_alias && !is_headless
+}
+
+/// The oldest first, then by `<namespace>/<name>`.
+fn by_age(a: &RouteObject<'_>, b: &RouteObject<'_>) -> Ordering {
+    let origin = |object: &RouteObject<'_>| object.name.to_ref(object.kind);
+    rule::created(a).cmp(&rule::created(b)).then_with(|| origin(a).cmp_by_name(&origin(b)))
+}
+
+/// What clients get without routes.
+fn to_itself(service: &ObjectName, port: u16) -> Route {
+    let backend = BackendRef { object: service.to_ref(Kind::Service), port };
+    let share = WeightedBackend::new(1, BackendTarget::Backend(backend));
+    Route {
+        origin: service.to_ref(Kind::Service),
+        created: 0,
+        hosts: Vec::new(),
+        rules: vec![RouteRule::new(Action::Forward(vec![share]))],
+    }
+}

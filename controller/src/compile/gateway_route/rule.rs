@@ -1,0 +1,322 @@
+//! A route's rules, compiled to the route model.
+//!
+//! A rule whose matches are understood keeps its requests: if anything else in it cannot be carried out, they are answered
+//! with an error, as Gateway API requires for filters. A rule whose matches are not understood is left out. A backendRef
+//! that cannot be resolved takes its share of the requests, and these are answered with an error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ServicePort;
+use tidegate_core::backend::BackendRef;
+use tidegate_core::route::matching::{HeaderMatch, PathMatch, QueryMatch, RouteMatch, RpcMatch};
+use tidegate_core::route::retry::{Backoff, RetryMethods, RetryOn};
+use tidegate_core::route::{
+    Action, BackendTarget, DirectResponse, Method, RetryPolicy, Route, RouteError, RouteRule, Timeouts,
+    WeightedBackend,
+};
+use tidegate_crds::gateway_api::rule::{self as written, MethodMatch, PathMatchType, ValueMatchType};
+use tidegate_crds::gateway_api::{Part, duration};
+
+use super::fault::{BACKEND_NOT_FOUND, Fault, INVALID_KIND, UNSUPPORTED_PROTOCOL, UNSUPPORTED_VALUE};
+use super::filter;
+use crate::compile::route_features::{Feature, Features};
+use crate::index::{Index, RouteObject, backend_of};
+use crate::object::Kind;
+use crate::service::{port_protocol, tcp_ports};
+
+/// A route, as far as it can be carried out.
+#[derive(Clone, Debug)]
+pub(super) struct CompiledRoute {
+    pub(super) route: Route,
+    /// What is wrong with rules: one for each that is left out or answers with an error.
+    pub(super) faults: Vec<Fault>,
+}
+
+/// Compiles the rules of one route.
+pub(super) struct Rules<'i> {
+    pub(super) index: &'i Index,
+    pub(super) object: RouteObject<'i>,
+    pub(super) features: Features,
+    /// The place of the rule that is compiled.
+    at: usize,
+}
+
+/// The rules of a route.
+pub(super) fn compile(index: &Index, object: RouteObject<'_>, features: Features) -> CompiledRoute {
+    let mut rules = Rules { index, object, features, at: 0 };
+    let (mut compiled, mut faults) = (Vec::new(), Vec::new());
+    for (at, part) in object.spec.rules.iter().enumerate() {
+        rules.at = at;
+        let (rule, fault) = rules.rule(part);
+        compiled.extend(rule);
+        faults.extend(fault);
+    }
+    let route = Route {
+        origin: object.name.to_ref(object.kind),
+        created: created(&object),
+        hosts: Vec::new(),
+        rules: compiled,
+    };
+    CompiledRoute { route, faults }
+}
+
+/// The references of a route that cannot be resolved.
+pub(super) fn unresolved(index: &Index, object: &RouteObject<'_>) -> Vec<Fault> {
+    let fault = |(at, backend)| Some(resolve(index, object, backend).err()?.in_rule(at));
+    object.backend_refs().filter_map(fault).collect()
+}
+
+/// When a route was created, in seconds since 1970; 0 for a file.
+pub(super) fn created(object: &RouteObject<'_>) -> i64 {
+    object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+}
+
+impl Rules<'_> {
+    /// The rule, if its matches are understood, and what is wrong with it.
+    fn rule(&self, part: &Part<written::Rule>) -> (Option<RouteRule>, Option<Fault>) {
+        let rule = match part.read() {
+            Ok(rule) => rule,
+            Err(reason) => return (None, Some(Fault::new(UNSUPPORTED_VALUE, reason).in_rule(self.at))),
+        };
+        let matches = match self.matches(rule) {
+            Ok(matches) => matches,
+            Err(fault) => return (None, Some(fault.in_rule(self.at))),
+        };
+        let name: Option<Arc<str>> = rule.name.as_deref().map(Into::into);
+        let empty = RouteRule { name, matches, ..RouteRule::new(Action::Forward(Vec::new())) };
+        match self.filled(rule, empty.clone()) {
+            Ok(rule) => (Some(rule), None),
+            Err(fault) => {
+                let fault = fault.in_rule(self.at);
+                let action = Action::Respond(self.error(&fault.message));
+                (Some(RouteRule { action, ..empty }), Some(fault))
+            }
+        }
+    }
+
+    /// The rule with filters, action, timeouts and retries.
+    fn filled(&self, rule: &written::Rule, empty: RouteRule) -> Result<RouteRule, Fault> {
+        if let Some(field) = rule.unknown.keys().next() {
+            return Err(Fault::unsupported(field, "is not supported"));
+        }
+        let (filters, redirect) = filter::filters(self, &rule.filters, "filters")?;
+        let timeouts = rule.timeouts.as_ref().map(|part| self.timeouts(part)).transpose()?;
+        let retry = rule.retry.as_ref().map(|part| self.retry(part)).transpose()?;
+        let action = match redirect {
+            Some(_) if !rule.backend_refs.is_empty() => {
+                let message = "filters: RequestRedirect cannot be combined with backendRefs";
+                return Err(Fault::new(super::fault::INCOMPATIBLE_FILTERS, message));
+            }
+            Some(redirect) => Action::Redirect(redirect),
+            None if rule.backend_refs.is_empty() => {
+                Action::Respond(self.error("the rule has no backendRefs"))
+            }
+            None => Action::Forward(self.backends(&rule.backend_refs)?),
+        };
+        let rule = RouteRule { filters, action, timeouts: timeouts.unwrap_or_default(), retry, ..empty };
+        self.check(&rule)?;
+        Ok(rule)
+    }
+
+    /// Whether the parts of a rule fit each other.
+    fn check(&self, rule: &RouteRule) -> Result<(), Fault> {
+        let origin = self.object.name.to_ref(self.object.kind);
+        let route = Route { origin, created: 0, hosts: Vec::new(), rules: vec![rule.clone()] };
+        route.check().map_err(|mut error| {
+            if let Some(field) = error.field.strip_prefix("rules[0].") {
+                error.field = field.to_owned();
+            }
+            Fault::of_model("", &error)
+        })
+    }
+
+    /// The response to requests that cannot be forwarded: 500, and 503 for gRPC, which clients read as UNAVAILABLE.
+    pub(super) fn error(&self, reason: &str) -> DirectResponse {
+        DirectResponse { status: if self.object.is_grpc { 503 } else { 500 }, reason: reason.into() }
+    }
+
+    /// Fails unless sidecars carry out a feature that `field` needs.
+    pub(super) fn need(&self, feature: Feature, field: &str) -> Result<(), Fault> {
+        if self.features.has(feature) {
+            return Ok(());
+        }
+        Err(Fault::unsupported(field, &format!("this version does not support {}", feature.what())))
+    }
+
+    fn matches(&self, rule: &written::Rule) -> Result<Vec<RouteMatch>, Fault> {
+        let any = || {
+            if self.object.is_grpc {
+                Ok(RouteMatch::any())
+            } else {
+                http_match(&written::RuleMatch::default())
+            }
+        };
+        if rule.matches.is_empty() {
+            return any().map(|matching| vec![matching]).map_err(|error| Fault::of_model("matches", &error));
+        }
+        let one = |(at, part): (usize, &Part<written::RuleMatch>)| {
+            let field = format!("matches[{at}]");
+            let found = part.read().map_err(|reason| Fault::unsupported(&field, reason))?;
+            let matching = if self.object.is_grpc { grpc_match(found) } else { http_match(found) };
+            matching.map_err(|error| Fault::of_model(&field, &error))
+        };
+        rule.matches.iter().enumerate().map(one).collect()
+    }
+
+    /// The shares of a rule. One that cannot be resolved answers with an error.
+    fn backends(&self, refs: &[Part<written::BackendRef>]) -> Result<Vec<WeightedBackend>, Fault> {
+        let mut shares = Vec::with_capacity(refs.len());
+        for (at, part) in refs.iter().enumerate() {
+            let field = format!("backendRefs[{at}]");
+            let backend = part.read().map_err(|reason| Fault::unsupported(&field, reason))?;
+            let target = match resolve(self.index, &self.object, backend) {
+                Ok(name) => BackendTarget::Backend(name),
+                Err(fault) => BackendTarget::Invalid(self.error(&fault.message)),
+            };
+            if !backend.filters.is_empty() {
+                self.need(Feature::BackendFilters, &field)?;
+            }
+            let (filters, redirect) = filter::filters(self, &backend.filters, &format!("{field}.filters"))?;
+            if redirect.is_some() {
+                return Err(Fault::unsupported(&field, "a backendRef cannot have a RequestRedirect"));
+            }
+            shares.push(WeightedBackend { weight: backend.weight.unwrap_or(1), target, filters });
+        }
+        Ok(shares)
+    }
+
+    fn timeouts(&self, part: &Part<written::Timeouts>) -> Result<Timeouts, Fault> {
+        let timeouts = part.read().map_err(|reason| Fault::unsupported("timeouts", reason))?;
+        let parse = |text: &Option<String>, field, feature| {
+            let Some(text) = text else { return Ok(None) };
+            self.need(feature, field)?;
+            parse_duration(text, field).map(Some)
+        };
+        let request = parse(&timeouts.request, "timeouts.request", Feature::RequestTimeout)?;
+        let attempt = parse(&timeouts.backend_request, "timeouts.backendRequest", Feature::BackendTimeout)?;
+        Timeouts::new(request, attempt).map_err(|error| Fault::of_model("", &error))
+    }
+
+    /// Every method is retried: the specification names none, and authors restrict a rule by its matches.
+    fn retry(&self, part: &Part<written::Retry>) -> Result<RetryPolicy, Fault> {
+        let retry = part.read().map_err(|reason| Fault::unsupported("retry", reason))?;
+        self.need(Feature::Retry, "retry")?;
+        let policy = || {
+            let backoff = match &retry.backoff {
+                Some(text) => {
+                    let base = parse_duration(text, "retry.backoff")?;
+                    Backoff::new(base, None).map_err(|error| Fault::of_model("", &error))?
+                }
+                None => Backoff::default(),
+            };
+            let on = RetryOn::codes(&retry.codes).map_err(|error| Fault::of_model("", &error))?;
+            let attempts = retry.attempts.unwrap_or(1);
+            RetryPolicy::new(on, RetryMethods::All, attempts, backoff, None)
+                .map_err(|error| Fault::of_model("", &error))
+        };
+        policy()
+    }
+}
+
+/// The backend that a reference names. No grant is needed for another namespace's: the workload that serves the request
+/// decides which clients it admits (GEP-1294).
+pub(super) fn resolve(
+    index: &Index,
+    object: &RouteObject<'_>,
+    backend: &written::BackendRef,
+) -> Result<BackendRef, Fault> {
+    let (group, kind) = (backend.group.as_deref(), backend.kind.as_deref());
+    if group.is_some_and(|group| !group.is_empty()) || kind.is_some_and(|kind| kind != "Service") {
+        let (group, kind) = (group.unwrap_or_default(), kind.unwrap_or("Service"));
+        return Err(Fault::new(INVALID_KIND, format!("{kind} of group {group:?} is not a Service")));
+    }
+    let name = backend_of(object.name, backend);
+    let missing = |what: String| Fault::new(BACKEND_NOT_FOUND, what);
+    let service = index.service(&name).ok_or_else(|| missing(format!("there is no Service {name}")))?;
+    if service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName")) {
+        return Err(missing(format!("Service {name} is an alias of a name outside the cluster")));
+    }
+    let number = backend.port.ok_or_else(|| missing(format!("Service {name} needs a port")))?;
+    let mut ports = tcp_ports(service);
+    let port = ports.find(|port| port.port == i32::from(number));
+    let port = port.ok_or_else(|| missing(format!("Service {name} has no TCP port {number}")))?;
+    if !speaks_http(port) {
+        let message = format!("port {number} of Service {name} carries opaque bytes");
+        return Err(Fault::new(UNSUPPORTED_PROTOCOL, message));
+    }
+    Ok(BackendRef { object: name.to_ref(Kind::Service), port: number })
+}
+
+/// Whether requests can be sent to a port: unless connections to it carry opaque bytes.
+pub(super) fn speaks_http(port: &ServicePort) -> bool {
+    !port_protocol(port).carried().is_opaque()
+}
+
+fn parse_duration(text: &str, field: &str) -> Result<Duration, Fault> {
+    let problem =
+        "is not a duration: write up to four numbers of up to five digits with h, m, s or ms, such as 1m30s";
+    duration(text).ok_or_else(|| Fault::unsupported(field, &format!("{text:?} {problem}")))
+}
+
+/// Without a path it matches all paths, as the definition's default `PathPrefix /` says.
+fn http_match(found: &written::RuleMatch) -> Result<RouteMatch, RouteError> {
+    let (how, value) = match &found.path {
+        Some(path) => (path.how, path.value.as_deref().unwrap_or("/")),
+        None => (PathMatchType::PathPrefix, "/"),
+    };
+    let path = match how {
+        PathMatchType::Exact => PathMatch::exact(value)?,
+        PathMatchType::PathPrefix => PathMatch::prefix(value)?,
+        PathMatchType::RegularExpression => PathMatch::regex(value)?,
+    };
+    let method = match &found.method {
+        Some(MethodMatch::Http(method)) => vec![Method::parse(method)?],
+        Some(MethodMatch::Grpc(_)) => return Err(misplaced_method("an object")),
+        None => Vec::new(),
+    };
+    let query = found.query_params.iter().enumerate().map(|(at, value)| {
+        let query = match value.how {
+            ValueMatchType::Exact => QueryMatch::exact(&value.name, &value.value),
+            ValueMatchType::RegularExpression => QueryMatch::regex(&value.name, &value.value),
+        };
+        query.map_err(|error| error.within(&format!("queryParams[{at}]")))
+    });
+    Ok(RouteMatch::new(Some(path), method, headers(found)?, query.collect::<Result<_, _>>()?))
+}
+
+fn grpc_match(found: &written::RuleMatch) -> Result<RouteMatch, RouteError> {
+    let path = match &found.method {
+        Some(MethodMatch::Grpc(call)) => {
+            let parse = |name: &Option<String>| {
+                let name = name.as_deref().filter(|name| !name.is_empty());
+                name.map(|name| match call.how {
+                    ValueMatchType::Exact => RpcMatch::exact(name),
+                    ValueMatchType::RegularExpression => RpcMatch::regex(name),
+                })
+                .transpose()
+            };
+            RpcMatch::path(parse(&call.service)?, parse(&call.method)?)
+        }
+        Some(MethodMatch::Http(method)) => return Err(misplaced_method(method)),
+        None => None,
+    };
+    Ok(RouteMatch::new(path, Vec::new(), headers(found)?, Vec::new()))
+}
+
+/// A method of the other kind of route, which no definition accepts.
+fn misplaced_method(value: &str) -> RouteError {
+    let problem = tidegate_core::route::Problem::Method;
+    RouteError { field: "method".to_owned(), value: value.to_owned(), problem }
+}
+
+fn headers(found: &written::RuleMatch) -> Result<Vec<HeaderMatch>, RouteError> {
+    let header = |(at, value): (usize, &written::ValueMatch)| {
+        let header = match value.how {
+            ValueMatchType::Exact => HeaderMatch::exact(&value.name, &value.value),
+            ValueMatchType::RegularExpression => HeaderMatch::regex(&value.name, &value.value),
+        };
+        header.map_err(|error| error.within(&format!("headers[{at}]")))
+    };
+    found.headers.iter().enumerate().map(header).collect()
+}

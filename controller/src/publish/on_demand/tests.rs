@@ -1,0 +1,158 @@
+use tidegate_proto::discovery::resource::Body;
+use tidegate_proto::discovery::weighted_backend::Target;
+
+use super::*;
+use crate::object::Change;
+use crate::source::folder::{FolderSource, is_local};
+
+const SERVICES: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {clusterIP: 10.96.0.10, selector: {app: cart}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: v2, namespace: shop}
+spec: {clusterIP: 10.96.0.12, selector: {app: v2}, ports: [{name: http, port: 80}]}
+";
+
+/// A controller whose objects are manifests.
+struct Controller {
+    resources: Arc<OnDemand>,
+    index: Arc<RwLock<Index>>,
+}
+
+impl Controller {
+    fn started() -> Self {
+        let index = Arc::<RwLock<Index>>::default();
+        let (store, left_out) = (Arc::default(), NamespaceGauge::default());
+        let resources = OnDemand::new(store, index.clone(), TrustDomain::default(), is_local, left_out);
+        let controller = Self { resources: Arc::new(resources.with_features(Features::ALL)), index };
+        controller.apply(SERVICES);
+        controller
+    }
+
+    fn apply(&self, documents: &str) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("all.yaml"), documents).unwrap();
+        self.change(FolderSource::new(folder.path()).load().changes);
+    }
+
+    fn change(&self, changes: Vec<Change>) {
+        let mut affected = Affected::default();
+        for change in changes {
+            self.index.write().unwrap().apply(change, &mut affected);
+        }
+        self.resources.update(&self.index.read().unwrap(), &affected);
+    }
+}
+
+/// An HTTPRoute of this name that sends requests for `cart` to a backend of `shop`.
+fn route(name: &str, backend: &str) -> String {
+    let (namespace, name) = name.split_once('/').unwrap();
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{parentRefs: [{{group: '', kind: Service, name: cart, namespace: shop}}], \
+         rules: [{{backendRefs: [{{name: {backend}, namespace: shop, port: 80}}]}}]}}\n"
+    )
+}
+
+/// The names and contents of everything that has changed for a subscriber; routes are their backends.
+fn news(subscriber: &Subscriber) -> Vec<String> {
+    let mut all = Vec::new();
+    while let Some((name, value)) = subscriber.next_change() {
+        let content = match value.as_ref().map(|value| value.body()) {
+            None => "gone".to_owned(),
+            Some(Body::Routes(routes)) => {
+                let rules = routes.routes.iter().flat_map(|route| &route.rules);
+                let targets = rules.flat_map(|rule| match &rule.action {
+                    Some(tidegate_proto::discovery::route_rule::Action::Forward(forward)) => forward
+                        .backends
+                        .iter()
+                        .map(|backend| match &backend.target {
+                            Some(Target::Backend(backend)) => backend.object.as_ref().unwrap().name.clone(),
+                            Some(Target::Invalid(_)) => "invalid".to_owned(),
+                            _ => panic!("an app"),
+                        })
+                        .collect::<Vec<_>>(),
+                    _ => vec!["no backend".to_owned()],
+                });
+                targets.collect::<Vec<_>>().join(",")
+            }
+            Some(_) => {
+                format!("{:?}", value.unwrap().references.iter().map(ToString::to_string).collect::<Vec<_>>())
+            }
+        };
+        all.push(format!("{name}: {content}"));
+    }
+    all
+}
+
+const DESTINATION: &str = "destination/10.96.0.10:80";
+const ROUTES: &str = "routes/Service/shop/cart:80";
+
+fn subscribed(controller: &Controller, namespace: &str) -> Subscriber {
+    let mut subscriber = controller.resources.subscriber(namespace);
+    for name in [DESTINATION, ROUTES] {
+        subscriber.subscribe(Arc::new(ResourceName::parse(name).unwrap()));
+    }
+    subscriber
+}
+
+#[test]
+fn a_destination_leads_to_routes_while_there_are_any() {
+    let controller = Controller::started();
+    let client = subscribed(&controller, "web");
+    let backend = format!("{DESTINATION}: [\"backend/Service/shop/cart:80\"]");
+    let before = news(&client);
+    assert!(before.contains(&format!("{ROUTES}: gone")), "{before:?}");
+    controller.apply(&route("shop/r", "v2"));
+    assert_eq!(news(&client), [format!("{ROUTES}: v2"), format!("{DESTINATION}: [\"{ROUTES}\"]")]);
+    let key = controller.index.read().unwrap().routes().next().map(|route| (route.kind, route.name.clone()));
+    let (kind, name) = key.unwrap();
+    controller.change(vec![Change::Delete(crate::object::ObjectKey { kind, name })]);
+    let after = news(&client);
+    assert_eq!(after[0], format!("{ROUTES}: gone"));
+    assert!(after[1] == backend || after[1] == format!("{DESTINATION}: []"), "{after:?}");
+}
+
+#[test]
+fn by_one_name_each_namespace_gets_its_own_routes() {
+    let controller = Controller::started();
+    controller.apply(&format!("{}---\n{}", route("shop/p", "cart"), route("web/c", "v2")));
+    let (web, shop, other) =
+        (subscribed(&controller, "web"), subscribed(&controller, "shop"), subscribed(&controller, "other"));
+    let routes = |subscriber: &Subscriber| news(subscriber).into_iter().find(|news| news.starts_with(ROUTES));
+    assert_eq!(routes(&web), Some(format!("{ROUTES}: v2")));
+    assert_eq!(routes(&shop), Some(format!("{ROUTES}: cart")));
+    assert_eq!(routes(&other), Some(format!("{ROUTES}: cart")));
+    controller.apply(&route("web/c", "none"));
+    assert_eq!(news(&web), [format!("{ROUTES}: invalid")]);
+    assert_eq!((news(&shop), news(&other)), (vec![], vec![]), "it is not theirs");
+    let kept = |namespace| {
+        let name = format!("routes/Service/shop/cart:80@{namespace}");
+        controller.resources.store.value(&ResourceName::parse(&name).unwrap()).unwrap()
+    };
+    assert!(Arc::ptr_eq(&kept("shop"), &kept("other")), "equal routes are kept once");
+}
+
+#[test]
+fn a_backend_that_appears_changes_the_routes_that_name_it() {
+    let controller = Controller::started();
+    controller.apply(&route("shop/r", "v3"));
+    let client = subscribed(&controller, "web");
+    assert!(news(&client).contains(&format!("{ROUTES}: invalid")));
+    controller.apply(&SERVICES.replace("name: v2", "name: v3"));
+    assert_eq!(news(&client), [format!("{ROUTES}: v3")]);
+}
+
+#[test]
+fn an_unsubscribed_name_is_forgotten() {
+    let controller = Controller::started();
+    controller.apply(&route("shop/r", "v2"));
+    let mut client = subscribed(&controller, "web");
+    let name = ResourceName::parse(ROUTES).unwrap();
+    assert!(client.wants(&name) && client.unsubscribe(&name) && !client.wants(&name));
+    assert_eq!(controller.resources.len(), 1);
+}
