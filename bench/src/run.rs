@@ -184,7 +184,7 @@ impl Bench<'_> {
         let fresh_kib = running.resident_kib()?;
         let refusals = check::refuses_others(&running, topology).await?;
 
-        let RunOptions { seconds, open_seconds, warm_up, idle, .. } = *self.options;
+        let RunOptions { seconds, warm_up, idle, .. } = *self.options;
         // First, before load has grown its buffers.
         let idle = self.load(&running, &directory, load::LoadKind::Idle { connections: idle }).await?;
         let mut closed = BTreeMap::new();
@@ -192,13 +192,7 @@ impl Bench<'_> {
             let kind = load::LoadKind::Closed { connections, seconds, warm_up };
             closed.insert(connections, self.load(&running, &directory, kind).await?);
         }
-        // Without a proxy, latency is that of a wake-up across the cores, which the machine adds to each hop of a proxy.
-        let across = (target == Target::Direct).then(|| Running::without_proxy(self.app_across));
-        let mut open = BTreeMap::new();
-        for rate in self.options.rates.iter().copied() {
-            let kind = load::LoadKind::Open { rate, connections: 64, seconds: open_seconds, warm_up };
-            open.insert(rate, self.load(across.as_ref().unwrap_or(&running), &directory, kind).await?);
-        }
+        let open = self.open(target, &running, &directory).await?;
         let kind = load::LoadKind::Handshakes { connections: 16, seconds, warm_up };
         let handshakes = self.load(&running, &directory, kind).await?;
         let download = self.load(&running, &directory, load::LoadKind::Download { seconds }).await?;
@@ -230,6 +224,25 @@ impl Bench<'_> {
             http2_download,
             http2_upload,
         })
+    }
+
+    /// The latencies at each of the fixed rates.
+    async fn open(
+        &self,
+        target: Target,
+        running: &Running,
+        directory: &Path,
+    ) -> Result<BTreeMap<u32, load::LoadMeasurement>> {
+        let RunOptions { open_seconds: seconds, warm_up, .. } = *self.options;
+        // Without a proxy, latency is that of a wake-up across the cores, which the machine adds to each hop of a proxy.
+        let across = (target == Target::Direct).then(|| Running::without_proxy(self.app_across));
+        let running = across.as_ref().unwrap_or(running);
+        let mut open = BTreeMap::new();
+        for rate in self.options.rates.iter().copied() {
+            let kind = load::LoadKind::Open { rate, connections: 64, seconds, warm_up };
+            open.insert(rate, self.load(running, directory, kind).await?);
+        }
+        Ok(open)
     }
 
     /// Runs one load in a process of its own.
