@@ -238,87 +238,116 @@ fn node(zone: &str) -> Value {
     })
 }
 
-#[test]
-fn the_caller_s_node_and_zone_decide_which_endpoints_it_uses_and_session_affinity_keeps_it_at_one() {
-    let mut story = CallerMesh::start(Options::default());
-    let meshed = App::echo(story.mesh.app_address());
-    let (pod, outside) = (story.mesh.target(), story.mesh.block().at(63, PORT));
-    let plain = App::echo(outside);
-    let mut caller = objects::pod("caller", "caller", &story.mesh.way_out().ip().to_string(), &[]);
-    caller["spec"]["nodeName"] = json!("node-1");
-    story.mesh.apply("caller", &[caller]);
-    let port = story.port;
-    let service_with = |more: Value| {
+/// A Service with two endpoints, one inside the mesh and one outside, called by an app on node-1.
+struct TwoEndpoints {
+    story: CallerMesh,
+    meshed: App,
+    plain: App,
+    inside: SocketAddr,
+    outside: SocketAddr,
+}
+
+impl TwoEndpoints {
+    fn start() -> Self {
+        let mut story = CallerMesh::start(Options::default());
+        let meshed = App::echo(story.mesh.app_address());
+        let (inside, outside) = (story.mesh.target(), story.mesh.block().at(63, PORT));
+        let plain = App::echo(outside);
+        let mut caller = objects::pod("caller", "caller", &story.mesh.way_out().ip().to_string(), &[]);
+        caller["spec"]["nodeName"] = json!("node-1");
+        story.mesh.apply("caller", &[caller]);
+        Self { story, meshed, plain, inside, outside }
+    }
+
+    /// Applies the Service with more fields, and its endpoints: for each, its node and the zone that its hint names.
+    fn apply(&mut self, more: Value, nodes: [&str; 2], zones: [&str; 2]) {
+        let port = self.story.port;
         let mut service = service(port);
         for (name, value) in more.as_object().unwrap() {
             service["spec"][name] = value.clone();
         }
-        service
-    };
-    // An endpoint without a Pod is outside the mesh.
-    let slices = |node: [&str; 2], zones: [&str; 2]| {
         let fields = |zone: &str| match zone {
             "" => json!({}),
             zone => json!({"hints": {"forZones": [{"name": zone}]}}),
         };
-        let mut outside = slice(1, outside, "", port);
+        // An endpoint without a Pod is outside the mesh.
+        let mut outside = slice(1, self.outside, "", port);
         outside["endpoints"][0].as_object_mut().unwrap().remove("targetRef");
-        [
-            on_node(slice(0, pod, "httpbin", port), node[0], fields(zones[0])),
-            on_node(outside, node[1], fields(zones[1])),
-        ]
-    };
-    let apply = |story: &mut CallerMesh, service: Value, slices: [Value; 2]| {
-        let documents: Vec<_> = [service].into_iter().chain(slices).collect();
-        story.mesh.apply("service", &documents);
-    };
-    // How many of 10 requests each app gets.
-    let shares = |story: &CallerMesh| {
-        meshed.forget();
-        plain.forget();
+        let documents = [
+            service,
+            on_node(slice(0, self.inside, "httpbin", port), nodes[0], fields(zones[0])),
+            on_node(outside, nodes[1], fields(zones[1])),
+        ];
+        self.story.mesh.apply("service", &documents);
+    }
+
+    /// Waits until the caller's sidecar holds this about the Service's topology.
+    fn wait_until_known(&self, what: &str, is_known: impl Fn(&Value) -> bool) {
+        wait::until_true(what, SOON, || is_known(&self.story.known()["topology"]));
+    }
+
+    /// How many of 10 requests each endpoint gets.
+    fn shares(&self) -> [usize; 2] {
+        self.meshed.forget();
+        self.plain.forget();
         for _ in 0..10 {
-            assert_eq!(story.app().get("/get"), OK);
+            assert_eq!(self.story.app().get("/get"), OK);
         }
-        [meshed.requests().len(), plain.requests().len()]
-    };
-    let known = |story: &CallerMesh, what: &str, is_known: &dyn Fn(&Value) -> bool| {
-        wait::until_true(what, SOON, || is_known(&story.known()["topology"][0]));
-    };
+        [self.meshed.requests().len(), self.plain.requests().len()]
+    }
+}
 
-    let local = service_with(json!({"internalTrafficPolicy": "Local"}));
-    apply(&mut story, local.clone(), slices(["node-2", "node-1"], ["", ""]));
-    known(&story, "the one on the other node is not used", &|known| known["unused"] == json!([pod]));
-    assert_eq!(shares(&story), [0, 10]);
-    apply(&mut story, local.clone(), slices(["node-1", "node-2"], ["", ""]));
-    known(&story, "now the other one is", &|known| known["unused"] == json!([outside]));
-    assert_eq!(shares(&story), [10, 0]);
-    apply(&mut story, local, slices(["node-2", "node-2"], ["", ""]));
-    known(&story, "neither is on the caller's node", &|known| known["unused"] == json!([pod, outside]));
-    assert_eq!(story.app().get("/get"), UNREACHABLE);
-    wait::until_true("the access log says why", SOON, || story.caller.log().contains("no_local_endpoint"));
-
-    story.mesh.apply("node", &[node("a")]);
-    apply(&mut story, service(port), slices(["node-2", "node-2"], ["a", "b"]));
-    known(&story, "that of the caller's zone is preferred", &|known| known["fallback"] == json!([outside]));
-    assert_eq!(shares(&story), [10, 0]);
-    story.mesh.apply("node", &[node("b")]);
-    known(&story, "the caller's node has another zone", &|known| known["fallback"] == json!([pod]));
-    assert_eq!(shares(&story), [0, 10]);
-
-    apply(&mut story, service(port), slices(["node-2", "node-2"], ["", ""]));
-    wait::until_true("all are used", SOON, || {
-        !story.known()["topology"].is_null() && story.known()["topology"] == json!([])
+#[test]
+fn an_internal_traffic_policy_local_leaves_a_caller_the_endpoints_of_its_node() {
+    let mut mesh = TwoEndpoints::start();
+    let (inside, outside) = (mesh.inside, mesh.outside);
+    let local = || json!({"internalTrafficPolicy": "Local"});
+    mesh.apply(local(), ["node-2", "node-1"], ["", ""]);
+    mesh.wait_until_known("the one on the other node is not used", |known| {
+        known[0]["unused"] == json!([inside])
     });
-    wait::until_true("by power of two choices", SOON, || shares(&story).iter().all(|share| *share > 0));
-    apply(
-        &mut story,
-        service_with(json!({"sessionAffinity": "ClientIP"})),
-        slices(["node-2", "node-2"], ["", ""]),
-    );
-    wait::until_true("one for as long as it is there", SOON, || shares(&story).contains(&10));
-    let kept = shares(&story);
+    assert_eq!(mesh.shares(), [0, 10]);
+    mesh.apply(local(), ["node-1", "node-2"], ["", ""]);
+    mesh.wait_until_known("now the other one is", |known| known[0]["unused"] == json!([outside]));
+    assert_eq!(mesh.shares(), [10, 0]);
+    mesh.apply(local(), ["node-2", "node-2"], ["", ""]);
+    mesh.wait_until_known("neither is on the caller's node", |known| {
+        known[0]["unused"] == json!([inside, outside])
+    });
+    assert_eq!(mesh.story.app().get("/get"), UNREACHABLE);
+    wait::until_true("the access log says why", SOON, || {
+        mesh.story.caller.log().contains("no_local_endpoint")
+    });
+}
+
+#[test]
+fn hints_prefer_the_endpoints_of_the_caller_s_zone() {
+    let mut mesh = TwoEndpoints::start();
+    let (inside, outside) = (mesh.inside, mesh.outside);
+    mesh.story.mesh.apply("node", &[node("a")]);
+    mesh.apply(json!({}), ["node-2", "node-2"], ["a", "b"]);
+    mesh.wait_until_known("that of the caller's zone is preferred", |known| {
+        known[0]["fallback"] == json!([outside])
+    });
+    assert_eq!(mesh.shares(), [10, 0]);
+    mesh.story.mesh.apply("node", &[node("b")]);
+    mesh.wait_until_known("the caller's node has another zone", |known| {
+        known[0]["fallback"] == json!([inside])
+    });
+    assert_eq!(mesh.shares(), [0, 10]);
+    mesh.apply(json!({}), ["node-2", "node-2"], ["", ""]);
+    mesh.wait_until_known("all are used", |known| *known == json!([]));
+    wait::until_true("by power of two choices", SOON, || mesh.shares().iter().all(|share| *share > 0));
+}
+
+#[test]
+fn session_affinity_keeps_a_client_at_one_endpoint() {
+    let mut mesh = TwoEndpoints::start();
+    mesh.apply(json!({"sessionAffinity": "ClientIP"}), ["node-2", "node-2"], ["", ""]);
+    wait::until_true("one for as long as it is there", SOON, || mesh.shares().contains(&10));
+    let kept = mesh.shares();
     assert!(kept.contains(&10));
-    assert!((0..5).all(|_| shares(&story) == kept));
+    assert!((0..5).all(|_| mesh.shares() == kept));
 }
 
 #[test]

@@ -7,7 +7,7 @@ const PLACES: [&str; 3] = ["a", "b", "c"];
 
 fn endpoint(number: usize) -> Endpoint {
     let port = 80 + u16::try_from(number).unwrap();
-    let ip = if number % 2 == 0 { "10.0.0.1" } else { "fd00::1" };
+    let ip = if number.is_multiple_of(2) { "10.0.0.1" } else { "fd00::1" };
     Endpoint::new(SocketAddr::new(ip.parse().unwrap(), port), Transport::Plain)
 }
 

@@ -199,7 +199,7 @@ fn a_target_that_cannot_be_understood_grants_nothing_and_says_why_in_its_status_
             "HTTPRouteGroup httpbin/books has no match 'put'; it has 'get'",
         ),
         (
-            vec![target("t", "", rule, &source("buyer")), bad_group.clone()],
+            vec![target("t", "", rule, &source("buyer")), bad_group],
             "InvalidReference",
             "HTTPRouteGroup httpbin/books: spec.matches[0], 'get': \"/a(\" is not a regular expression: unclosed group",
         ),
