@@ -11,11 +11,13 @@ use tidegate_kubernetes::fake_api::{FakeApi, Rights, memory_limit};
 const NAMESPACE: &str = "tidegate-system";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
 const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
-/// SMI's kinds, by collection.
-const SMI: [(&str, &str, &str); 3] = [
+/// The kinds besides those of Tidegate that have a status, by collection.
+const OTHERS: [(&str, &str, &str); 5] = [
     ("access.smi-spec.io/v1alpha3/traffictargets", "access.smi-spec.io/v1alpha3", "TrafficTarget"),
     ("specs.smi-spec.io/v1alpha4/httproutegroups", "specs.smi-spec.io/v1alpha4", "HTTPRouteGroup"),
     ("specs.smi-spec.io/v1alpha4/tcproutes", "specs.smi-spec.io/v1alpha4", "TCPRoute"),
+    ("gateway.networking.k8s.io/v1/httproutes", "gateway.networking.k8s.io/v1", "HTTPRoute"),
+    ("gateway.networking.k8s.io/v1/grpcroutes", "gateway.networking.k8s.io/v1", "GRPCRoute"),
 ];
 const LEASES: &str = "coordination.k8s.io/v1/leases";
 
@@ -179,13 +181,16 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
         json!({"apiVersion": version, "kind": "MeshConfig", "metadata": metadata, "spec": {}}),
     );
     let account = json!({"kind": "ServiceAccount", "name": "app", "namespace": "ns-0"});
+    let service = json!({"group": "", "kind": "Service", "name": "none"});
     let specs = [
-        json!({"destination": account, "sources": [account], "rules": [{"kind": "TCPRoute", "name": "smi"}]}),
+        json!({"destination": account, "sources": [account], "rules": [{"kind": "TCPRoute", "name": "other"}]}),
         json!({"matches": [{"name": "all", "methods": ["GET"]}]}),
         json!({"matches": {"ports": [80]}}),
+        json!({"parentRefs": [service]}),
+        json!({"parentRefs": [service]}),
     ];
-    for ((collection, version, kind), spec) in SMI.into_iter().zip(specs) {
-        let metadata = json!({"namespace": "ns-0", "name": "smi"});
+    for ((collection, version, kind), spec) in OTHERS.into_iter().zip(specs) {
+        let metadata = json!({"namespace": "ns-0", "name": "other"});
         api.apply(
             collection,
             json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}),
@@ -193,10 +198,10 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
     }
     let first = Program::start(&api, "controller-a");
     api.wait_for(|api| is_committed(api, "ns-0", "app-0")).await;
-    for (collection, ..) in SMI {
+    for (collection, ..) in OTHERS {
         let has_status =
             |object: Value| object["status"].as_object().is_some_and(|status| !status.is_empty());
-        api.wait_for(|api| api.get(collection, "ns-0", "smi").is_some_and(has_status)).await;
+        api.wait_for(|api| api.get(collection, "ns-0", "other").is_some_and(has_status)).await;
     }
     let holder = |api: &FakeApi| {
         let lease = api.get(LEASES, NAMESPACE, "tidegate-controller");

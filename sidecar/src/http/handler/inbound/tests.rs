@@ -14,6 +14,7 @@ use tidegate_core::{CidrSet, Identity, ObjectRef, Principal, TrustDomain};
 
 use super::*;
 use crate::connection_info::ConnectionInfo;
+use crate::http::handler::{Handler, Rule};
 use crate::snapshot::{self, Publisher};
 use crate::telemetry::ResponseFlag;
 

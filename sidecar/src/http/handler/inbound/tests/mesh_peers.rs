@@ -89,7 +89,7 @@ impl Peer {
     }
 
     fn review(&self) -> Review {
-        let Rule::Authorize { authorizer, .. } = &self.0.handler.rule else { panic!() };
+        let Rule::Inbound(Inbound { authorizer, .. }) = &self.0.handler.rule else { panic!() };
         authorizer.review(&self.0.publisher.subscribe().current())
     }
 }
