@@ -5,25 +5,23 @@
 //! Deciding copies nothing of the head and allocates nothing, unless rules distinguish paths and the client sent one that is
 //! not in normal form.
 
+mod handled;
 mod inbound;
 mod outbound;
 
 use std::fmt::Display;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
 
 use ::http::Response;
-use tidegate_core::backend::Endpoint;
-use tidegate_core::policy::Decision;
 
+use self::handled::ForwardTarget;
+pub(super) use self::handled::{Forward, Handled, HandlerAction, UpstreamProtocol};
 use self::inbound::Inbound;
 use self::outbound::Outbound;
-use super::local_reply::LocalReply;
 use super::request::Request;
 use crate::authorizer::Authorizer;
 use crate::connection_info::{OutboundInfo, ServedConnection};
-use crate::destinations::{EndpointChoice, LiveDestination};
+use crate::destinations::LiveDestination;
 use crate::refusal_log::RefusalLog;
 use crate::upstream::{SendFailure, Sending, UpstreamBody, UpstreamError, Upstreams};
 
@@ -38,44 +36,6 @@ enum Rule {
     Inbound(Inbound),
     /// Boxed, so that clients' connections are small.
     Outbound(Box<Outbound>),
-}
-
-/// The outcome for one request.
-pub(super) struct Handled {
-    /// The policy's decision, for the access log; `None` for the app's own requests.
-    pub(super) decision: Option<Rc<Decision>>,
-    /// Path and query to send instead of the request's: the normal form by which rules matched it.
-    pub(super) path: Option<Box<[u8]>>,
-    pub(super) action: HandlerAction,
-}
-
-/// What a codec does with a request.
-pub(super) enum HandlerAction {
-    /// Send this response.
-    Reply(LocalReply),
-    /// Forward the request, and return the response.
-    Forward(Forward),
-}
-
-/// Where a request is forwarded to. To be held until its response is over: it counts as the endpoint's until then.
-pub(super) struct Forward {
-    target: ForwardTarget,
-    pub(super) protocol: UpstreamProtocol,
-}
-
-enum ForwardTarget {
-    App(Arc<Endpoint>),
-    /// Boxed, so that streams of clients are small.
-    Chosen(Box<EndpointChoice>),
-}
-
-/// The HTTP version that an upstream speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum UpstreamProtocol {
-    /// HTTP/1.1.
-    Http1,
-    /// HTTP/2 with prior knowledge.
-    Http2,
 }
 
 impl Handler {
@@ -144,30 +104,6 @@ impl Handler {
         match (&self.rule, &mut forward.target) {
             (Rule::Outbound(outbound), ForwardTarget::Chosen(choice)) => outbound.turn(choice, error),
             _ => false,
-        }
-    }
-}
-
-impl Forward {
-    /// The upstream.
-    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
-        match &self.target {
-            ForwardTarget::App(endpoint) => endpoint,
-            ForwardTarget::Chosen(choice) => &choice.endpoint,
-        }
-    }
-
-    /// The endpoint has responded with this status, so long after it had the request.
-    pub(super) fn responded(&self, status: u16, after: Option<Duration>) {
-        if let ForwardTarget::Chosen(choice) = &self.target {
-            choice.responded(status, after);
-        }
-    }
-
-    /// The endpoint was reached, and has not responded.
-    pub(super) fn failed(&self) {
-        if let ForwardTarget::Chosen(choice) = &self.target {
-            choice.failed();
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidegate_core::backend::{Endpoint, Transport};
 use tidegate_core::policy::{AppProtocol, Decision, Terms};
 
-use super::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
+use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
 use crate::authorizer::Authorizer;
 use crate::http::headers::is_grpc;
 use crate::http::local_reply;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use tidegate_core::backend::BackendProtocol;
 
-use super::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
+use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
 use crate::destinations::{EndpointChoice, LiveDestination};
 use crate::http::local_reply;
 use crate::http::request::{Request, Version};

@@ -1,0 +1,73 @@
+//! What is decided about a request.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_core::backend::Endpoint;
+use tidegate_core::policy::Decision;
+
+use crate::destinations::EndpointChoice;
+use crate::http::local_reply::LocalReply;
+
+/// The outcome for one request.
+pub(in crate::http) struct Handled {
+    /// The policy's decision, for the access log; `None` for the app's own requests.
+    pub(in crate::http) decision: Option<Rc<Decision>>,
+    /// Path and query to send instead of the request's: the normal form by which rules matched it.
+    pub(in crate::http) path: Option<Box<[u8]>>,
+    pub(in crate::http) action: HandlerAction,
+}
+
+/// What a codec does with a request.
+pub(in crate::http) enum HandlerAction {
+    /// Send this response.
+    Reply(LocalReply),
+    /// Forward the request, and return the response.
+    Forward(Forward),
+}
+
+/// Where a request is forwarded to. To be held until its response is over: it counts as the endpoint's until then.
+pub(in crate::http) struct Forward {
+    pub(super) target: ForwardTarget,
+    pub(in crate::http) protocol: UpstreamProtocol,
+}
+
+pub(super) enum ForwardTarget {
+    App(Arc<Endpoint>),
+    /// Boxed, so that streams of clients are small.
+    Chosen(Box<EndpointChoice>),
+}
+
+/// The HTTP version that an upstream speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::http) enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+}
+
+impl Forward {
+    /// The upstream.
+    pub(in crate::http) fn endpoint(&self) -> &Arc<Endpoint> {
+        match &self.target {
+            ForwardTarget::App(endpoint) => endpoint,
+            ForwardTarget::Chosen(choice) => &choice.endpoint,
+        }
+    }
+
+    /// The endpoint has responded with this status, so long after it had the request.
+    pub(in crate::http) fn responded(&self, status: u16, after: Option<Duration>) {
+        if let ForwardTarget::Chosen(choice) = &self.target {
+            choice.responded(status, after);
+        }
+    }
+
+    /// The endpoint was reached, and has not responded.
+    pub(in crate::http) fn failed(&self) {
+        if let ForwardTarget::Chosen(choice) = &self.target {
+            choice.failed();
+        }
+    }
+}
