@@ -26,7 +26,6 @@ pub mod port_protocol;
 pub mod principal;
 pub mod route;
 pub mod san;
-pub mod topology;
 pub mod weighted;
 
 pub use certificate::PeerCertificate;
@@ -40,5 +39,5 @@ pub use object_ref::ObjectRef;
 pub use port_protocol::PortProtocol;
 pub use principal::Principal;
 pub use san::San;
-pub use topology::{Locality, Topology};
+
 pub use weighted::WeightedRoundRobin;

@@ -22,9 +22,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tidegate_core::backend::Backend;
+use tidegate_core::Destination;
+use tidegate_core::backend::{Backend, Locality};
 use tidegate_core::route::RouteTable;
-use tidegate_core::{Destination, Locality};
 use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 

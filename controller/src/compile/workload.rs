@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
+use tidegate_core::backend::Locality;
 use tidegate_core::identity::IdentityError;
 use tidegate_core::policy::{
     InboundPolicy, IngressRule, MeshRule, PeerRule, PeerRuleState, PortPolicy, RuleState,
 };
 use tidegate_core::route::MAX_EXPRESSIONS;
-use tidegate_core::{Identity, Locality, ObjectRef, TrustDomain};
+use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
 use super::fronts::{Behind, Fronts};
 use super::ingress_backend::TOO_LARGE;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::backend::Locality;
 use crate::cidr::CidrSet;
 use crate::dns_name::DnsPattern;
 use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
 use crate::principal::Principal;
 use crate::route::RouteMatch;
-use crate::topology::Locality;
 
 /// Everything that decides about one workload's inbound traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

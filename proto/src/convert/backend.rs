@@ -188,9 +188,8 @@ mod tests {
     use std::time::Duration;
 
     use prost::Message;
-    use tidegate_core::backend::BackendProtocol;
-    use tidegate_core::topology::TopologyHints;
-    use tidegate_core::{Identity, Topology, TrustDomain};
+    use tidegate_core::backend::{BackendProtocol, Topology, TopologyHints};
+    use tidegate_core::{Identity, TrustDomain};
 
     use super::*;
 

@@ -196,9 +196,10 @@ fn principals_from_wire(principals: &wire::Principals) -> Vec<Principal> {
 #[cfg(test)]
 mod tests {
     use prost::Message;
+    use tidegate_core::backend::Locality;
     use tidegate_core::policy::{ActivePeerRule, AppProtocol, PeerRuleState, PeerTraffic};
     use tidegate_core::route::matching::{HeaderMatch, PathMatch, RouteMatch};
-    use tidegate_core::{Identity, Locality, ObjectRef, TrustDomain};
+    use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
     use super::*;
 

@@ -8,9 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidegate_core::backend::Endpoint;
-use tidegate_core::topology::TopologyHints;
-use tidegate_core::{Locality, Topology};
+use tidegate_core::backend::{Endpoint, Locality, Topology, TopologyHints};
 
 use super::{ConversionError, bad};
 use crate::discovery as wire;

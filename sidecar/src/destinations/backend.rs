@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tidegate_core::Topology;
-use tidegate_core::backend::{Backend, BackendProtocol, BackendRef, Endpoint, Transport};
-use tidegate_core::topology::UsableEndpoints;
+use tidegate_core::backend::{
+    Backend, BackendProtocol, BackendRef, Endpoint, Topology, Transport, UsableEndpoints,
+};
 
 use super::affinity::Affinity;
 use super::caller::Caller;

@@ -1,6 +1,6 @@
 //! The sidecar's own workload, as far as it decides which endpoints its connections go to.
 
-use tidegate_core::Locality;
+use tidegate_core::backend::Locality;
 
 /// The workload whose connections are balanced.
 #[derive(Clone, Debug, Default)]

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidegate_core::backend::{Backend, BackendRef};
+use tidegate_core::Destination;
+use tidegate_core::backend::{Backend, BackendRef, Locality};
 use tidegate_core::destination::DestinationTarget;
 use tidegate_core::route::{Route, RouteTable, RoutesName};
-use tidegate_core::{Destination, Locality};
 use tidegate_proto::ResourceName;
 
 use super::backend::BalancedBackend;

@@ -1,8 +1,8 @@
-use tidegate_core::backend::{BackendProtocol, BackendRef, Endpoint, Transport};
+use tidegate_core::ObjectRef;
+use tidegate_core::backend::{BackendProtocol, BackendRef, Endpoint, Topology, Transport};
 use tidegate_core::destination::DestinationTarget;
 use tidegate_core::policy::AppProtocol;
 use tidegate_core::route::{Action, BackendTarget, Route, RouteRule, RoutesName, WeightedBackend};
-use tidegate_core::{ObjectRef, Topology};
 
 use super::*;
 

@@ -1,8 +1,7 @@
-use tidegate_core::backend::{Backend, BackendProtocol, Endpoint};
+use tidegate_core::ObjectRef;
+use tidegate_core::backend::{Backend, BackendProtocol, Endpoint, Locality, Topology, UsableEndpoints};
 use tidegate_core::destination::DestinationTarget;
 use tidegate_core::policy::AppProtocol;
-use tidegate_core::topology::UsableEndpoints;
-use tidegate_core::{Locality, ObjectRef, Topology};
 use tidegate_crds::injection;
 
 use super::*;

@@ -1,8 +1,7 @@
 use std::time::Duration;
 
-use tidegate_core::backend::BackendProtocol;
-use tidegate_core::topology::TopologyHints;
-use tidegate_core::{Locality, ObjectRef};
+use tidegate_core::ObjectRef;
+use tidegate_core::backend::{BackendProtocol, Locality, TopologyHints};
 
 use super::*;
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::backend::Endpoint;
+use super::endpoint::Endpoint;
 
 /// Where a workload runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
