@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::Endpoint as SliceEndpoint;
-use tidegate_core::backend::Topology;
-use tidegate_core::backend::TopologyHints;
+use tidegate_core::backend::{Topology, TopologyHints};
 
 /// Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`, and the most that it admits.
 const DEFAULT_AFFINITY: i32 = 10_800;
