@@ -26,7 +26,7 @@ use crate::bounded;
 use rule::Rule;
 
 /// The API group of routes.
-pub const GROUP: &str = "gateway.networking.k8s.io";
+pub(crate) const GROUP: &str = "gateway.networking.k8s.io";
 /// The version that is read.
 pub const VERSION: &str = "v1";
 
@@ -159,7 +159,7 @@ impl<P: RouteProtocol> kube::Resource for GatewayRoute<P> {
 
 impl ParentRef {
     /// Whether the parent is a Service. Others, such as Gateways, are other controllers' parents.
-    pub fn is_service(&self) -> bool {
+    pub(crate) fn is_service(&self) -> bool {
         self.group.as_deref() == Some("") && self.kind.as_deref() == Some("Service")
     }
 }

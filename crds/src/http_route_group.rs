@@ -13,11 +13,11 @@ use crate::bounded::{self, too_many};
 use crate::smi_status::SmiStatus;
 
 /// Maximum matches of one HTTPRouteGroup.
-pub const MOST_MATCHES: usize = 256;
+pub(crate) const MOST_MATCHES: usize = 256;
 /// Maximum methods of one match.
 const MOST_METHODS: usize = 16;
 /// Maximum header fields of one match.
-pub const MOST_HEADERS: usize = 16;
+pub(crate) const MOST_HEADERS: usize = 16;
 /// Maximum characters of a name.
 const NAME: usize = 253;
 /// Maximum characters of a regular expression.

@@ -9,9 +9,9 @@ use crate::bounded;
 use crate::smi_status::SmiStatus;
 
 /// Maximum sources of one TrafficTarget.
-pub const MOST_SOURCES: usize = 1024;
+pub(crate) const MOST_SOURCES: usize = 1024;
 /// Maximum rules of one TrafficTarget.
-pub const MOST_RULES: usize = 64;
+pub(crate) const MOST_RULES: usize = 64;
 /// Maximum matches that one rule names.
 pub const MOST_NAMES: usize = 256;
 /// Maximum characters of a Kubernetes name, or of a match's.

@@ -143,7 +143,7 @@ impl App {
     }
 
     /// What was received, one recording per connection.
-    pub fn recordings(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn recordings(&self) -> Vec<Vec<u8>> {
         self.shared.recordings.lock().unwrap().iter().map(|bytes| bytes.lock().unwrap().clone()).collect()
     }
 
@@ -250,7 +250,7 @@ impl Conversation {
     }
 
     /// Waits for [`App::release`].
-    pub fn wait_for_release(&self) {
+    pub(crate) fn wait_for_release(&self) {
         let mut is_open = self.shared.gate.lock().unwrap();
         while !*is_open {
             is_open = self.shared.gate_opened.wait(is_open).unwrap();

@@ -51,7 +51,7 @@ impl Daemon {
 
     /// At most this many open files, hard limit included.
     #[must_use]
-    pub fn with_file_limit(mut self, files: u32) -> Self {
+    pub(crate) fn with_file_limit(mut self, files: u32) -> Self {
         self.file_limit = Some(files);
         self
     }

@@ -77,7 +77,7 @@ impl Message {
     }
 
     /// Whether the body of a response lasts until the connection ends.
-    pub fn is_delimited_by_close(&self, kind: MessageKind) -> bool {
+    pub(crate) fn is_delimited_by_close(&self, kind: MessageKind) -> bool {
         kind == MessageKind::Response
             && !has_no_body(self.status())
             && self.value("content-length").is_none()

@@ -209,7 +209,7 @@ impl Mesh {
 
     /// Waits until the sidecar holds what the controller compiled from the version of the file with this marker.
     #[track_caller]
-    pub fn wait_applied(&self, file: &str, marker: &str) {
+    pub(crate) fn wait_applied(&self, file: &str, marker: &str) {
         wait::until_true(&format!("the controller reads {file}"), SOON, || {
             let policies = self.controller.admin_json("/policies");
             policies.as_array().unwrap().iter().any(|policy| {

@@ -173,7 +173,7 @@ http {{
 }
 
 /// What ingress-nginx renders for one backend, for use within `http {}`. `more` is one more directive of the location.
-pub fn http_block(listen: &str, more: &str, backend: &Backend) -> String {
+pub(crate) fn http_block(listen: &str, more: &str, backend: &Backend) -> String {
     let scheme = if backend.tls.is_some() { "https" } else { "http" };
     let proxy = backend.tls.as_ref().map(ProxySsl::directives).unwrap_or_default();
     let target = backend.target;

@@ -89,7 +89,7 @@ pub fn gateway_endpoints(addresses: &[String]) -> Value {
 }
 
 /// The ingress controller's namespace and Service.
-pub fn gateway_service() -> Vec<Value> {
+pub(crate) fn gateway_service() -> Vec<Value> {
     vec![
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": GATEWAY.0}}),
         json!({
