@@ -281,9 +281,12 @@ impl TwoEndpoints {
         self.story.mesh.apply("service", &documents);
     }
 
-    /// Waits until the caller's sidecar holds this about the Service's topology.
+    /// Waits until the caller's sidecar, which learns of a Service when the app dials it, holds this about its topology.
     fn wait_until_known(&self, what: &str, is_known: impl Fn(&Value) -> bool) {
-        wait::until_true(what, SOON, || is_known(&self.story.known()["topology"]));
+        wait::until_true(what, SOON, || {
+            self.story.app().get("/get");
+            is_known(&self.story.known()["topology"])
+        });
     }
 
     /// How many of 10 requests each endpoint gets.
