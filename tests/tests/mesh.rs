@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tidegate_tests::app::App;
+use tidegate_tests::caller::{CLUSTER_IP, CallerMesh, service, slice};
 use tidegate_tests::client::{Client, RequestOutcome};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::load::{Load, Shape};
@@ -22,90 +23,6 @@ use tidegate_tests::wait::{self, SOON};
 const OK: RequestOutcome = RequestOutcome::Status(200);
 /// What the caller's sidecar answers if it reaches no endpoint.
 const UNREACHABLE: RequestOutcome = RequestOutcome::Status(503);
-/// The Service's address: no host has it, but the sidecar knows the endpoints behind it.
-const CLUSTER_IP: &str = "10.96.0.10:80";
-
-/// A pod that calls the Service in front of `httpbin/httpbin`.
-struct CallerMesh {
-    mesh: Mesh,
-    /// Name of the Service's port, which declares what it carries.
-    port: &'static str,
-    caller: Daemon,
-}
-
-impl CallerMesh {
-    fn start(options: Options) -> Self {
-        Self::calling("http", options)
-    }
-
-    fn calling(port: &'static str, options: Options) -> Self {
-        let mut mesh = Mesh::with(options);
-        let caller = mesh.caller(CLUSTER_IP);
-        let mut story = Self { mesh, port, caller };
-        let pod = story.mesh.target();
-        story.endpoints(&[(pod, "httpbin")]);
-        story.caller.start_ready();
-        story
-    }
-
-    /// Sets the Service's endpoints, each with the Pod that it claims to be.
-    fn endpoints(&mut self, endpoints: &[(SocketAddr, &str)]) {
-        let port = self.port;
-        let slices = endpoints.iter().enumerate().map(|(i, (address, pod))| slice(i, *address, pod, port));
-        let documents: Vec<_> = [service(port)].into_iter().chain(slices).collect();
-        self.mesh.apply("service", &documents);
-    }
-
-    /// The caller's app.
-    fn app(&self) -> Client {
-        Client::to(self.mesh.way_out())
-    }
-
-    /// The caller's sidecar's state for the Service's address.
-    fn known(&self) -> Value {
-        let config = self.caller.admin_json("/config");
-        let destinations = config["destinations"].as_array().unwrap();
-        destinations.iter().find(|known| known["address"] == CLUSTER_IP).cloned().unwrap_or_default()
-    }
-
-    /// Waits until the caller's sidecar knows these endpoints.
-    fn wait_known(&self, endpoints: &[SocketAddr]) {
-        wait::until_true("the caller's sidecar knows the endpoints", SOON, || {
-            let known = self.known();
-            let addresses = known["endpoints"].as_array().map_or(&[][..], Vec::as_slice);
-            addresses.len() == endpoints.len()
-                && endpoints.iter().all(|e| addresses.iter().any(|a| a["address"] == e.to_string()))
-        });
-    }
-}
-
-fn service(port: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": "called", "namespace": "httpbin"},
-        "spec": {"clusterIP": "10.96.0.10", "ports": [{"name": port, "port": 80, "targetPort": PORT}]},
-    })
-}
-
-fn slice(number: usize, address: SocketAddr, pod: &str, port: &str) -> Value {
-    json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": format!("called-{number}"),
-            "namespace": "httpbin",
-            "labels": {"kubernetes.io/service-name": "called"},
-        },
-        "addressType": "IPv4",
-        "endpoints": [{
-            "addresses": [address.ip().to_string()],
-            "targetRef": {"kind": "Pod", "name": pod, "namespace": "httpbin"},
-        }],
-        "ports": [{"name": port, "port": address.port()}],
-    })
-}
-
 /// A relay between two sidecars that records what it carries.
 fn tap(from: SocketAddr, to: SocketAddr) -> Arc<Mutex<[Vec<u8>; 2]>> {
     let listener = TcpListener::bind(from).unwrap();
