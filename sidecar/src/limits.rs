@@ -39,7 +39,7 @@ pub struct Limits {
     pub header_count: usize,
     /// Concurrent connections of clients, and as many of the app's own (`places`).
     pub connections: usize,
-    /// Idle connections to the app, per worker.
+    /// Idle connections to upstreams, per worker and codec: one upstream has at most half of them.
     pub upstream_idle_connections: usize,
     /// Concurrent requests on one HTTP/2 connection.
     pub streams: u32,
@@ -74,7 +74,7 @@ impl Default for Limits {
             head_bytes: 64 * 1024,
             header_count: 128,
             connections: 16 * 1024,
-            upstream_idle_connections: 256,
+            upstream_idle_connections: 512,
             streams: 128,
             upstream_requests: 4096,
             upstream_connections: 128,

@@ -181,8 +181,9 @@ pub struct LimitOptions {
     /// each 4 KiB beyond the first.
     #[arg(long, env = "TIDEGATE_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 16384)]
     pub max_connections: usize,
-    /// Maximum idle connections to the app, per worker.
-    #[arg(long, env = "TIDEGATE_MAX_UPSTREAM_IDLE", value_name = "COUNT", default_value_t = 256)]
+    /// Maximum idle HTTP/1.1 connections to apps and other workloads, per worker, and as many again for clients of HTTP/2;
+    /// one app or endpoint has at most half of them.
+    #[arg(long, env = "TIDEGATE_MAX_UPSTREAM_IDLE", value_name = "COUNT", default_value_t = 512)]
     pub max_upstream_idle: usize,
     /// Maximum concurrent requests on one HTTP/2 connection.
     #[arg(long, env = "TIDEGATE_MAX_STREAMS", value_name = "COUNT", default_value_t = 128)]

@@ -223,9 +223,13 @@ impl Attempt<'_> {
     }
 
     fn is_idempotent(&self) -> bool {
-        let idempotent: [&[u8]; 6] = [b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"];
-        self.has_idempotency_key || idempotent.contains(&self.method)
+        self.has_idempotency_key || is_idempotent(self.method)
     }
+}
+
+/// Whether a request by this method has the same effect if it is received twice (RFC 9110 §9.2.2).
+pub fn is_idempotent(method: &[u8]) -> bool {
+    matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
 }
 
 impl FinalReason {

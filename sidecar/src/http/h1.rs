@@ -440,7 +440,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         self.env.buffers.give(out);
         *out = self.env.buffers.take(512);
         let persistence = Persistence::new(close, asked.version);
-        forward::write_local(&reply, asked.is_head, persistence, &self.env.clock.date(), out);
+        forward::write_local(&reply, asked.form, persistence, &self.env.clock.date(), out);
         self.line.within(DRAIN, Wait::Body);
         let client = &mut self.client;
         let written = self.line.guard(poll_fn(|context| {
@@ -530,18 +530,19 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             decision: exchange.decision.as_deref(),
             start: Some(SystemTime::now()),
             duration: exchange.start.elapsed(),
-            status: reply.status,
+            status: reply.status_in(exchange.asked.form),
             flag: reply.flag,
             details: reply.details,
-            sent: if exchange.asked.is_head { 0 } else { reply.body.len() as u64 },
+            sent: reply.body_in(exchange.asked.form).len() as u64,
             ..request
         });
     }
 
     /// A request that was to be passed on and gets an answer of ours.
     fn tell(&mut self, reply: &LocalReply) {
-        self.exchange.down.moved = if self.exchange.asked.is_head { 0 } else { reply.body.len() as u64 };
-        self.tell_end(reply.status, reply.flag, reply.details);
+        let form = self.exchange.asked.form;
+        self.exchange.down.moved = reply.body_in(form).len() as u64;
+        self.tell_end(reply.status_in(form), reply.flag, reply.details);
     }
 
     /// Writes the record of a request that was passed on, however it ended.

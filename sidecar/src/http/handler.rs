@@ -86,7 +86,7 @@ impl Handler {
                 Err(failure) => failure,
             };
             let Some(unsent) = unsent else {
-                if !matches!(error, UpstreamError::Overflow(_)) {
+                if error.is_of_upstream() {
                     forward.failed();
                 }
                 return Err(error);

@@ -1,17 +1,20 @@
 //! Responses that the sidecar generates itself, the same for both codecs.
 //!
 //! Their bytes are part of the contract with users of Envoy: header order `content-length`, `content-type`, `date`,
-//! names in lower case, no newline after the body.
+//! names in lower case, no newline after the body. A gRPC call gets a status of gRPC instead ([`ReplyForm`]).
+
+mod form;
 
 use tidegate_core::policy::Reason;
 
+pub(super) use self::form::ReplyForm;
 use crate::telemetry::ResponseFlag;
 use crate::upstream::{ConnectFailure, UpstreamError};
 
 /// A locally generated response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalReply {
-    /// Status code.
+    /// Status code of HTTP.
     pub status: u16,
     /// Reason phrase, for HTTP/1.
     pub reason: &'static str,
@@ -197,6 +200,7 @@ pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
         }
         UpstreamError::Protocol(violation) => LocalReply { details: violation.details(), ..bad_gateway() },
         UpstreamError::Closed => connection_terminated(),
+        UpstreamError::Request => bad_request("request_body_incomplete"),
         UpstreamError::Overflow(limit) => LocalReply { details: limit.details(), ..overflow() },
         UpstreamError::Reset(h2::Reason::REFUSED_STREAM) => LocalReply {
             body: "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset",

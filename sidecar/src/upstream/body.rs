@@ -8,8 +8,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::RecvStream;
+use http::Method;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tidegate_core::route::retry::is_idempotent;
 use tokio::task::AbortHandle;
 
 use super::error::UpstreamError;
@@ -39,6 +41,8 @@ struct OutgoingState {
     body: Option<DynBody>,
     /// Whether a frame was taken from it, so that the app may have seen some of it.
     is_touched: bool,
+    /// Whether it ended with an error.
+    is_broken: bool,
     /// The request's place, and its room on a connection: an app may answer before it has taken the whole body.
     share: Rc<Share>,
     lease: Option<Rc<Lease>>,
@@ -88,7 +92,8 @@ impl Outgoing {
     }
 
     fn from_parts(body: DynBody, share: Rc<Share>) -> Self {
-        let shared = OutgoingState { body: Some(body), is_touched: false, share, lease: None };
+        let shared =
+            OutgoingState { body: Some(body), is_touched: false, is_broken: false, share, lease: None };
         Self { shared: Rc::new(RefCell::new(shared)) }
     }
 
@@ -100,6 +105,12 @@ impl Outgoing {
     /// The request's place is this one from now on.
     pub(super) fn set_share(&self, share: Rc<Share>) {
         self.shared.borrow_mut().share = share;
+    }
+
+    /// Whether its request by this method may be sent again if its connection turns out to be stale, as long as nothing
+    /// was taken from the body: to receive it twice is the same as once, or the app lacks a part of it.
+    pub(super) fn is_repeatable(&self, method: &Method) -> bool {
+        is_idempotent(method.as_str().as_bytes()) || !self.is_end_stream()
     }
 
     /// Must be called before the body is sent.
@@ -117,6 +128,11 @@ impl Retained {
         }
         let body = shared.body.take()?;
         Some(Outgoing::from_parts(body, shared.share.clone()))
+    }
+
+    /// Why the request failed, if `error` is what its sender saw: the body's own error comes first.
+    pub(super) fn cause(&self, error: UpstreamError) -> UpstreamError {
+        if self.shared.borrow().is_broken { UpstreamError::Request } else { error }
     }
 
     /// For the task that sends the body, in place of having it back.
@@ -138,7 +154,8 @@ impl Body for Outgoing {
             return Poll::Ready(Some(Err(io::Error::other("the body was taken back").into())));
         };
         let frame = ready!(body.as_mut().poll_frame(context));
-        shared.is_touched = true;
+        shared.is_touched |= frame.is_some();
+        shared.is_broken |= matches!(frame, Some(Err(_)));
         Poll::Ready(frame)
     }
 

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use super::connect_error::{ConnectError, ConnectFailure};
 
-/// Why a request got no answer from the app, or only a part of one. All but the last are the app's doing.
+/// Why a request got no answer from the app, or only a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UpstreamError {
     /// There is no connection.
@@ -19,6 +19,10 @@ pub(crate) enum UpstreamError {
     /// The app reset the stream, with this code.
     #[error("the app reset the stream: {0}")]
     Reset(h2::Reason),
+    /// The request's body broke off or is malformed, which is the client's fault: the app gets no more of it, and its
+    /// answer, if any, is to something that the client has not sent.
+    #[error("the client's request broke off")]
+    Request,
     /// There is no place for the request.
     #[error("too many requests for the app: {}", .0.details())]
     Overflow(RequestLimit),
@@ -59,6 +63,11 @@ pub(crate) enum Violation {
 }
 
 impl UpstreamError {
+    /// Whether the upstream is at fault, rather than the client or our own limits.
+    pub(crate) fn is_of_upstream(&self) -> bool {
+        !matches!(self, Self::Request | Self::Overflow(_))
+    }
+
     /// The limit that was met, as in the metric.
     pub(crate) fn limit(&self) -> Option<&'static str> {
         match self {

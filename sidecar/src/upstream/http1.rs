@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{Request, Response, request};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tidegate_core::backend::Endpoint;
@@ -12,11 +12,12 @@ use tidegate_core::policy::MeshProtocol;
 use tokio::task::AbortHandle;
 
 use super::SendFailure;
-use super::body::{Outgoing, UpstreamBody};
+use super::body::{Outgoing, Retained, UpstreamBody};
 use super::connect::{Deadline, UpstreamConnector};
 use super::error::UpstreamError;
 use super::pool::{Fitness, Pool, Reusable};
 use super::stream::Secured;
+use super::watched::{ConnectionWatch, Watched};
 
 /// hyper's least.
 const LEAST_BUFFER: usize = 8 * 1024;
@@ -34,7 +35,23 @@ struct Http1Connection {
     task: AbortHandle,
     /// `None` in plaintext.
     secured: Option<Secured>,
+    watch: Rc<ConnectionWatch>,
     endpoint: Arc<Endpoint>,
+}
+
+/// A request that got no response on a connection.
+struct Http1Failure {
+    error: UpstreamError,
+    /// The request, if hyper has not written any of it.
+    unsent: Option<Box<Request<Outgoing>>>,
+    /// The upstream sent nothing since.
+    is_unanswered: bool,
+}
+
+/// What a request is made from again if its connection turns out to be stale.
+struct Repeat {
+    head: Box<request::Parts>,
+    body: Retained,
 }
 
 /// A connection that is in use. Dropped before the answer is complete, the connection is cut off, so that the upstream
@@ -50,8 +67,9 @@ impl Http1 {
         Self { idle: Pool::new(connector.limits()), connector }
     }
 
-    /// Sends a request on an idle connection or a new one. A request of which nothing was written is sent once more, on
-    /// a new one; no other is.
+    /// Sends a request on an idle connection or a new one. If the idle one turns out to be closed before any byte of the
+    /// response, the request is sent once more, on a new one, if nothing of it was written, or if it is
+    /// [repeatable](Outgoing::is_repeatable); no other is.
     pub(super) async fn send(
         self: Rc<Self>,
         endpoint: Arc<Endpoint>,
@@ -59,11 +77,16 @@ impl Http1 {
     ) -> Result<Response<UpstreamBody>, SendFailure> {
         let mut request = request;
         if let Some(connection) = self.idle.checkout(&endpoint) {
-            match self.try_send(connection, request).await {
+            let repeat = Repeat::of(&request);
+            let failure = match self.try_send(connection, request).await {
                 Ok(response) => return Ok(response),
-                // The app closed it in the meantime, and nothing was written to it.
-                Err((_, Some(unsent))) => request = *unsent,
-                Err((error, None)) => return Err(error.into()),
+                Err(failure) => failure,
+            };
+            // The app closed it in the meantime.
+            let repeat = repeat.filter(|_| failure.is_unanswered);
+            match failure.unsent.map(|unsent| *unsent).or_else(|| repeat?.request()) {
+                Some(again) => request = again,
+                None => return Err(failure.error.into()),
             }
         }
         // Rare, and large.
@@ -74,7 +97,7 @@ impl Http1 {
                 return Err(SendFailure::unsent(error, Box::new(head), body));
             }
         };
-        self.try_send(connection, request).await.map_err(|(error, _)| error.into())
+        self.try_send(connection, request).await.map_err(|failure| failure.error.into())
     }
 
     pub(super) fn sweep(&self, now: Instant) {
@@ -85,20 +108,24 @@ impl Http1 {
         self.idle.len()
     }
 
-    /// An error comes with the request if hyper has not written any of it.
     async fn try_send(
         self: &Rc<Self>,
         mut connection: Box<Http1Connection>,
         request: Request<Outgoing>,
-    ) -> Result<Response<UpstreamBody>, (UpstreamError, Option<Box<Request<Outgoing>>>)> {
+    ) -> Result<Response<UpstreamBody>, Http1Failure> {
+        let body = request.body().retain();
         let upload = request.body().retain().sent_by(connection.task.clone());
+        let watch = connection.watch.clone();
+        let before = watch.total();
         let sending = connection.sender.try_send_request(request);
         let checkout = Checkout { connection: Some(connection), all: self.clone() };
         match sending.await {
             Ok(response) => Ok(response.map(|body| UpstreamBody::http1(body, checkout, upload))),
             Err(mut failure) => {
                 let unsent = failure.take_message().map(Box::new);
-                Err((UpstreamError::from(failure.error()), unsent))
+                let error = body.cause(UpstreamError::from(failure.error()));
+                let is_unanswered = error == UpstreamError::Closed && watch.total() == before;
+                Err(Http1Failure { error, unsent, is_unanswered })
             }
         }
     }
@@ -107,6 +134,8 @@ impl Http1 {
     async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Box<Http1Connection>, UpstreamError> {
         let stream = self.connector.connect(endpoint, MeshProtocol::Http1, Deadline::Timer).await?;
         let secured = stream.secured();
+        let stream = Watched::new(stream);
+        let watch = stream.watch();
         let limits = self.connector.limits();
         let (sender, connection) = Builder::new()
             .max_buf_size(limits.head_bytes.max(LEAST_BUFFER))
@@ -122,7 +151,26 @@ impl Http1 {
             }
         });
         let (task, endpoint) = (driven.abort_handle(), endpoint.clone());
-        Ok(Box::new(Http1Connection { sender, task, secured, endpoint }))
+        Ok(Box::new(Http1Connection { sender, task, secured, watch, endpoint }))
+    }
+}
+
+impl Repeat {
+    /// `None` if the request must not be sent twice.
+    fn of(request: &Request<Outgoing>) -> Option<Self> {
+        let body = request.body();
+        body.is_repeatable(request.method()).then(|| {
+            let mut head = Request::new(());
+            *head.method_mut() = request.method().clone();
+            *head.uri_mut() = request.uri().clone();
+            *head.headers_mut() = request.headers().clone();
+            Self { head: Box::new(head.into_parts().0), body: body.retain() }
+        })
+    }
+
+    /// The request, if nothing was taken from its body.
+    fn request(self) -> Option<Request<Outgoing>> {
+        Some(Request::from_parts(*self.head, self.body.reclaim()?))
     }
 }
 

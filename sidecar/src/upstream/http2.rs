@@ -79,8 +79,9 @@ impl Http2 {
         })
     }
 
-    /// Sends a request where there is room, or waits for some. If the app has certainly not looked at it, it is sent
-    /// once more, on a connection that was opened later (RFC 9113 §8.7).
+    /// Sends a request where there is room, or waits for some. It is sent once more, on a connection that was opened later,
+    /// if the app has certainly not looked at it (RFC 9113 §8.7), or if the connection turns out to be stale and the
+    /// request is [repeatable](Outgoing::is_repeatable); in either case only if nothing was taken from its body.
     pub(super) async fn send(
         self: Rc<Self>,
         source: RequestSource,
@@ -92,18 +93,19 @@ impl Http2 {
             Ok(lease) => lease,
             Err(error) => return Err(SendFailure::unsent(error, head, body)),
         };
+        let is_repeatable = body.is_repeatable(&head.method);
         let (again, retained) = (head.clone(), body.retain());
         let failure = match lease.send(head, body).await {
             Ok(response) => return Ok(response),
             Err((failure, connection)) => {
-                if failure.is_untouched {
+                if failure.may_repeat(is_repeatable) {
                     self.open.borrow_mut().retain(|open| !Rc::ptr_eq(open, &connection));
                     need.after = Some(connection.since);
                 }
                 failure
             }
         };
-        let body = if failure.is_untouched { retained.reclaim() } else { None };
+        let body = if failure.may_repeat(is_repeatable) { retained.reclaim() } else { None };
         let Some(body) = body else { return Err(failure.error.into()) };
         // Rare, and so without room in every request's future.
         let retry = Box::pin(async move {
@@ -273,18 +275,24 @@ impl Lease {
     ) -> Result<Response<UpstreamBody>, (RequestFailure, Rc<Http2Connection>)> {
         let lease = Rc::new(self);
         body.hold(lease.clone());
+        let (retained, before) = (body.retain(), lease.connection.received());
+        let failed = |error: &h2::Error, is_unsent| {
+            let RequestFailure { error, is_untouched, is_stale } =
+                lease.connection.judge(error, is_unsent, before);
+            let failure = RequestFailure { error: retained.cause(error), is_untouched, is_stale };
+            (failure, lease.connection.clone())
+        };
         let (response, uploading) = match lease.connection.begin(head, body) {
             Ok(begun) => begun,
-            Err((error, is_unsent)) => {
-                return Err((lease.connection.judge(&error, is_unsent), lease.connection.clone()));
-            }
+            Err((error, is_unsent)) => return Err(failed(&error, is_unsent)),
         };
         match response.await {
             Ok(response) => {
+                lease.connection.has_answered.set(true);
                 let windows = &lease.connection.windows;
                 Ok(response.map(|stream| UpstreamBody::http2(stream, windows, lease.clone(), uploading)))
             }
-            Err(error) => Err((lease.connection.judge(&error, false), lease.connection.clone())),
+            Err(error) => Err(failed(&error, false)),
         }
     }
 }

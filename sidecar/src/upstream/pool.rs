@@ -1,4 +1,6 @@
 //! Connections that wait for their next request. One pool a worker: no locks.
+//!
+//! An endpoint may have half of all. Once the pool is full, the endpoint with the most makes room for others.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -83,12 +85,20 @@ impl<C: Reusable> Pool<C> {
 
     /// Keeps a connection for another request.
     pub(super) fn put(&self, endpoint: &Arc<Endpoint>, mut connection: C) {
-        if self.count.get() >= self.most || connection.fitness(Duration::ZERO) == Fitness::Dead {
+        if connection.fitness(Duration::ZERO) == Fitness::Dead {
             return;
         }
-        self.count.set(self.count.get() + 1);
-        let idle = Idle { connection, since: Instant::now() };
-        self.idle.borrow_mut().entry(endpoint.clone()).or_default().push(idle);
+        let mut idle = self.idle.borrow_mut();
+        let has = idle.get(endpoint).map_or(0, Vec::len);
+        if has >= self.most.div_ceil(2) {
+            return;
+        }
+        if self.count.get() < self.most {
+            self.count.set(self.count.get() + 1);
+        } else if !make_room(&mut idle, has) {
+            return;
+        }
+        idle.entry(endpoint.clone()).or_default().push(Idle { connection, since: Instant::now() });
     }
 
     /// Closes what has waited too long, and what the upstream has closed. To be called on every tick of the worker.
@@ -127,6 +137,17 @@ impl<C: Reusable> Idle<C> {
         let waited = now.saturating_duration_since(self.since);
         if waited < longest { self.connection.fitness(waited) } else { Fitness::Dead }
     }
+}
+
+/// Closes the connection that has waited longest at the endpoint with the most; `false` if that has no more than one that
+/// has `has`. Each endpoint is looked at: the pool is full, and what wants a place has cost a new connection.
+fn make_room<C>(idle: &mut HashMap<Arc<Endpoint>, Vec<Idle<C>>>, has: usize) -> bool {
+    let Some(largest) = idle.values_mut().max_by_key(|connections| connections.len()) else { return false };
+    let makes_room = largest.len() > has + 1;
+    if makes_room {
+        largest.remove(0);
+    }
+    makes_room
 }
 
 #[cfg(test)]

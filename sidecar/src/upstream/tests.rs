@@ -574,3 +574,28 @@ fn an_http_2_connection_that_is_too_old_gets_no_more_requests_and_finishes_those
         assert_eq!(world.upstreams.connections().http2, 1);
     });
 }
+
+#[test]
+fn a_request_whose_body_breaks_off_is_the_client_s_fault() {
+    run(async {
+        let world = World::new();
+        let server = Server::sidecar(&world, "cart").await;
+        let endpoint = server.mesh("cart");
+        for (protocol, connections) in BOTH.into_iter().zip(1..) {
+            let (mut sender, body) = http_body_util::channel::Channel::<Bytes, std::io::Error>::new(2);
+            sender.send_data(Bytes::from_static(b"a part")).await.unwrap();
+            let uri = if protocol == MeshProtocol::Http2 { "http://app.example/held" } else { HELD };
+            let request = Request::post(uri).header("host", "app.example").body(body).unwrap();
+            let sending = match protocol {
+                MeshProtocol::Http2 => world.upstreams.send(&client(), &endpoint, request),
+                _ => world.upstreams.send_http1(&client(), &endpoint, request),
+            };
+            let answered = tokio::task::spawn_local(sending.unwrap());
+            until(|| server.connections.get() == connections).await;
+            sender.abort(std::io::ErrorKind::InvalidData.into());
+            let error = answered.await.unwrap().map(drop).unwrap_err().error;
+            assert_eq!(error, UpstreamError::Request);
+            assert!(!error.is_of_upstream() && UpstreamError::Closed.is_of_upstream());
+        }
+    });
+}

@@ -1,4 +1,4 @@
-//! A connection that is watched for what h2 does not tell of it.
+//! A connection that is watched for what h2 and hyper do not tell of it.
 
 use std::cell::Cell;
 use std::io;
@@ -24,8 +24,10 @@ pub(super) struct ConnectionWatch {
     has_spoken: Cell<bool>,
     /// The end of the stream or an error was read, or a write has failed.
     has_ended: Cell<bool>,
-    /// Bytes read since [`ConnectionWatch::take_count`].
-    count: Cell<usize>,
+    /// Bytes read so far.
+    total: Cell<u64>,
+    /// [`ConnectionWatch::total`] when it was taken last.
+    taken: Cell<u64>,
 }
 
 impl Watched {
@@ -43,12 +45,19 @@ impl ConnectionWatch {
     /// Notes a read of this many bytes; zero is the end.
     fn read(&self, count: usize) {
         if count == 0 { &self.has_ended } else { &self.has_spoken }.set(true);
-        self.count.set(self.count.get() + count);
+        self.total.set(self.total.get() + count as u64);
     }
 
-    /// Bytes that were read since this was asked last.
+    /// Bytes that were read since the last call of this.
     pub(super) fn take_count(&self) -> usize {
-        self.count.take()
+        let total = self.total.get();
+        usize::try_from(total - self.taken.replace(total)).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes that were read so far. If there are no more when the connection has ended, the app has not answered to
+    /// what was sent since.
+    pub(super) fn total(&self) -> u64 {
+        self.total.get()
     }
 
     /// Whether the app can say no more: its end of the stream, or an error, was read.

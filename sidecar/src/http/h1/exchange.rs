@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tidegate_core::policy::Decision;
+use tidegate_core::route::retry::is_idempotent;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{BodyError, Decoder};
@@ -18,7 +19,7 @@ use crate::connection_info::ServedConnection;
 use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, Buffers, LARGE, MEDIUM};
 use crate::http::headers::{Field, tokens};
-use crate::http::local_reply::{self, LocalReply};
+use crate::http::local_reply::{self, LocalReply, ReplyForm};
 use crate::http::request::Version;
 use crate::lifeline::Lifeline;
 use crate::stream::Abort;
@@ -43,8 +44,7 @@ pub(super) struct Exchange {
     pub(super) down: Download,
     pub(super) watch: ClientWatch,
     pub(super) pace: Pace,
-    /// The request as it was written, if it may be sent again: it has no body, and to receive it twice is the same as
-    /// once (RFC 9110 §9.2.2).
+    /// The request's head, if it may be sent again.
     pub(super) repeatable: Option<Repeatable>,
     /// What is wrong with the app's answer, in the log's words.
     pub(super) cause: Option<Box<str>>,
@@ -54,7 +54,10 @@ pub(super) struct Exchange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Repeatable {
     /// Bytes of its head.
-    pub(super) length: usize,
+    length: usize,
+    /// Whether it has a body: it may be sent again as long as no byte of that was. A request without a body may be if
+    /// to receive it twice is the same as once.
+    has_body: bool,
     /// Whether the connection was used before: only then may the upstream have closed it before the request.
     pub(super) is_reused: bool,
 }
@@ -63,7 +66,8 @@ pub(super) struct Repeatable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) version: Version,
-    pub(super) is_head: bool,
+    /// How the client gets an answer of ours.
+    pub(super) form: ReplyForm,
     pub(super) keep_alive: bool,
     pub(super) upgrade: bool,
     pub(super) expects_continue: bool,
@@ -172,18 +176,20 @@ impl Exchange {
 
     /// Takes the request back after its connection turned out to be stale, so that it is sent again.
     pub(super) fn rewind(&mut self) {
-        let Some(Repeatable { length, .. }) = self.repeatable else { return };
+        self.up.state = UploadState::Active;
+        let is_written = std::mem::take(&mut self.up.sent_any);
+        let Some(Repeatable { length, .. }) = self.repeatable.filter(|_| is_written) else { return };
         if self.noted.size() > 0 {
             self.up.out = std::mem::take(&mut self.noted);
         }
         self.up.out.rewind(length);
-        self.up.state = UploadState::Active;
-        self.up.sent_any = false;
     }
 
     /// Whether the request may be sent again on another connection.
     fn is_repeated(&self) -> bool {
-        self.repeatable.is_some_and(|repeatable| repeatable.is_reused)
+        let is_body_unsent = || self.up.moved == 0 && !self.up.decoder.is_done();
+        self.repeatable
+            .is_some_and(|repeatable| repeatable.is_reused && (!repeatable.has_body || is_body_unsent()))
     }
 
     /// Takes from a request's head what the exchange depends on.
@@ -191,7 +197,7 @@ impl Exchange {
     pub(super) fn open(&mut self, head: &RequestHead<'_>) {
         self.asked = Asked {
             version: head.request.version,
-            is_head: head.request.method == b"HEAD",
+            form: ReplyForm::of(head.request.method, || head.request.field("content-type")),
             keep_alive: head.keep_alive,
             upgrade: head.upgrade,
             expects_continue: head.expects_continue,
@@ -210,8 +216,9 @@ impl Exchange {
     ) {
         self.up.out = buffers.take(head.length + forward::added(connection));
         self.notes = forward::write_request(head, connection, &mut self.up.out);
-        if self.up.decoder.is_done() && is_idempotent(head.request.method) {
-            self.repeatable = Some(Repeatable { length: self.up.out.len(), is_reused: false });
+        let has_body = !self.up.decoder.is_done();
+        if has_body || is_idempotent(head.request.method) {
+            self.repeatable = Some(Repeatable { length: self.up.out.len(), has_body, is_reused: false });
         }
     }
 
@@ -484,7 +491,8 @@ impl Exchange {
 
     /// Looks for a head in what the app has sent; whether there was one.
     fn read_head(&mut self, line: &Lifeline, env: &HttpContext) -> Result<bool, AnswerError> {
-        let Asked { version, is_head, upgrade, .. } = self.asked;
+        let Asked { version, upgrade, .. } = self.asked;
+        let is_head = self.asked.is_head();
         let is_uploaded = self.up.state == UploadState::Done;
         let is_drainable = self.is_drainable();
         let mut storage = Storage::new();
@@ -557,11 +565,6 @@ impl Exchange {
     }
 }
 
-/// Whether a request by this method has the same effect if it is received twice (RFC 9110 §9.2.2).
-fn is_idempotent(method: &[u8]) -> bool {
-    matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
-}
-
 impl ExchangeOutcome {
     /// The client has left before it had the whole answer.
     pub(super) fn client_gone() -> Self {
@@ -573,11 +576,16 @@ impl Asked {
     /// Of a request that could not be read.
     pub(super) const NOTHING: Self = Self {
         version: Version::Http11,
-        is_head: false,
+        form: ReplyForm::Text,
         keep_alive: false,
         upgrade: false,
         expects_continue: false,
     };
+
+    /// Whether the answer has no body, whatever its head says.
+    pub(super) fn is_head(&self) -> bool {
+        self.form == ReplyForm::HeadOnly
+    }
 }
 
 impl Upload {

@@ -6,7 +6,7 @@ use crate::http::buffer::{Buffer, Buffers};
 use crate::http::headers::{
     self, FORWARDED_CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO, Field, REQUEST_ID, RequestId,
 };
-use crate::http::local_reply::LocalReply;
+use crate::http::local_reply::{LocalReply, ReplyForm};
 use crate::http::request::Version;
 
 /// Where in the head that the app got the access log finds its words.
@@ -267,26 +267,35 @@ pub(super) fn write_switch(head: &ResponseHead<'_>, out: &mut Buffer) {
 /// Writes an answer of our own, in the order of fields that its readers know.
 pub(super) fn write_local(
     reply: &LocalReply,
-    is_head: bool,
+    form: ReplyForm,
     persistence: Persistence,
     date: &[u8],
     out: &mut Buffer,
 ) {
-    let (status, reason, length) = (reply.status, reply.reason, reply.body.len());
     // A buffer takes all that is written.
-    let _ = std::io::Write::write_fmt(
-        out,
-        format_args!(
-            "HTTP/1.1 {status} {reason}\r\ncontent-length: {length}\r\ncontent-type: text/plain\r\ndate: "
-        ),
-    );
+    let _ = if form == ReplyForm::Grpc {
+        let (status, message) = (reply.grpc_status(), reply.grpc_message());
+        std::io::Write::write_fmt(
+            out,
+            format_args!(
+                "HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncontent-type: application/grpc\r\ngrpc-status: {status}\r\n\
+                 grpc-message: {message}\r\ndate: "
+            ),
+        )
+    } else {
+        let (status, reason, length) = (reply.status, reply.reason, reply.body.len());
+        std::io::Write::write_fmt(
+            out,
+            format_args!(
+                "HTTP/1.1 {status} {reason}\r\ncontent-length: {length}\r\ncontent-type: text/plain\r\ndate: "
+            ),
+        )
+    };
     out.push(date);
     out.push(b"\r\n");
     put_persistence(persistence, out);
     out.push(b"\r\n");
-    if !is_head {
-        out.push(reply.body.as_bytes());
-    }
+    out.push(reply.body_in(form).as_bytes());
 }
 
 impl Persistence {

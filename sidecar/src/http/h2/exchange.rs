@@ -8,7 +8,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 
 use super::answer::AnswerBody;
 use super::deadlines::Deadlines;
@@ -24,7 +24,7 @@ use crate::http::HttpContext;
 use crate::http::clock::DateClock;
 use crate::http::handler::{Forward, Handled, Handler, HandlerAction, UpstreamProtocol};
 use crate::http::headers::{is_grpc, is_stream};
-use crate::http::local_reply::{self, LocalReply};
+use crate::http::local_reply::{self, LocalReply, ReplyForm};
 use crate::lifeline::{Cause, Ended, Wait};
 use crate::telemetry::ResponseFlag;
 use crate::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
@@ -83,30 +83,31 @@ impl Exchanges {
         let log = RequestLog::open(&self.env, connection, &self.deadlines, progress.clone(), &request);
         let mut log = Box::new(log);
         let (mut head, body) = request.into_parts();
-        let is_head = head.method == Method::HEAD;
+        let content_type = || head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let form = ReplyForm::of(head.method.as_str().as_bytes(), content_type);
         let body = ClientBody::new(body, &head.headers, self.deadlines.windows(), progress.clone());
 
         let mut target = match StreamTarget::check(&head, self.env.limits.header_count) {
             Ok(_) if repetition::is_excessive(&head.headers) => {
                 self.env.telemetry.limited("header_repetition");
                 let reply = local_reply::header_fields_too_large("http2.repeated_headers");
-                return at_once(local(reply, log, is_head));
+                return at_once(local(reply, log, form));
             }
             Ok(target) => target,
-            Err(reply) => return at_once(local(reply, log, is_head)),
+            Err(reply) => return at_once(local(reply, log, form)),
         };
         let Handled { decision, path, action } = self.handler.handle(&target.request(&head));
         log.decided(decision);
         let forward = match action {
             HandlerAction::Reply(reply) => {
                 log.log_fields(&head.headers);
-                return at_once(local(reply, log, is_head));
+                return at_once(local(reply, log, form));
             }
             HandlerAction::Forward(forward) => forward,
         };
         if let Some(path) = path {
             let Ok(path) = PathAndQuery::try_from(&*path) else {
-                return at_once(local(local_reply::bad_request("http2.invalid_path"), log, is_head));
+                return at_once(local(local_reply::bad_request("http2.invalid_path"), log, form));
             };
             log.forwarded_path(path.clone());
             target.path = path;
@@ -124,10 +125,10 @@ impl Exchanges {
             }
         };
         match sent {
-            Ok(sending) => Box::pin(self.clone().pass_back((sending, forward), log, is_head, progress)),
+            Ok(sending) => Box::pin(self.clone().pass_back((sending, forward), log, form, progress)),
             Err(error) => {
                 log.forwarded(forward);
-                at_once(self.failed(error, log, is_head))
+                at_once(self.failed(error, log, form))
             }
         }
     }
@@ -137,7 +138,7 @@ impl Exchanges {
         self: Rc<Self>,
         (sending, forward): (Sending, Forward),
         mut log: Box<RequestLog>,
-        is_head: bool,
+        form: ReplyForm,
         progress: Rc<Progress>,
     ) -> Response<AnswerBody> {
         let forward = log.forwarded(forward);
@@ -146,28 +147,28 @@ impl Exchanges {
         match response {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 let error = UpstreamError::Protocol(Violation::Switch);
-                local(local_reply::upstream_failed(&error), log, is_head)
+                local(local_reply::upstream_failed(&error), log, form)
             }
             Ok(Ok(response)) => {
                 let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
                 progress.answered(is_stream(kind));
                 of_app(response, log)
             }
-            Ok(Err(error)) => self.failed(error, log, is_head),
+            Ok(Err(error)) => self.failed(error, log, form),
             Err(Ended(cause)) => {
                 let reply = timeout(cause, &progress);
                 progress.ran_out(self.env.streams.add());
-                local(reply, log, is_head)
+                local(reply, log, form)
             }
         }
     }
 
     /// The response to a request that could not be forwarded.
-    fn failed(&self, error: UpstreamError, log: Box<RequestLog>, is_head: bool) -> Response<AnswerBody> {
+    fn failed(&self, error: UpstreamError, log: Box<RequestLog>, form: ReplyForm) -> Response<AnswerBody> {
         if let Some(limit) = error.limit() {
             self.env.telemetry.limited(limit);
         }
-        local(local_reply::upstream_failed(&error), log, is_head)
+        local(local_reply::upstream_failed(&error), log, form)
     }
 }
 
@@ -182,15 +183,24 @@ fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
 }
 
 /// A locally generated response.
-fn local(reply: LocalReply, mut log: Box<RequestLog>, is_head: bool) -> Response<AnswerBody> {
-    let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+fn local(reply: LocalReply, mut log: Box<RequestLog>, form: ReplyForm) -> Response<AnswerBody> {
+    let status = StatusCode::from_u16(reply.status_in(form)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     log.answered(status, reply.flag, reply.details);
     log.progress().upload_dropped();
-    let body = if is_head { Bytes::new() } else { Bytes::from_static(reply.body.as_bytes()) };
+    let body = Bytes::from_static(reply.body_in(form).as_bytes());
     let mut response = Response::new(AnswerBody::local(body, log));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    let headers = response.headers_mut();
+    if form == ReplyForm::Grpc {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static(reply.grpc_status()));
+        if let Ok(message) = HeaderValue::try_from(reply.grpc_message()) {
+            headers.insert("grpc-message", message);
+        }
+    } else {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
     response
 }
 

@@ -8,4 +8,5 @@ mod lifecycle;
 mod limits;
 mod malformed;
 mod records;
+mod resend;
 mod uploads;

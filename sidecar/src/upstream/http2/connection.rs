@@ -51,14 +51,20 @@ pub(super) struct Http2Connection {
     pub(super) streams: Cell<usize>,
     /// Requests that it may have: what the app allows, at most [`STREAMS`].
     pub(super) most_streams: Cell<usize>,
+    /// Whether a request on it was answered.
+    pub(super) has_answered: Cell<bool>,
     /// When the number of requests last went down.
     pub(super) idle_since: Cell<Instant>,
 }
 
-/// A request that failed, and whether the app may have looked at it.
+/// A request that failed.
 pub(super) struct RequestFailure {
     pub(super) error: UpstreamError,
+    /// The app has certainly not looked at it.
     pub(super) is_untouched: bool,
+    /// The connection, which was used before, ended before any byte of a response: it may have been closed before the
+    /// request.
+    pub(super) is_stale: bool,
 }
 
 impl Http2Connection {
@@ -85,6 +91,7 @@ impl Http2Connection {
             since: now,
             retires_at: now.checked_add(with_jitter(limits.upstream_max_age)),
             streams: Cell::new(0),
+            has_answered: Cell::new(false),
             idle_since: Cell::new(now),
         });
         let address = endpoint.address;
@@ -152,16 +159,18 @@ impl Http2Connection {
         Ok((response, uploading))
     }
 
-    /// What a failure means.
-    pub(super) fn judge(&self, error: &h2::Error, is_unsent: bool) -> RequestFailure {
+    /// Bytes that were received so far.
+    pub(super) fn received(&self) -> u64 {
+        self.watch.total()
+    }
+
+    /// What a failure means. `before`: the bytes that were received when the request was sent.
+    pub(super) fn judge(&self, error: &h2::Error, is_unsent: bool, before: u64) -> RequestFailure {
         let is_refused =
             error.is_remote() && error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        // While the connection lives, GOAWAY ends only the streams that it disclaims; once it is gone, also those
-        // that were being served (RFC 9113 §6.8).
-        let is_disclaimed = error.is_remote()
-            && error.is_go_away()
-            && error.reason() == Some(h2::Reason::NO_ERROR)
-            && !self.watch.has_ended();
+        // GOAWAY ends only the streams above its last one (RFC 9113 §6.8); the connection's end ends the others.
+        let is_disclaimed =
+            error.is_remote() && error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
         let error = UpstreamError::from(error);
         RequestFailure {
             error: if self.watch.has_hung_up() {
@@ -170,7 +179,16 @@ impl Http2Connection {
                 error
             },
             is_untouched: is_unsent || is_refused || is_disclaimed,
+            is_stale: self.watch.has_ended() && self.watch.total() == before && self.has_answered.get(),
         }
+    }
+}
+
+impl RequestFailure {
+    /// Whether the request may be sent again, as long as nothing was taken from its body. `is_repeatable`: also after a
+    /// stale connection.
+    pub(super) fn may_repeat(&self, is_repeatable: bool) -> bool {
+        self.is_untouched || (self.is_stale && is_repeatable)
     }
 }
 

@@ -21,8 +21,8 @@ fn port(connection: &MaybeTls<UpstreamTls>) -> u16 {
 }
 
 #[tokio::test]
-async fn the_connection_used_last_is_used_first_and_no_more_than_the_limit_are_kept() {
-    let pool = Pool::new(&Limits { upstream_idle_connections: 2, ..Limits::default() });
+async fn the_connection_used_last_is_used_first_and_an_endpoint_has_no_more_than_half_of_the_limit() {
+    let pool = Pool::new(&Limits { upstream_idle_connections: 4, ..Limits::default() });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let app = endpoint(&listener);
     let mut far = Vec::new();
@@ -37,6 +37,41 @@ async fn the_connection_used_last_is_used_first_and_no_more_than_the_limit_are_k
     assert_eq!(port(&pool.checkout(&app).unwrap()), ports[1]);
     assert_eq!(port(&pool.checkout(&app).unwrap()), ports[0]);
     assert!(pool.checkout(&app).is_none());
+}
+
+#[tokio::test]
+async fn a_full_pool_has_room_for_an_endpoint_that_has_fewer_than_another() {
+    let pool = Pool::new(&Limits { upstream_idle_connections: 6, ..Limits::default() });
+    let mut far = Vec::new();
+    let mut put = async |listener: &TcpListener| {
+        let (near, end) = pair(listener).await;
+        far.push(end);
+        let port = port(&near);
+        pool.put(&endpoint(listener), near);
+        port
+    };
+    let mut listeners = Vec::new();
+    for _ in 0..3 {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let [one, other, third] = &listeners[..] else { unreachable!() };
+    for _ in 0..3 {
+        put(one).await;
+    }
+    for _ in 0..3 {
+        put(other).await;
+    }
+    let first = put(third).await;
+    put(third).await;
+    assert_eq!(pool.len(), 6);
+    put(third).await;
+    let mut counts = Vec::new();
+    for listener in [one, other, third] {
+        let app = endpoint(listener);
+        counts.push(std::iter::from_fn(|| pool.checkout(&app)).map(|held| port(&held)).collect::<Vec<_>>());
+    }
+    assert_eq!(counts.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 2]);
+    assert_eq!(counts[2].last(), Some(&first), "its own were not closed for one more");
 }
 
 #[tokio::test]

@@ -137,7 +137,7 @@ impl<S: AsyncWrite + Unpin> Bridge<'_, S> {
 
 impl AnswerFraming {
     fn of(head: &Response<()>, asked: Asked) -> Self {
-        if asked.is_head || matches!(head.status().as_u16(), 204 | 304) {
+        if asked.is_head() || matches!(head.status().as_u16(), 204 | 304) {
             Self::NoBody
         } else if head.headers().contains_key(CONTENT_LENGTH) {
             Self::Length

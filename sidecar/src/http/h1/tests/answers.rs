@@ -194,6 +194,29 @@ async fn a_refusal_is_the_one_that_clients_know_and_the_connection_stays_open() 
 }
 
 #[tokio::test]
+async fn a_refused_grpc_call_gets_a_status_of_grpc_and_the_connection_stays_open() {
+    local(async {
+        let log = Log::new();
+        let world = log.world().await;
+        world.deny();
+        let mut client = world.connect();
+        let call = "POST /a.B/C HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\nContent-Length: 2\r\n\r\nhi";
+        for _ in 0..2 {
+            client.write_all(call.as_bytes()).await.unwrap();
+            assert_eq!(
+                without_date(&read_head(&mut client).await),
+                "HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncontent-type: application/grpc\r\n\
+                 grpc-status: 7\r\ngrpc-message: RBAC: access denied\r\ndate: \r\n\r\n"
+            );
+        }
+        let line = &log.lines(&world, 2).await[1];
+        let logged = (&line["response_code"], &line["response_code_details"], &line["bytes_sent"]);
+        assert_eq!(logged, (&200.into(), &"rbac_access_denied_matched_policy[none]".into(), &0.into()));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn head_gets_a_head() {
     for (answer, expected) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
@@ -283,6 +306,30 @@ async fn a_pooled_connection_that_the_app_has_closed_costs_no_request() {
         read_head(&mut app).await;
         app.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
         assert!(read_until(&mut client, "ok").await.starts_with("HTTP/1.1 200 "));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_was_not_begun_is_sent_to_a_new_connection_if_the_kept_one_was_closed() {
+    local(async {
+        let world = World::new().await;
+        let mut client = world.connect();
+        client.write_all(GET).await.unwrap();
+        let mut app = world.app.accept().await;
+        read_head(&mut app).await;
+        app.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        read_until(&mut client, "ok").await;
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+        let head = read_head(&mut app).await;
+        drop(app);
+        let mut app = world.app.accept().await;
+        assert_eq!(read_head(&mut app).await, head);
+        client.write_all(b"body").await.unwrap();
+        read_until(&mut app, "body").await;
+        // Now a byte of it was sent.
+        drop(app);
+        assert!(read_until(&mut client, "connection termination").await.starts_with("HTTP/1.1 503 "));
     })
     .await;
 }

@@ -5,11 +5,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response};
+use http_body::Body;
 use http_body_util::BodyExt;
 use tidegate_core::policy::AppProtocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::apps::{App, Seen, Speaks};
+use super::apps::{App, Speaks};
 use super::kit::{
     ACK, DATA, END_HEADERS, END_STREAM, Frame, GET, GOAWAY, HEADERS, PING, SETTINGS, Sidecar, block, encode,
     full, get, run, text, until,
@@ -29,6 +30,30 @@ async fn patient_app(speaks: Speaks) -> App {
         Response::new(full(body))
     })
     .await
+}
+
+#[test]
+fn a_refused_grpc_call_gets_a_status_of_grpc_without_a_body() {
+    run(async {
+        let app = App::no_app().await;
+        let sidecar = Sidecar::new(app, AppProtocol::H2c);
+        let mut client = sidecar.connect().await;
+        for (is_allowed, status, message) in
+            [(false, "7", "RBAC: access denied"), (true, "14", "upstream connect")]
+        {
+            sidecar.allow(is_allowed);
+            let call =
+                Request::post("http://app.example/a.B/C").header("content-type", "application/grpc+proto");
+            let response = client.send(call.body(full("hi")).unwrap()).await.unwrap();
+            let headers = response.headers();
+            assert_eq!(headers["content-type"], "application/grpc");
+            assert_eq!(headers["grpc-status"], status);
+            assert!(headers["grpc-message"].to_str().unwrap().starts_with(message));
+            assert!(!headers.contains_key("content-length") && headers.contains_key("date"));
+            assert!(response.body().is_end_stream());
+            assert_eq!(text(response).await, (200, String::new()));
+        }
+    });
 }
 
 #[test]
@@ -294,65 +319,6 @@ fn a_connection_to_the_app_that_ended_is_dialled_again() {
 }
 
 #[test]
-fn a_refused_stream_is_tried_once_more_and_no_other_failure_is() {
-    run(async {
-        // Each connection responds to its first stream with this; then it serves.
-        for (code, expected) in [(h2::Reason::REFUSED_STREAM, 200), (h2::Reason::CANCEL, 503)] {
-            let streams = Rc::new(Cell::new(0));
-            let counter = streams.clone();
-            let app = App::raw(async move |_, socket: tokio::net::TcpStream| {
-                let mut connection = h2::server::handshake(socket).await.unwrap();
-                while let Some(Ok((request, mut respond))) = connection.accept().await {
-                    counter.set(counter.get() + 1);
-                    if counter.get() == 1 {
-                        respond.send_reset(code);
-                    } else {
-                        let size = request.into_body().is_end_stream();
-                        let status = if size { 200 } else { 500 };
-                        let answer = Response::builder().status(status).body(()).unwrap();
-                        respond.send_response(answer, true).unwrap();
-                    }
-                }
-            })
-            .await;
-            let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
-            let mut client = sidecar.connect().await;
-            assert_eq!(client.get("/").await.0, expected);
-            let attempts = if expected == 200 { 2 } else { 1 };
-            assert_eq!(streams.get(), attempts);
-        }
-    });
-}
-
-#[test]
-fn a_partially_sent_body_is_not_sent_again() {
-    run(async {
-        let streams = Rc::new(Cell::new(0));
-        let counter = streams.clone();
-        let app = App::raw(async move |_, socket: tokio::net::TcpStream| {
-            let mut connection = h2::server::handshake(socket).await.unwrap();
-            let mut held = Vec::new();
-            while let Some(Ok((request, mut respond))) = connection.accept().await {
-                counter.set(counter.get() + 1);
-                held.push(tokio::task::spawn_local(async move {
-                    let mut body = request.into_body();
-                    let _first = body.data().await;
-                    respond.send_reset(h2::Reason::REFUSED_STREAM);
-                }));
-            }
-        })
-        .await;
-        let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
-        let mut client = sidecar.connect().await;
-        let request = Request::post("http://app.example/").body(full("a part")).unwrap();
-        let (status, body) = text(client.send(request).await.unwrap()).await;
-        assert_eq!(status, 503);
-        assert!(body.ends_with("remote refused stream reset"), "{body}");
-        assert_eq!(streams.get(), 1);
-    });
-}
-
-#[test]
 fn many_requests_share_few_connections_and_a_burst_dials_once() {
     run(async {
         let app = App::echo(Speaks::Http2).await;
@@ -434,51 +400,4 @@ fn bytes_that_were_read_before_are_part_of_the_connection() {
             assert_eq!(head.payload[0], 0x88, ":status: 200");
         }
     });
-}
-
-#[test]
-fn a_stream_beyond_goaway_is_retried_and_a_lost_one_is_not() {
-    run(async {
-        for (last, closes, expected) in [(0_u32, false, (200, 2)), (1, true, (503, 1))] {
-            let app = App::raw(async move |seen: Rc<Seen>, mut socket: tokio::net::TcpStream| {
-                if seen.connections.get() > 1 {
-                    let mut connection = h2::server::handshake(socket).await.unwrap();
-                    while let Some(Ok((_, mut respond))) = connection.accept().await {
-                        respond.send_response(Response::new(()), true).unwrap();
-                    }
-                    return;
-                }
-                socket.write_all(&encode(SETTINGS, 0, 0, &[])).await.unwrap();
-                let mut read = Vec::new();
-                while !has_headers(&read) {
-                    socket.read_buf(&mut read).await.unwrap();
-                }
-                let mut farewell = last.to_be_bytes().to_vec();
-                farewell.extend([0; 4]);
-                socket.write_all(&encode(GOAWAY, 0, 0, &farewell)).await.unwrap();
-                if closes {
-                    socket.shutdown().await.unwrap();
-                }
-                while socket.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
-            })
-            .await;
-            let sidecar = Sidecar::new(app.address, AppProtocol::H2c);
-            let mut client = sidecar.connect().await;
-            let (status, _) = client.get("/").await;
-            assert_eq!((status, app.seen.connections.get()), expected);
-        }
-    });
-}
-
-/// Whether a client's bytes hold a HEADERS frame.
-fn has_headers(mut bytes: &[u8]) -> bool {
-    bytes = bytes.get(24..).unwrap_or_default();
-    while let [high, middle, low, kind, _, rest @ ..] = bytes {
-        if *kind == HEADERS {
-            return true;
-        }
-        let length = u32::from_be_bytes([0, *high, *middle, *low]) as usize;
-        bytes = rest.get(4 + length..).unwrap_or_default();
-    }
-    false
 }
