@@ -5,7 +5,10 @@
 mod endpoint;
 mod topology;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -38,6 +41,8 @@ pub struct Backend {
     pub endpoints: Vec<Endpoint>,
     /// Which of them a client uses, by where it runs.
     pub topology: Topology,
+    /// What endpoints belong to, such as the name of a Deployment in the namespace of the object; for metrics and traces.
+    pub workloads: BTreeMap<SocketAddr, Arc<str>>,
     /// `sessionAffinity: ClientIP`: a client uses the same endpoint until it has not used it for this long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Duration>,
@@ -60,7 +65,8 @@ pub enum BackendProtocol {
 impl Backend {
     /// A backend whose endpoints all clients use.
     pub fn new(name: BackendRef, protocol: BackendProtocol, endpoints: Vec<Endpoint>) -> Self {
-        Self { name, protocol, endpoints, topology: Topology::Any, affinity: None }
+        let workloads = BTreeMap::new();
+        Self { name, protocol, endpoints, topology: Topology::Any, workloads, affinity: None }
     }
 }
 

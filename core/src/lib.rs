@@ -26,6 +26,7 @@ pub mod port_protocol;
 pub mod principal;
 pub mod route;
 pub mod san;
+pub mod telemetry;
 pub mod weighted;
 
 pub use certificate::PeerCertificate;

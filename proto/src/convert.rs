@@ -19,6 +19,7 @@ mod object_ref;
 mod policy;
 mod protocol;
 mod routes;
+mod telemetry;
 mod topology;
 
 use self::identity::{identity_from_wire, identity_to_wire};

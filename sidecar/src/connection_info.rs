@@ -8,6 +8,8 @@ use std::time::SystemTime;
 use tidegate_core::PeerCertificate;
 use tidegate_core::policy::{Decision, Denial, InboundPolicy, Opening, Reason, Session, Terms};
 
+use crate::remotes::RemoteId;
+
 /// A connection after its handshake, if any. Immutable.
 pub struct ConnectionInfo {
     /// Address of the TCP peer.
@@ -28,6 +30,8 @@ pub struct ConnectionInfo {
     pub client: Option<Rc<VerifiedCertificate>>,
     /// Our own identity as a SPIFFE URI: `By=` of `x-forwarded-client-cert`.
     pub identity: Arc<str>,
+    /// The workload at the other end, and the Service, for metrics.
+    pub remote: RemoteId,
     /// When the connection was accepted.
     pub accepted: SystemTime,
 }
@@ -53,6 +57,8 @@ pub struct OutboundInfo {
     pub dialled: SocketAddr,
     /// `<namespace>/<name>` of the Service or Pod behind it; `None`: outside the mesh.
     pub service: Option<Arc<str>>,
+    /// The same in metrics, for requests that reach no endpoint.
+    pub destination: RemoteId,
 }
 
 /// The connection on which requests come.

@@ -8,6 +8,7 @@ use crate::certificates::Certificates;
 use crate::destinations::Destinations;
 use crate::http::HttpContext;
 use crate::refusal_log::RefusalLog;
+use crate::remotes::Remotes;
 use crate::snapshot::{Snapshot, Snapshots};
 
 /// State of one worker that its connections use.
@@ -18,6 +19,8 @@ pub(crate) struct WorkerContext {
     pub(crate) destinations: Arc<Destinations>,
     /// Limits, telemetry, pools and buffers.
     pub(crate) http: Rc<HttpContext>,
+    /// Names the workloads at the other end of connections.
+    pub(crate) remotes: Remotes,
     /// Interned certificates of peers.
     pub(crate) certificates: RefCell<Certificates>,
     /// Log of refused connections.
@@ -31,6 +34,7 @@ impl WorkerContext {
     pub(crate) fn new(snapshots: Snapshots, destinations: Arc<Destinations>, http: Rc<HttpContext>) -> Self {
         Self {
             snapshots,
+            remotes: destinations.remotes(),
             destinations,
             http,
             certificates: RefCell::default(),

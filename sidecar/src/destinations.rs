@@ -38,6 +38,8 @@ use caller::Caller;
 use endpoint::LoadSlot;
 use references::References;
 
+use crate::remotes::Remotes;
+
 /// The most addresses that are kept. More are made room for by what was used longest ago.
 const MOST: usize = 4096;
 
@@ -106,11 +108,16 @@ struct AddressEntry {
 
 impl Destinations {
     /// Nothing is used yet by this workload, `<namespace>/<name>`.
-    pub(crate) fn of_workload(workload: &str) -> Self {
-        let caller = Caller { workload: workload.into(), locality: None };
+    pub(crate) fn of_workload(workload: &str, remotes: Remotes) -> Self {
+        let caller = Caller { workload: workload.into(), locality: None, remotes };
         let state =
             DestinationsState { references: References::of_caller(caller), ..DestinationsState::default() };
         Self { state: Mutex::new(state), ..Self::default() }
+    }
+
+    /// The workloads that are reached.
+    pub(crate) fn remotes(&self) -> Remotes {
+        self.lock().references.remotes().clone()
     }
 
     /// Looks an address up; subscribes to one that is not there.

@@ -269,6 +269,7 @@ impl Discovery {
                 let policy = self.policy(policy)?;
                 tracing::info!(%version, ports = policy.ports.len(), "a new inbound policy is in force");
                 self.destinations.locate(policy.locality.clone());
+                self.destinations.remotes().identify(&policy);
                 self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy)));
                 self.version = Some(version);
                 self.waiting = None;

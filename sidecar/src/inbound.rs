@@ -30,6 +30,7 @@ use crate::first_bytes::{self, Received};
 use crate::http::{self, handler::Handler};
 use crate::lifeline::{Lifeline, Wait};
 use crate::listener::InboundTarget;
+use crate::remotes::{RemoteId, RemoteLabels, WorkloadLabels};
 use crate::snapshot::Snapshot;
 use crate::socket;
 use crate::stream::{Abort, MaybeTls};
@@ -207,11 +208,13 @@ impl InboundConnection<'_> {
         stream: MaybeTls,
         received: BytesMut,
         protocol: InnerProtocol,
-        info: ConnectionInfo,
+        mut info: ConnectionInfo,
         life: Option<CertificateLife>,
     ) -> Option<Opened> {
+        let newest = self.context.snapshots.current();
+        info.remote = self.remote(&info, &newest);
         let authorizer = Rc::new(Authorizer::new(Rc::new(info), self.context.snapshots.clone()));
-        let denial = match (authorizer.review(&self.context.snapshots.current()), &*authorizer.decide()) {
+        let denial = match (authorizer.review(&newest), &*authorizer.decide()) {
             (Review::Revoke(denial), _) => Some(denial),
             (Review::Keep, Decision::Deny(denial)) if protocol == InnerProtocol::Opaque => {
                 Some(denial.clone())
@@ -231,6 +234,15 @@ impl InboundConnection<'_> {
         // trust bundle change.
         self.connection.admit(authorizer.clone(), life.filter(|_| protocol != InnerProtocol::Opaque));
         Some(Opened { stream, received, authorizer, protocol })
+    }
+
+    /// What metrics call the client, and the Service in front of the port, of several the first.
+    fn remote(&self, info: &ConnectionInfo, snapshot: &Snapshot) -> RemoteId {
+        let names = info.client.as_ref().map(|client| client.leaf.sans.as_slice()).unwrap_or_default();
+        let port = snapshot.policy.as_ref().and_then(|policy| policy.ports.get(&info.port));
+        let service = port.and_then(|port| port.services.first()).cloned();
+        let workload = WorkloadLabels::of_certificate(names);
+        self.context.remotes.id(RemoteLabels { workload, service })
     }
 
     /// Runs the TLS handshake; `None` if the connection has ended.
@@ -330,6 +342,7 @@ impl InboundConnection<'_> {
             server_name: hello.and_then(|hello| hello.server_name.as_ref()).map(|name| name.as_str().into()),
             client: None,
             identity: self.context.identity(snapshot),
+            remote: RemoteId::UNKNOWN,
             accepted: self.accepted,
         }
     }

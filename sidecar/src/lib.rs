@@ -29,6 +29,7 @@ mod outbound;
 mod places;
 mod probes;
 mod refusal_log;
+pub mod remotes;
 pub mod sidecar;
 pub mod snapshot;
 mod socket;

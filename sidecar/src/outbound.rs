@@ -22,6 +22,7 @@ use crate::context::WorkerContext;
 use crate::destinations::{LiveDestination, Lookup, ResolvedDestination};
 use crate::http::{self, handler::Handler};
 use crate::lifeline::Lifeline;
+use crate::remotes::{RemoteId, RemoteLabels};
 use crate::stream::{Abort, MaybeTls};
 use crate::tls::stream::TlsStream;
 
@@ -81,9 +82,16 @@ impl OutboundConnection<'_> {
     /// Decides about each request of the connection.
     fn handler(&self, destination: Arc<ResolvedDestination>) -> Handler {
         let Dialled { peer, address } = self.dialled;
-        let info = OutboundInfo { peer, dialled: address, service: destination.name().cloned() };
+        let service = destination.name().cloned();
+        let info = OutboundInfo { peer, dialled: address, service, destination: self.remote(&destination) };
         let live = LiveDestination::new(self.context.destinations.clone(), address, destination);
         Handler::outbound(info, live, self.context.refusals.clone())
+    }
+
+    /// What metrics call a destination of which no endpoint is reached.
+    fn remote(&self, destination: &ResolvedDestination) -> RemoteId {
+        let Some(service) = destination.name() else { return RemoteId::OUTSIDE };
+        self.context.remotes.id(RemoteLabels { service: Some(service.clone()), ..RemoteLabels::default() })
     }
 
     /// The destination behind the address. If the controller cannot be asked, the address is dialled directly: a sidecar there

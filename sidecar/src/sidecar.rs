@@ -88,7 +88,7 @@ impl Sidecar {
         let counts = DataPlaneMetrics::new(access_log.clone());
         metrics.add_collector(Box::new(counts.clone()));
 
-        let destinations = Arc::new(Destinations::of_workload(&options.workload));
+        let destinations = Arc::new(Destinations::of_workload(&options.workload, counts.remotes().clone()));
         let workers = Workers::start(WorkersConfig {
             count: options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from),
             listeners: listeners(&options),

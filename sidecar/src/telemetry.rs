@@ -6,15 +6,18 @@ pub mod metrics;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use http::HeaderMap;
 use tidegate_core::backend::{Endpoint, Transport};
 use tidegate_core::policy::{Decision, Reason, Terms};
 
 use self::access_log::AccessLog;
+pub(crate) use self::metrics::CountedTcp;
 use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
-use crate::connection_info::{ConnectionInfo, ServedConnection};
+use crate::connection_info::{ConnectionInfo, OutboundInfo, ServedConnection};
+use crate::remotes::RemoteId;
 
 /// Why a response is not the app's own; the codes are those of Envoy and Istio, which log parsers understand.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResponseFlag {
     /// The response is the app's.
     #[default]
@@ -68,6 +71,8 @@ pub struct Record<'a> {
     pub protocol: &'a str,
     /// Status of the response; 0 if there was none.
     pub status: u16,
+    /// The outcome, if the request is a gRPC call.
+    pub grpc: Option<GrpcOutcome>,
     /// Why the response is not the app's.
     pub flag: ResponseFlag,
     /// A stable identifier of the outcome, such as `via_upstream` or `rbac_access_denied`.
@@ -95,6 +100,8 @@ pub struct OutboundRecord<'a> {
     pub dialled: SocketAddr,
     /// `<namespace>/<name>` of the Service or Pod, if the destination is in the mesh.
     pub service: Option<&'a str>,
+    /// The destination in metrics, if there is no endpoint.
+    pub destination: RemoteId,
     /// The endpoint that was chosen, and tried last.
     pub endpoint: Option<DialledEndpoint>,
 }
@@ -106,6 +113,31 @@ pub struct DialledEndpoint {
     pub address: SocketAddr,
     /// Whether it is in the mesh.
     pub is_mutual_tls: bool,
+    /// The workload there.
+    pub remote: RemoteId,
+}
+
+/// How a connection is secured, in Istio's terms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConnectionSecurity {
+    /// TLS, and both sides have shown a certificate.
+    MutualTls,
+    /// TLS without a client certificate.
+    Tls,
+    /// Plaintext, or bytes that are passed on unchanged.
+    None,
+    /// The connection was not opened.
+    #[default]
+    Unknown,
+}
+
+/// The outcome of a gRPC call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GrpcOutcome {
+    /// The call ended without a status.
+    Unfinished,
+    /// `grpc-status`.
+    Status(u8),
 }
 
 /// A worker's counters and access log.
@@ -114,9 +146,45 @@ pub struct Telemetry {
     access_log: Option<AccessLog>,
 }
 
-impl From<&Endpoint> for DialledEndpoint {
-    fn from(endpoint: &Endpoint) -> Self {
-        Self { address: endpoint.address, is_mutual_tls: matches!(endpoint.transport, Transport::Mesh(_)) }
+impl DialledEndpoint {
+    /// An endpoint, and the workload there.
+    pub(crate) fn new(endpoint: &Endpoint, remote: RemoteId) -> Self {
+        let is_mutual_tls = matches!(endpoint.transport, Transport::Mesh(_));
+        Self { address: endpoint.address, is_mutual_tls, remote }
+    }
+}
+
+impl ConnectionSecurity {
+    /// As Istio's `connection_security_policy` spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MutualTls => "mutual_tls",
+            Self::Tls => "tls",
+            Self::None => "none",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Of a connection of the app's to this endpoint.
+    pub(crate) fn outbound(endpoint: Option<&DialledEndpoint>) -> Self {
+        if endpoint.is_some_and(|endpoint| endpoint.is_mutual_tls) { Self::MutualTls } else { Self::None }
+    }
+
+    /// Of a client's connection on these terms.
+    pub(crate) fn inbound(terms: Terms) -> Self {
+        match terms {
+            Terms::MeshTls(_) | Terms::IngressMutualTls => Self::MutualTls,
+            Terms::IngressTls => Self::Tls,
+            Terms::IngressPlaintext | Terms::BadRequest | Terms::Opaque => Self::None,
+        }
+    }
+}
+
+impl GrpcOutcome {
+    /// The outcome in these fields: the head of a response without a body, or trailers.
+    pub(crate) fn of(fields: &HeaderMap) -> Self {
+        let status = fields.get("grpc-status").and_then(|status| status.to_str().ok());
+        status.and_then(|status| status.parse().ok()).map_or(Self::Unfinished, Self::Status)
     }
 }
 
@@ -128,23 +196,29 @@ impl<'a> Record<'a> {
             ServedConnection::Inbound(info) => Self { connection: Some(info), ..Self::default() },
             ServedConnection::Outbound(info) => {
                 let service = info.service.as_deref();
-                let outbound = OutboundRecord { peer: info.peer, dialled: info.dialled, service, endpoint };
+                let OutboundInfo { peer, dialled, destination, .. } = **info;
+                let outbound = OutboundRecord { peer, dialled, service, destination, endpoint };
                 Self { outbound: Some(outbound), ..Self::default() }
             }
         }
     }
 
-    /// How the connection was secured, in Istio's terms.
-    fn security(&self) -> &'static str {
-        if let Some(outbound) = &self.outbound {
-            let is_mutual_tls = outbound.endpoint.is_some_and(|endpoint| endpoint.is_mutual_tls);
-            return if is_mutual_tls { "mutual_tls" } else { "none" };
+    /// How the connection was secured.
+    fn security(&self) -> ConnectionSecurity {
+        match (&self.outbound, self.connection) {
+            (Some(outbound), _) => ConnectionSecurity::outbound(outbound.endpoint.as_ref()),
+            (None, Some(connection)) => ConnectionSecurity::inbound(connection.terms),
+            (None, None) => ConnectionSecurity::Unknown,
         }
-        match self.connection.map(|connection| connection.terms) {
-            Some(Terms::MeshTls(_) | Terms::IngressMutualTls) => "mutual_tls",
-            Some(Terms::IngressTls) => "tls",
-            Some(Terms::IngressPlaintext | Terms::BadRequest | Terms::Opaque) => "none",
-            None => "unknown",
+    }
+
+    /// The workload at the other end.
+    fn remote(&self) -> RemoteId {
+        match (&self.outbound, self.connection) {
+            (Some(OutboundRecord { endpoint: Some(endpoint), .. }), _) => endpoint.remote,
+            (Some(outbound), _) => outbound.destination,
+            (None, Some(connection)) => connection.remote,
+            (None, None) => RemoteId::UNKNOWN,
         }
     }
 }
@@ -176,6 +250,16 @@ impl Telemetry {
     /// Counts of connections, handshakes and bytes.
     pub fn totals(&self) -> &Totals {
         self.metrics.totals()
+    }
+
+    /// Counts a connection of opaque bytes for as long as what is returned lives.
+    pub(crate) fn tcp(
+        &self,
+        is_outbound: bool,
+        remote: RemoteId,
+        security: ConnectionSecurity,
+    ) -> CountedTcp {
+        self.metrics.tcp(is_outbound, remote, security)
     }
 
     /// Counts that a limit was reached.

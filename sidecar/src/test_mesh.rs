@@ -195,6 +195,7 @@ pub(crate) fn policy() -> InboundPolicy {
         workload: "httpbin/httpbin-1".into(),
         identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
         locality: None,
+        telemetry: Default::default(),
         ports,
     }
 }

@@ -43,6 +43,9 @@ fn every_page_passes_its_official_reader_and_a_prometheus_computes_quantiles_fro
         },
     );
     assert_eq!(prometheus.query("up == 1").len(), daemons.len());
+    let named = "sum(istio_requests_total{reporter=\"destination\", destination_workload=\"httpbin\", \
+                 destination_service=\"httpbin.httpbin.svc.cluster.local\", response_code=\"200\"})";
+    assert_eq!(value(&prometheus.query(named)[0]), 20.0);
     let quantile = "histogram_quantile(0.99, sum by (le) (tidegate_http_request_duration_seconds_bucket))";
     let quantile = value(&prometheus.query(quantile)[0]);
     assert!(quantile > 0.0 && quantile <= 10.0, "{quantile}");

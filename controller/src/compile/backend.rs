@@ -22,7 +22,7 @@ use tidegate_crds::injection;
 use super::destination::{Resolved, Resolver};
 use super::endpoint_choice::{affinity, is_local, is_ready, is_serving_its_last, topology};
 use crate::index::{pod_addresses, pod_of, service_of};
-use crate::object::pod::service_account;
+use crate::object::pod::{self, service_account};
 use crate::object::{Kind, ObjectName};
 use crate::service::{container_port_name, is_headless, port_protocol, tcp_ports};
 
@@ -31,6 +31,8 @@ pub(super) struct FoundEndpoint<'s> {
     pub(super) transport: Transport,
     /// As it is listed in an EndpointSlice.
     listed: &'s SliceEndpoint,
+    /// What its Pod belongs to.
+    workload: Option<Arc<str>>,
 }
 
 impl<'s> FoundEndpoint<'s> {
@@ -68,9 +70,11 @@ impl Resolver<'_> {
             found.extend(self.service_endpoints(service, slices, port, pods));
         }
         let topology = topology(service, found.iter().map(|(address, found)| (*address, found.listed)));
+        let workloads = found.iter().filter_map(|(address, found)| Some((*address, found.workload.clone()?)));
+        let workloads = workloads.collect();
         let endpoints = found.into_iter().map(|(address, found)| Endpoint::new(address, found.transport));
         let backend = Backend::new(name.clone(), port_protocol(port).spoken(), endpoints.collect());
-        Some(Backend { topology, affinity: affinity(service), ..backend })
+        Some(Backend { topology, workloads, affinity: affinity(service), ..backend })
     }
 
     /// A Pod's own addresses, for a destination that was dialled by Pod IP. `None` unless its sidecar takes
@@ -85,9 +89,12 @@ impl Resolver<'_> {
         let pod = self.index.pod(object)?;
         let identity = self.workload(object, pod, name.port)?;
         let addresses: BTreeSet<_> = pod_addresses(pod).map(|ip| SocketAddr::new(ip, name.port)).collect();
+        let workload = Arc::<str>::from(pod::workload(pod));
+        let workloads = addresses.iter().map(|address| (*address, workload.clone())).collect();
         let mesh = |address| Endpoint::new(address, Transport::Mesh(identity.clone()));
         let protocol = self.pod_port_protocol(object, pod, name.port).spoken();
-        Some(Backend::new(name.clone(), protocol, addresses.into_iter().map(mesh).collect()))
+        let backend = Backend::new(name.clone(), protocol, addresses.into_iter().map(mesh).collect());
+        Some(Backend { workloads, ..backend })
     }
 
     /// The protocol of a Pod's port, for clients that dial the Pod's own address: as a headless Service declares it, in
@@ -155,9 +162,12 @@ impl Resolver<'_> {
                 if !self.index.is_current(namespace, listed) {
                     continue;
                 }
-                let known = found
-                    .entry(SocketAddr::new(ip, number))
-                    .or_insert(FoundEndpoint { transport: Transport::Plain, listed });
+                let workload = || Some(pod::workload(self.index.pod(name.as_ref()?)?).into());
+                let known = found.entry(SocketAddr::new(ip, number)).or_insert_with(|| FoundEndpoint {
+                    transport: Transport::Plain,
+                    listed,
+                    workload: workload(),
+                });
                 let identity = name.and_then(|name| self.identity(&name, listed, number));
                 if let (Transport::Plain, Some(identity)) = (&known.transport, identity) {
                     known.transport = Transport::Mesh(identity);

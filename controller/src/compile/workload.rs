@@ -14,6 +14,7 @@ use tidegate_core::policy::{
     InboundPolicy, IngressRule, MeshRule, PeerRule, PeerRuleState, PortPolicy, RuleState,
 };
 use tidegate_core::route::MAX_EXPRESSIONS;
+use tidegate_core::telemetry::TelemetrySettings;
 use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
 use super::fronts::{Behind, Fronts};
@@ -23,7 +24,7 @@ use super::peers::NamespacePeers;
 use super::status::{self, PortRule};
 use super::traffic_target::{self, rules as target_rules};
 use crate::index::Index;
-use crate::object::pod::{node_name, service_account};
+use crate::object::pod::{self, node_name, service_account};
 use crate::object::unreadable::Unreadable;
 use crate::object::{Kind, ObjectName};
 use crate::service::declared_ports;
@@ -174,7 +175,8 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
         }
     }
     let (workload, locality) = (name.to_shared(), Some(locality(rules.index, pod)));
-    let policy = InboundPolicy { workload, identity, locality, ports };
+    let telemetry = TelemetrySettings { workload: Some(pod::workload(pod).into()) };
+    let policy = InboundPolicy { workload, identity, locality, telemetry, ports };
     Ok(CompiledWorkload { policy, left_out: room.left_out })
 }
 

@@ -504,7 +504,8 @@ async fn serve_nothing(
     let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
     let workload = crate::object::ObjectName::new("httpbin", "httpbin-1");
     let (shared, ports) = (workload.to_shared(), Default::default());
-    let policy = InboundPolicy { workload: shared, identity, locality: None, ports };
+    let policy =
+        InboundPolicy { workload: shared, identity, locality: None, telemetry: Default::default(), ports };
     workloads.publish(&workload, policy);
     workloads.mark_synced();
     let resources =

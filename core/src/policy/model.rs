@@ -13,6 +13,7 @@ use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
 use crate::principal::Principal;
 use crate::route::RouteMatch;
+use crate::telemetry::TelemetrySettings;
 
 /// Everything that decides about one workload's inbound traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -25,6 +26,8 @@ pub struct InboundPolicy {
     /// Where the workload runs, which decides about the endpoints of its outbound connections. `None`: the controller
     /// does not say so.
     pub locality: Option<Locality>,
+    /// What the sidecar reports about the workload's traffic.
+    pub telemetry: TelemetrySettings,
     /// Policies by the pod's port, which is a Service's `targetPort`. Connections to other ports are refused.
     pub ports: BTreeMap<u16, PortPolicy>,
 }

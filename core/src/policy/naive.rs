@@ -107,6 +107,7 @@ fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
         workload: "httpbin/httpbin-0".into(),
         identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
         locality: None,
+        telemetry: Default::default(),
         ports: BTreeMap::from([(14001, port)]),
     }
 }

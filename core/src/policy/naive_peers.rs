@@ -92,6 +92,7 @@ fn policy(mesh: MeshRule) -> InboundPolicy {
         workload: "ns/pod".into(),
         identity: identity("server"),
         locality: None,
+        telemetry: Default::default(),
         ports: BTreeMap::from([(80, port)]),
     }
 }

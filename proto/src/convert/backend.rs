@@ -36,6 +36,10 @@ impl From<&Backend> for wire::Backend {
             client_affinity: backend.affinity.map(duration_to_wire),
         };
         topology_to_wire(&backend.topology, &backend.endpoints, &mut message);
+        for (endpoint, message) in backend.endpoints.iter().zip(&mut message.endpoints) {
+            message.workload =
+                backend.workloads.get(&endpoint.address).map(ToString::to_string).unwrap_or_default();
+        }
         message
     }
 }
@@ -47,6 +51,8 @@ impl TryFrom<wire::Backend> for Backend {
         let name = backend_ref_from_wire("name", backend.name)?;
         let protocol = backend_protocol_from_wire("protocol", backend.protocol)?;
         let places = backend.endpoints.iter_mut().map(Place::take).collect();
+        let workloads: Vec<_> =
+            backend.endpoints.iter_mut().map(|endpoint| std::mem::take(&mut endpoint.workload)).collect();
         let endpoint = |(i, endpoint)| endpoint_from_wire(&format!("endpoints[{i}]"), endpoint);
         let endpoints: Vec<Endpoint> =
             backend.endpoints.into_iter().enumerate().map(endpoint).collect::<Result<_, _>>()?;
@@ -56,8 +62,10 @@ impl TryFrom<wire::Backend> for Backend {
             return Err(bad("endpoints", format!("duplicate {}", twice[0])));
         }
         let topology = topology_from_wire(backend.internal_traffic_policy, &endpoints, places)?;
+        let workloads = endpoints.iter().zip(workloads).filter(|(_, workload)| !workload.is_empty());
+        let workloads = workloads.map(|(endpoint, workload)| (endpoint.address, workload.into())).collect();
         let affinity = backend.client_affinity.map(|time| duration_from_wire("client_affinity", Some(time)));
-        Ok(Self { name, protocol, endpoints, topology, affinity: affinity.transpose()? })
+        Ok(Self { name, protocol, endpoints, topology, workloads, affinity: affinity.transpose()? })
     }
 }
 
@@ -93,6 +101,7 @@ fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
         }),
         node: String::new(),
         hints: None,
+        workload: String::new(),
     }
 }
 
@@ -225,13 +234,14 @@ mod tests {
                 proxied,
             ],
             topology: Topology::Any,
+            workloads: [("10.0.0.1:80".parse().unwrap(), "cart".into())].into(),
             affinity: None,
         }
     }
 
     #[test]
     fn a_backend_comes_back_from_the_wire_as_it_was() {
-        let empty = Backend { endpoints: vec![], ..backend() };
+        let empty = Backend { endpoints: vec![], workloads: BTreeMap::new(), ..backend() };
         let address = backend().endpoints[1].address;
         let hints = TopologyHints { nodes: vec!["node-1".into()], zones: vec!["a".into(), "b".into()] };
         let local = Topology::SameNode([(address, "node-1".into())].into());

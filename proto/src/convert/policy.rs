@@ -24,6 +24,7 @@ use tidegate_core::{CidrSet, Principal};
 
 use self::peers::{PeerRuleList, peer_rules_from_wire, referred};
 use super::protocol::{app_protocol_from_wire, app_protocol_to_wire};
+use super::telemetry::{telemetry_from_wire, telemetry_to_wire};
 use super::topology::{locality_from_wire, locality_to_wire};
 use super::{
     ConversionError, bad, identity_from_wire, identity_to_wire, missing, object_from_wire, object_to_wire,
@@ -42,6 +43,7 @@ impl From<&InboundPolicy> for wire::InboundPolicy {
             ports,
             peer_rules: peer_rules.to_wire(),
             locality: policy.locality.as_ref().map(locality_to_wire),
+            telemetry: Some(telemetry_to_wire(&policy.telemetry)),
         }
     }
 }
@@ -62,7 +64,8 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
             }
         }
         let locality = policy.locality.map(locality_from_wire);
-        Ok(Self { workload: policy.workload.into(), identity, locality, ports })
+        let telemetry = policy.telemetry.map(telemetry_from_wire).unwrap_or_default();
+        Ok(Self { workload: policy.workload.into(), identity, locality, telemetry, ports })
     }
 }
 
@@ -241,6 +244,7 @@ mod tests {
             workload: "a/pod".into(),
             identity: Identity::new(TrustDomain::default(), "a", "b").unwrap(),
             locality: Some(Locality { node: Some("node-1".into()), zone: None }),
+            telemetry: tidegate_core::telemetry::TelemetrySettings { workload: Some("cart".into()) },
             ports: BTreeMap::from([
                 (
                     1,

@@ -12,6 +12,7 @@ use tidegate_core::backend::{
 use super::affinity::Affinity;
 use super::caller::Caller;
 use super::endpoint::{EndpointState, LoadSlot, Moment, Peers};
+use crate::remotes::{EndpointRemote, RemoteId};
 
 /// How many pairs are drawn before all endpoints are looked at.
 const DRAWS: usize = 4;
@@ -38,6 +39,7 @@ pub(crate) struct BalancedEndpoint {
     pub(crate) endpoint: Arc<Endpoint>,
     state: Arc<EndpointState>,
     peers: Peers,
+    remote: EndpointRemote,
 }
 
 /// What a backend's topology means to this workload, for operators.
@@ -67,10 +69,16 @@ impl BalancedBackend {
             None => Arc::new(EndpointState::added(now)),
         };
         let peers: Peers = endpoints.iter().map(state).collect();
+        let name = name_of(&backend.name);
+        let remote = |endpoint: &Endpoint| {
+            let workload = backend.workloads.get(&endpoint.address);
+            EndpointRemote::new(&caller.remotes, workload, &name, &*backend.name.object.kind == "Service")
+        };
         let balanced = |(endpoint, state): (&&Endpoint, &Arc<EndpointState>)| BalancedEndpoint {
             endpoint: Arc::new(Endpoint::clone(endpoint)),
             state: state.clone(),
             peers: peers.clone(),
+            remote: remote(endpoint),
         };
         let endpoints: Vec<_> = endpoints.iter().zip(&*peers).map(balanced).collect();
         let affinity = backend.affinity.map(|timeout| Box::new(Affinity::new(timeout, caller)));
@@ -85,7 +93,7 @@ impl BalancedBackend {
         }
         let is_placed = backend.topology != Topology::Any;
         Self {
-            name: Some(name_of(&backend.name)),
+            name: Some(name),
             protocol: backend.protocol,
             endpoints,
             preferred: count,
@@ -114,7 +122,8 @@ impl BalancedBackend {
         let endpoint = Arc::new(Endpoint::new(dialled, Transport::Plain));
         let state = Arc::<EndpointState>::default();
         let peers = Arc::from([state.clone()]);
-        Self::without_rules(BackendProtocol::Http, vec![BalancedEndpoint { endpoint, state, peers }])
+        let endpoint = BalancedEndpoint { endpoint, state, peers, remote: EndpointRemote::outside() };
+        Self::without_rules(BackendProtocol::Http, vec![endpoint])
     }
 
     fn without_rules(protocol: BackendProtocol, endpoints: Vec<BalancedEndpoint>) -> Self {
@@ -236,6 +245,11 @@ impl BalancedEndpoint {
     /// Connections and requests that are open.
     pub(crate) fn open(&self) -> usize {
         self.state.open()
+    }
+
+    /// The workload there.
+    pub(super) fn remote(&self) -> RemoteId {
+        self.remote.id(&self.endpoint)
     }
 
     /// Counts one more connection or request for as long as what is returned lives. It takes the result.

@@ -2,6 +2,8 @@
 
 use tidegate_core::backend::Locality;
 
+use crate::remotes::Remotes;
+
 /// The workload whose connections are balanced.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Caller {
@@ -9,4 +11,6 @@ pub(super) struct Caller {
     pub(super) workload: Box<str>,
     /// Where it runs; `None`: the controller has not said so.
     pub(super) locality: Option<Locality>,
+    /// Names the workloads that it reaches.
+    pub(super) remotes: Remotes,
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use tidegate_core::backend::{BackendProtocol, Endpoint};
 
 use super::{LoadSlot, ResolvedDestination};
+use crate::remotes::RemoteId;
+use crate::telemetry::DialledEndpoint;
 
 /// The most endpoints that are tried.
 const MOST_TRIES: usize = 5;
@@ -19,6 +21,8 @@ pub(crate) struct EndpointChoice {
     /// What its backend speaks.
     pub(crate) protocol: BackendProtocol,
     slot: LoadSlot,
+    /// The workload at the endpoint.
+    remote: RemoteId,
     /// Endpoints that could not be reached. Allocates nothing before the first.
     tried: Vec<SocketAddr>,
 }
@@ -32,6 +36,7 @@ impl EndpointChoice {
             endpoint: chosen.endpoint.clone(),
             protocol: backend.protocol,
             slot: chosen.hold(),
+            remote: chosen.remote(),
             tried: Vec::new(),
         })
     }
@@ -46,7 +51,13 @@ impl EndpointChoice {
         }
         let Some((_, chosen)) = self.destination.choose(&self.tried) else { return false };
         (self.endpoint, self.slot) = (chosen.endpoint.clone(), chosen.hold());
+        self.remote = chosen.remote();
         true
+    }
+
+    /// The endpoint, for records.
+    pub(crate) fn dialled(&self) -> DialledEndpoint {
+        DialledEndpoint::new(&self.endpoint, self.remote)
     }
 
     /// The connection is open.

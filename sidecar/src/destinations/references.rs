@@ -13,6 +13,7 @@ use tidegate_proto::ResourceName;
 use super::backend::BalancedBackend;
 use super::caller::Caller;
 use super::resolved::{ResolvedDestination, opaque_shares};
+use crate::remotes::Remotes;
 
 /// The most backends, and the most resources with routes.
 const MOST_BACKENDS: usize = 8192;
@@ -66,6 +67,11 @@ impl References {
     /// Nothing is held yet for this workload.
     pub(super) fn of_caller(caller: Caller) -> Self {
         Self { caller, ..Self::default() }
+    }
+
+    /// Names the workloads that are reached.
+    pub(super) fn remotes(&self) -> &Remotes {
+        &self.caller.remotes
     }
 
     /// Where the workload runs. Returns the backends whose endpoints depend on it, if that is news.

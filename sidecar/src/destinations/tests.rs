@@ -265,7 +265,7 @@ fn backends_and_routes_are_bounded_in_number_and_in_bytes() {
 
 #[test]
 fn where_the_workload_runs_decides_once_it_is_known_and_what_does_not_depend_on_it_stays() {
-    let destinations = Destinations::of_workload("shop/client");
+    let destinations = Destinations::of_workload("shop/client", Remotes::default());
     destinations.connect();
     destinations.look_up(address(1));
     destinations.look_up(address(2));

@@ -34,7 +34,7 @@ use super::handler::{Forward, Handled, Handler, HandlerAction, UpstreamProtocol}
 use super::local_reply::{self, LocalReply};
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::{Abort, MaybeTls};
-use crate::telemetry::{DialledEndpoint, Record, ResponseFlag};
+use crate::telemetry::{Record, ResponseFlag};
 use crate::tunnel::{Tunnel, TunnelPatience};
 use crate::upstream::{ConnectError, Deadline, UpstreamError, UpstreamTls};
 
@@ -337,7 +337,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         let upstreams = &self.env.upstreams;
         loop {
             let endpoint = forward.endpoint();
-            self.exchange.endpoint = Some(DialledEndpoint::from(&**endpoint));
+            self.exchange.endpoint = Some(forward.dialled());
             if let Some(stream) = upstreams.checkout(endpoint) {
                 return Ok((stream, true));
             }

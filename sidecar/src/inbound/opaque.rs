@@ -11,7 +11,7 @@ use crate::authorizer::Authorizer;
 use crate::http::HttpContext;
 use crate::lifeline::Lifeline;
 use crate::stream::{Abort, MaybeTls};
-use crate::telemetry::{Record, ResponseFlag};
+use crate::telemetry::{ConnectionSecurity, Record, ResponseFlag};
 use crate::tunnel::{Tunnel, TunnelPatience};
 use crate::upstream::Deadline;
 
@@ -25,7 +25,9 @@ pub(super) async fn serve(
     env: &Rc<HttpContext>,
 ) {
     let info = authorizer.info();
+    let tcp = env.telemetry.tcp(false, info.remote, ConnectionSecurity::inbound(info.terms));
     let record = |tunnel: &Tunnel, flag, details| {
+        tcp.moved(tunnel.received(), tunnel.sent());
         env.telemetry.record(&Record {
             connection: Some(info),
             decision: Some(&authorizer.decide()),

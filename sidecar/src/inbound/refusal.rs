@@ -15,6 +15,7 @@ use crate::detect::{ClientHello, Malformed};
 use crate::http::clock::DateClock;
 use crate::lifeline::{Lifeline, Wait};
 use crate::refusal_log::RefusalLine;
+use crate::remotes::RemoteId;
 use crate::telemetry::{Record, ResponseFlag};
 use crate::tls::stream::HandshakeFailure;
 use crate::tls::{Presented, take_refused};
@@ -145,6 +146,7 @@ impl InboundConnection<'_> {
             server_name: server_name.map(Into::into),
             client: None,
             identity: Default::default(),
+            remote: RemoteId::UNKNOWN,
             accepted: self.accepted,
         };
         let decision = match refusal {

@@ -9,8 +9,11 @@ use tokio::net::TcpStream;
 
 use super::{Dialled, OutboundConnection};
 use crate::destinations::{EndpointChoice, ResolvedDestination};
+use crate::remotes::RemoteId;
 use crate::stream::{Abort, MaybeTls};
-use crate::telemetry::{DialledEndpoint, OutboundRecord, Record, ResponseFlag};
+use crate::telemetry::{
+    ConnectionSecurity, CountedTcp, DialledEndpoint, OutboundRecord, Record, ResponseFlag,
+};
 use crate::tunnel::{Tunnel, TunnelError, TunnelPatience};
 use crate::upstream::{ConnectError, ConnectFailure, Deadline, UpstreamTls};
 
@@ -31,7 +34,10 @@ impl OutboundConnection<'_> {
     pub(super) async fn opaque(&self, io: TcpStream, received: BytesMut, target: Arc<ResolvedDestination>) {
         let attempt = self.line.guard(Box::pin(self.connect(&target))).await;
         let Ok(ConnectAttempt { endpoint, result }) = attempt else { return io.abort() };
-        let told = Told { outbound: self, target: &target, endpoint };
+        let remote = endpoint.map_or_else(|| self.remote(&target), |endpoint| endpoint.remote);
+        let security = ConnectionSecurity::outbound(endpoint.as_ref());
+        let tcp = self.context.http.telemetry.tcp(true, remote, security);
+        let told = Told { outbound: self, target: &target, endpoint, tcp };
         match result {
             Ok((upstream, choice)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
             Err(failure) => {
@@ -56,7 +62,7 @@ impl OutboundConnection<'_> {
         let upstreams = &self.context.http.upstreams;
         loop {
             let endpoint = &choice.endpoint;
-            attempt.endpoint = Some(DialledEndpoint::from(&**endpoint));
+            attempt.endpoint = Some(choice.dialled());
             let connecting = upstreams.connect(endpoint, MeshProtocol::Tcp, Deadline::Timer);
             match connecting.await.and_then(|upstream| self.remember(upstream)) {
                 Ok(upstream) => {
@@ -94,6 +100,7 @@ struct Told<'s> {
     outbound: &'s OutboundConnection<'s>,
     target: &'s ResolvedDestination,
     endpoint: Option<DialledEndpoint>,
+    tcp: CountedTcp,
 }
 
 impl Told<'_> {
@@ -130,11 +137,13 @@ impl Told<'_> {
     /// Writes the access log record. `received`: bytes of the app; `sent`: bytes to it.
     fn record(&self, flag: ResponseFlag, details: &'static str, received: u64, sent: u64) {
         let OutboundConnection { context, dialled: Dialled { peer, address }, accepted, .. } = self.outbound;
+        self.tcp.moved(received, sent);
         context.http.telemetry.record(&Record {
             outbound: Some(OutboundRecord {
                 peer: *peer,
                 dialled: *address,
                 service: self.target.name().map(|name| &**name),
+                destination: RemoteId::UNKNOWN,
                 endpoint: self.endpoint,
             }),
             start: Some(*accepted),

@@ -3,7 +3,13 @@
 //! Only one worker writes to a slot; a scrape reads it from the control thread. Every label value comes from a closed
 //! set: clients cannot create new series.
 
+mod family;
 mod page;
+mod remote;
+mod remote_page;
+mod series;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,8 +19,12 @@ use std::time::Duration;
 
 use tidegate_core::policy::{Decision, Grant};
 
+pub(crate) use self::remote::CountedTcp;
+use self::remote::{RemoteMetrics, RemoteShard};
+use self::series::{RemoteKey, ShownSeries};
 use super::access_log::AccessLogSink;
-use super::{Record, ResponseFlag};
+use super::{ConnectionSecurity, Record, ResponseFlag};
+use crate::remotes::{RemoteId, Remotes};
 
 /// Upper bounds of the duration histogram, in seconds; OpenTelemetry's for `http.server.request.duration`.
 const BOUNDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
@@ -26,7 +36,7 @@ struct RequestKey {
     protocol: &'static str,
     code: u16,
     flag: ResponseFlag,
-    security: &'static str,
+    security: ConnectionSecurity,
 }
 
 /// A counter with a single writer, which therefore needs no atomic read-modify-write instruction.
@@ -41,11 +51,12 @@ struct Shard {
     audited: Mutex<Vec<(&'static str, Arc<Count>)>>,
     limited: Mutex<Vec<(&'static str, Arc<Count>)>>,
     outbound: Mutex<Vec<(OutboundKey, Arc<Count>)>>,
+    remote: Arc<RemoteShard>,
     totals: Totals,
 }
 
 /// Labels of a series of outbound connections: kind of destination, security, and outcome.
-type OutboundKey = (&'static str, &'static str, ResponseFlag);
+type OutboundKey = (&'static str, ConnectionSecurity, ResponseFlag);
 
 /// Counts without labels.
 #[derive(Default)]
@@ -98,12 +109,15 @@ pub struct WorkerMetrics {
     audited: RefCell<HashMap<&'static str, Arc<Count>>>,
     limited: RefCell<HashMap<&'static str, Arc<Count>>>,
     outbound: RefCell<HashMap<OutboundKey, Arc<Count>>>,
+    remote: RemoteMetrics,
 }
 
 /// The counts of all workers; registers as one collector.
 #[derive(Clone, Default)]
 pub struct DataPlaneMetrics {
     shards: Arc<Mutex<Vec<Arc<Shard>>>>,
+    shown: Arc<ShownSeries>,
+    remotes: Remotes,
     access_log: Option<AccessLogSink>,
 }
 
@@ -121,7 +135,12 @@ impl Count {
 impl DataPlaneMetrics {
     /// Counts that also report the lines that this access log has dropped.
     pub fn new(access_log: Option<AccessLogSink>) -> Self {
-        Self { shards: Arc::default(), access_log }
+        Self { access_log, ..Self::default() }
+    }
+
+    /// The workloads that counts are shown by.
+    pub(crate) fn remotes(&self) -> &Remotes {
+        &self.remotes
     }
 
     /// Adds a shard for one more worker.
@@ -129,6 +148,7 @@ impl DataPlaneMetrics {
         let shard = Arc::new(Shard::default());
         self.shards.lock().unwrap_or_else(PoisonError::into_inner).push(shard.clone());
         WorkerMetrics {
+            remote: RemoteMetrics::new(self.shown.clone(), shard.remote.clone()),
             shard,
             requests: RefCell::default(),
             refused: RefCell::default(),
@@ -178,6 +198,7 @@ impl WorkerMetrics {
     }
 
     fn count_request(&self, record: &Record<'_>) {
+        self.remote.count(record);
         let key = RequestKey {
             is_outbound: record.outbound.is_some(),
             protocol: if record.protocol == "HTTP/2" { "http2" } else { "http1" },
@@ -208,6 +229,16 @@ impl WorkerMetrics {
             slot
         });
         slot.add(1);
+    }
+
+    /// Counts a connection of opaque bytes for as long as what is returned lives.
+    pub(crate) fn tcp(
+        &self,
+        is_outbound: bool,
+        remote: RemoteId,
+        security: ConnectionSecurity,
+    ) -> CountedTcp {
+        self.remote.tcp(RemoteKey { is_outbound, remote }, security)
     }
 
     /// Counts that this limit was reached.
@@ -244,114 +275,5 @@ fn bucket(duration: Duration) -> usize {
 impl std::fmt::Debug for DataPlaneMetrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DataPlaneMetrics").finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use prometheus_client::encoding::text::encode;
-    use prometheus_client::registry::Registry;
-    use tidegate_core::policy::{Denial, Reason};
-
-    use super::*;
-
-    fn page(metrics: DataPlaneMetrics) -> String {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(metrics));
-        let mut page = String::new();
-        encode(&mut page, &registry).unwrap();
-        page
-    }
-
-    #[test]
-    fn the_page_adds_the_workers_up() {
-        let metrics = DataPlaneMetrics::new(None);
-        let workers = [metrics.worker(), metrics.worker()];
-        let denied = Decision::Deny(Denial::new(Reason::PrincipalNotAllowed));
-        let audited = Decision::Allow(Grant::Audit(Denial::new(Reason::PeerNotAllowed)));
-        for worker in &workers {
-            let duration = Duration::from_millis(7);
-            worker.record(&Record {
-                protocol: "HTTP/1.1",
-                status: 200,
-                duration,
-                sent: 5,
-                ..Record::default()
-            });
-            worker.record(&Record {
-                protocol: "HTTP/2",
-                status: 403,
-                decision: Some(&denied),
-                ..Record::default()
-            });
-            worker.record(&Record { decision: Some(&audited), ..Record::default() });
-        }
-        let page = page(metrics);
-        for line in [
-            "tidegate_http_requests_total{request_protocol=\"http1\",response_code=\"200\",response_flags=\"-\",\
-             connection_security_policy=\"unknown\"} 2",
-            "tidegate_http_request_duration_seconds_bucket{le=\"0.01\",request_protocol=\"http1\",\
-             connection_security_policy=\"unknown\"} 2",
-            "tidegate_http_request_duration_seconds_bucket{le=\"+Inf\",request_protocol=\"http1\",\
-             connection_security_policy=\"unknown\"} 2",
-            "tidegate_refused_total{reason=\"principal_not_allowed\"} 2",
-            "tidegate_audit_refusals_total{reason=\"peer_not_allowed\"} 2",
-            "tidegate_sent_bytes_total 10",
-            "tidegate_tcp_connections_open 0",
-        ] {
-            assert!(page.contains(line), "{line} is not in\n{page}");
-        }
-    }
-
-    #[test]
-    fn requests_of_the_app_have_series_of_their_own() {
-        let metrics = DataPlaneMetrics::new(None);
-        let worker = metrics.worker();
-        let outbound = crate::telemetry::OutboundRecord {
-            peer: "10.0.0.1:4444".parse().unwrap(),
-            dialled: "10.96.0.1:80".parse().unwrap(),
-            service: Some("shop/cart"),
-            endpoint: None,
-        };
-        let connection = || Record { outbound: Some(outbound), received: 3, sent: 5, ..Record::default() };
-        worker.record(&connection());
-        worker.record(&Record { protocol: "HTTP/1.1", status: 200, ..connection() });
-        worker.record(&Record { protocol: "HTTP/2", status: 503, ..connection() });
-        let page = page(metrics);
-        for line in [
-            "tidegate_outbound_http_requests_total{request_protocol=\"http1\",response_code=\"200\",\
-             response_flags=\"-\",connection_security_policy=\"none\"} 1",
-            "tidegate_outbound_http_request_duration_seconds_count{request_protocol=\"http2\",\
-             connection_security_policy=\"none\"} 1",
-            "tidegate_outbound_connections_total{destination=\"mesh\",connection_security_policy=\"none\",\
-             response_flags=\"-\"} 1",
-            "tidegate_outbound_sent_bytes_total 9",
-            "tidegate_outbound_received_bytes_total 15",
-        ] {
-            assert!(page.contains(line), "{line} is not in\n{page}");
-        }
-        assert!(!page.contains("tidegate_http_requests_total{"), "{page}");
-    }
-
-    #[test]
-    fn a_million_paths_and_hosts_make_one_series() {
-        let metrics = DataPlaneMetrics::new(None);
-        let worker = metrics.worker();
-        for i in 0..1_000_000u32 {
-            let path = i.to_string();
-            let status = 200 + u16::try_from(i % 3).unwrap();
-            let path = path.as_bytes();
-            worker.record(&Record {
-                protocol: "HTTP/1.1",
-                path,
-                authority: path,
-                status,
-                ..Record::default()
-            });
-        }
-        assert_eq!(
-            page(metrics).lines().filter(|line| line.starts_with("tidegate_http_requests_total")).count(),
-            3
-        );
     }
 }

@@ -150,6 +150,7 @@ fn client() -> ServedConnection {
         server_name: None,
         client: None,
         identity: "spiffe://cluster.local/ns/shop/sa/client".into(),
+        remote: Default::default(),
         accepted: SystemTime::now(),
     };
     ServedConnection::Inbound(Rc::new(info))

@@ -269,6 +269,7 @@ pub(crate) fn handler(
         workload: "httpbin/httpbin-1".into(),
         identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
         locality: None,
+        telemetry: Default::default(),
         ports: BTreeMap::from([(local.port(), port_policy)]),
     };
     let (publisher, snapshots) = snapshot::channel();
@@ -283,6 +284,7 @@ pub(crate) fn handler(
         server_name: None,
         client: None,
         identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
+        remote: Default::default(),
         accepted: SystemTime::now(),
     };
     Handler::inbound(Rc::new(Authorizer::new(Rc::new(info), snapshots)))

@@ -34,7 +34,7 @@ use crate::http::local_reply::{self, LocalReply};
 use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
 use crate::stream::Abort;
-use crate::telemetry::{DialledEndpoint, ResponseFlag};
+use crate::telemetry::ResponseFlag;
 
 /// The body of a request to the app: fed by the client's direction, or empty.
 type OutgoingBody = Either<Channel<Bytes, io::Error>, Empty<Bytes>>;
@@ -83,7 +83,7 @@ where
     let line = connection.line;
     let outcome = line.guard(Box::pin(exchange(connection, &mut forward, request))).await;
     line.at_ease();
-    connection.exchange.endpoint = Some(DialledEndpoint::from(&**forward.endpoint()));
+    connection.exchange.endpoint = Some(forward.dialled());
     match outcome {
         Ok(BridgeOutcome::Complete) => {
             connection.tell_end(connection.exchange.down.status, ResponseFlag::None, "via_upstream");

@@ -103,6 +103,9 @@ impl Body for AnswerBody {
         if let Some(data) = frame.data_ref() {
             self.log.sent(data.len());
         }
+        if let Some(trailers) = frame.trailers_ref() {
+            self.log.ended_with(trailers);
+        }
         if frame.is_trailers() || self.source.is_end() {
             self.log.complete();
         }

@@ -208,6 +208,7 @@ fn local(reply: LocalReply, mut log: Box<RequestLog>, form: ReplyForm) -> Respon
 fn of_app(response: Response<UpstreamBody>, mut log: Box<RequestLog>) -> Response<AnswerBody> {
     log.answered(response.status(), ResponseFlag::None, "via_upstream");
     let (mut head, body) = response.into_parts();
+    log.ended_with(&head.headers);
     headers::strip_hop_by_hop(&mut head.headers);
     headers::keep_one_length(&mut head.headers);
     head.version = Version::HTTP_2;

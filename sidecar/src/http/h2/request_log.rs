@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{HeaderMap, USER_AGENT};
+use http::header::{CONTENT_TYPE, HeaderMap, USER_AGENT};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use tidegate_core::policy::Decision;
@@ -13,8 +13,8 @@ use super::progress::Progress;
 use crate::connection_info::ServedConnection;
 use crate::http::HttpContext;
 use crate::http::handler::Forward;
-use crate::http::headers::{FORWARDED_FOR, REQUEST_ID};
-use crate::telemetry::{DialledEndpoint, Record, ResponseFlag};
+use crate::http::headers::{FORWARDED_FOR, REQUEST_ID, is_grpc};
+use crate::telemetry::{GrpcOutcome, Record, ResponseFlag};
 
 /// Collects the facts about one request and writes its record when dropped.
 pub(super) struct RequestLog {
@@ -35,6 +35,7 @@ pub(super) struct RequestLog {
     progress: Rc<Progress>,
     upstream_time: Option<Duration>,
     status: u16,
+    grpc: Option<GrpcOutcome>,
     flag: ResponseFlag,
     details: &'static str,
     sent: u64,
@@ -69,6 +70,7 @@ impl RequestLog {
             progress,
             upstream_time: None,
             status: 0,
+            grpc: is_grpc(bytes_of(headers.get(CONTENT_TYPE))).then_some(GrpcOutcome::Unfinished),
             flag: ResponseFlag::None,
             details: "",
             sent: 0,
@@ -108,6 +110,14 @@ impl RequestLog {
         self.upstream_time = self.progress.upload_ended().map(|ended| ended.elapsed());
     }
 
+    /// Records the outcome of a gRPC call, if the request is one and these fields have it: a response's head or its
+    /// trailers.
+    pub(super) fn ended_with(&mut self, fields: &HeaderMap) {
+        if self.grpc == Some(GrpcOutcome::Unfinished) {
+            self.grpc = Some(GrpcOutcome::of(fields));
+        }
+    }
+
     /// Progress of the two bodies.
     pub(super) fn progress(&self) -> &Progress {
         &self.progress
@@ -138,7 +148,7 @@ impl RequestLog {
     pub(super) fn record(&self) -> Record<'_> {
         let is_cut_off = !self.is_complete;
         let authority = self.uri.authority().map(|authority| authority.as_str().as_bytes());
-        let endpoint = self.forward.as_ref().map(|forward| DialledEndpoint::from(&**forward.endpoint()));
+        let endpoint = self.forward.as_ref().map(Forward::dialled);
         Record {
             decision: self.decision.as_deref(),
             start: Some(self.start),
@@ -148,6 +158,7 @@ impl RequestLog {
             path: self.uri.path_and_query().map_or(b"", |path| path.as_str().as_bytes()),
             protocol: "HTTP/2",
             status: self.status,
+            grpc: self.grpc,
             flag: if is_cut_off { ResponseFlag::DownstreamConnectionTermination } else { self.flag },
             details: if is_cut_off { "downstream_remote_disconnect" } else { self.details },
             received: self.progress.received(),

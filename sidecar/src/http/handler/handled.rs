@@ -9,6 +9,8 @@ use tidegate_core::policy::Decision;
 
 use crate::destinations::EndpointChoice;
 use crate::http::local_reply::LocalReply;
+use crate::remotes::RemoteId;
+use crate::telemetry::DialledEndpoint;
 
 /// The outcome for one request.
 pub(in crate::http) struct Handled {
@@ -54,6 +56,14 @@ impl Forward {
         match &self.target {
             ForwardTarget::App(endpoint) => endpoint,
             ForwardTarget::Chosen(choice) => &choice.endpoint,
+        }
+    }
+
+    /// The upstream, for records.
+    pub(in crate::http) fn dialled(&self) -> DialledEndpoint {
+        match &self.target {
+            ForwardTarget::App(endpoint) => DialledEndpoint::new(endpoint, RemoteId::UNKNOWN),
+            ForwardTarget::Chosen(choice) => choice.dialled(),
         }
     }
 

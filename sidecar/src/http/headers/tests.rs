@@ -21,6 +21,7 @@ fn info(client: Option<VerifiedCertificate>) -> ConnectionInfo {
         server_name: None,
         client: client.map(Rc::new),
         identity: "spiffe://cluster.local/ns/a/sa/b".into(),
+        remote: Default::default(),
         accepted: SystemTime::UNIX_EPOCH,
     }
 }

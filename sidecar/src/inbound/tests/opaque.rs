@@ -137,6 +137,7 @@ fn opaque(peer: SocketAddr, local: SocketAddr, app: SocketAddr) -> ConnectionInf
         server_name: None,
         client: None,
         identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
+        remote: Default::default(),
         accepted: SystemTime::now(),
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn json_line(out: &mut Vec<u8>, record: &Record<'_>) {
     line.optional("downstream_remote_address", remote.as_bytes());
     line.optional("requested_server_name", server_name(record));
     line.null("route_name");
-    line.optional("connection_security_policy", record.security().as_bytes());
+    line.optional("connection_security_policy", record.security().as_str().as_bytes());
     line.optional("presented_names", presented(record));
     line.optional("policy", policy(record).as_bytes());
     line.text("direction", if record.outbound.is_some() { b"outbound" } else { b"inbound" });

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
+use super::family::counter;
+use super::remote_page::RemotePage;
 use super::{BOUNDS, Count, DataPlaneMetrics, Shard, Totals};
 use crate::telemetry::access_log::AccessLogSink;
 
@@ -121,6 +123,8 @@ impl Collector for DataPlaneMetrics {
             ("limit", |shard| &shard.limited),
         )?;
         page.outbound(&mut encoder)?;
+        let shards = page.shards.iter().map(|shard| &*shard.remote).collect();
+        RemotePage { shards, remotes: &self.remotes }.encode(&mut encoder)?;
         page.totals(&mut encoder)?;
         page.limits(&mut encoder)?;
         page.open(&mut encoder)
@@ -136,11 +140,10 @@ impl MetricsPage {
             let of_direction = of_shard.iter().filter(|(key, _)| key.is_outbound == families.is_outbound);
             for (key, slot) in of_direction {
                 let seconds = Duration::from_micros(slot.sum_micros.value()).as_secs_f64();
-                requests.entry((key.protocol, key.code, key.flag.code(), key.security)).or_default().add(
-                    slot.count.value(),
-                    seconds,
-                    slot.buckets.iter().map(Count::value),
-                );
+                requests
+                    .entry((key.protocol, key.code, key.flag.code(), key.security.as_str()))
+                    .or_default()
+                    .add(slot.count.value(), seconds, slot.buckets.iter().map(Count::value));
             }
         }
         let mut family = counter(encoder, families.requests, families.help)?;
@@ -188,7 +191,7 @@ impl MetricsPage {
             for ((kind, security, flag), count) in
                 shard.outbound.lock().unwrap_or_else(PoisonError::into_inner).iter()
             {
-                *outbound.entry((kind, security, flag.code())).or_default() += count.value();
+                *outbound.entry((kind, security.as_str(), flag.code())).or_default() += count.value();
             }
         }
         let help = "Connections of the app that carried opaque bytes and ended, by destination";
@@ -287,13 +290,4 @@ fn durations(
         family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)?;
     }
     Ok(())
-}
-
-/// Begins a family of counters.
-fn counter<'s>(
-    encoder: &'s mut DescriptorEncoder<'_>,
-    name: &'s str,
-    help: &str,
-) -> Result<MetricEncoder<'s>, Error> {
-    encoder.encode_descriptor(name, help, None, MetricType::Counter)
 }

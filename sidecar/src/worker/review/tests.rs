@@ -36,6 +36,7 @@ fn client() -> ServedConnection {
         server_name: None,
         client: None,
         identity: "spiffe://cluster.local/ns/shop/sa/client".into(),
+        remote: Default::default(),
         accepted: SystemTime::now(),
     }))
 }

@@ -95,6 +95,7 @@ impl World {
             workload: "httpbin/httpbin-1".into(),
             identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
             locality: None,
+            telemetry: Default::default(),
             ports: BTreeMap::from([(PORT, port)]),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(policy.into()));
@@ -116,6 +117,7 @@ impl World {
             server_name: None,
             client: self.client.clone(),
             identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
+            remote: Default::default(),
             accepted: SystemTime::now(),
         };
         Handler::inbound(Rc::new(Authorizer::new(Rc::new(info), self.snapshots.clone())))

@@ -196,6 +196,7 @@ impl Sidecar {
             workload: "a/pod".into(),
             identity: Identity::from_spiffe_uri("spiffe://cluster.local/ns/a/sa/app").unwrap(),
             locality: None,
+            telemetry: Default::default(),
             ports: [(PORT, port)].into(),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy.clone())));
@@ -212,6 +213,7 @@ impl Sidecar {
             server_name: None,
             client: self.client.clone(),
             identity: "spiffe://cluster.local/ns/a/sa/app".into(),
+            remote: Default::default(),
             accepted: SystemTime::now(),
         };
         let authorizer = Rc::new(Authorizer::new(Rc::new(info), self.snapshots.clone()));

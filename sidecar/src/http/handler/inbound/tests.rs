@@ -41,6 +41,7 @@ impl World {
             server_name: server_name.map(Into::into),
             client: None,
             identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
+            remote: Default::default(),
             accepted: SystemTime::UNIX_EPOCH,
         };
         Self::of(info)
@@ -69,6 +70,7 @@ impl World {
             workload: "httpbin/httpbin-1".into(),
             identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
             locality: None,
+            telemetry: Default::default(),
             ports: BTreeMap::from([(PORT, port)]),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(policy.into()));

@@ -50,6 +50,7 @@ impl Peer {
             server_name: None,
             client: Some(certificate(&identity("cart"))),
             identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
+            remote: Default::default(),
             accepted: SystemTime::UNIX_EPOCH,
         };
         let peer = Self(World::of(info));
