@@ -4,7 +4,7 @@
 //! generated modules are included by `src/lib.rs` without documentation of their own.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["proto/istio_ca.proto", "proto/discovery.proto"];
+    let files = ["proto/istio_ca.proto", "proto/discovery.proto", "proto/otlp.proto"];
     for file in files {
         println!("cargo::rerun-if-changed={file}");
     }

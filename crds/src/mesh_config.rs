@@ -7,6 +7,7 @@ mod certificate;
 mod feature_flags;
 mod observability;
 mod sidecar;
+mod tracing;
 mod traffic;
 
 use std::collections::BTreeMap;
@@ -17,8 +18,9 @@ use serde::{Deserialize, Serialize};
 
 pub use certificate::{CertificateSpec, IngressGatewayCertificate, SecretReference, service_cert_validity};
 pub use feature_flags::FeatureFlags;
-pub use observability::{ObservabilitySpec, TracingSpec};
+pub use observability::ObservabilitySpec;
 pub use sidecar::{ResourceRequirements, SidecarSpec};
+pub use tracing::{TracingError, TracingSpec};
 pub use traffic::{ExternalAuthorization, TrafficSpec};
 
 /// The `apiVersion` of MeshConfigs.

@@ -12,12 +12,19 @@ mod convert;
 mod resource_name;
 
 pub use convert::ConversionError;
+pub use prost::Message;
 pub use resource_name::ResourceName;
 
 /// `istio.v1.auth`: takes a certificate signing request and a bearer token, returns a certificate chain.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 pub mod istio_ca {
     tonic::include_proto!("istio.v1.auth");
+}
+
+/// `opentelemetry.proto.collector.trace.v1`: what sidecars send to a collector of spans.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+pub mod otlp {
+    tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
 }
 
 /// `tidegate.discovery.v1`: the policy stream.

@@ -33,6 +33,7 @@ pub mod remotes;
 pub mod sidecar;
 pub mod snapshot;
 mod socket;
+mod span_export;
 mod stream;
 pub mod telemetry;
 mod tls;

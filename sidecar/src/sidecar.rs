@@ -28,9 +28,11 @@ use crate::listener::{FixedOutbound, InboundTarget, Listener, Redirected};
 use crate::options::{Inbound, Options, Outbound};
 use crate::probes::{ProbeBindError, ProbeServer};
 use crate::snapshot::{self, Publisher, Snapshots};
+use crate::span_export::SpanExporter;
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
 use crate::telemetry::metrics::DataPlaneMetrics;
+use crate::telemetry::trace::{SpanSink, span_queue};
 use crate::tls::{PeerTls, ServerTls};
 use crate::worker::{self, RunningWorkers, Workers, WorkersConfig};
 
@@ -85,17 +87,26 @@ impl Sidecar {
         let publisher = Arc::new(publisher);
 
         let access_log = open_access_log(&options)?;
-        let counts = DataPlaneMetrics::new(access_log.clone());
+        let (spans, finished_spans) = span_queue();
+        let counts = DataPlaneMetrics::new(access_log.clone()).with_spans(spans.counts().clone());
+        let remotes = counts.remotes().clone();
+        let exporter = SpanExporter::new(
+            finished_spans,
+            spans.counts().clone(),
+            snapshots.clone(),
+            remotes.clone(),
+            options.workload.clone(),
+        );
         metrics.add_collector(Box::new(counts.clone()));
 
-        let destinations = Arc::new(Destinations::of_workload(&options.workload, counts.remotes().clone()));
+        let destinations = Arc::new(Destinations::of_workload(&options.workload, remotes));
         let workers = Workers::start(WorkersConfig {
             count: options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from),
             listeners: listeners(&options),
             limits: Limits::from(&options.limits),
             snapshots,
             destinations: destinations.clone(),
-            http_context: http_context(options.access_log_format, access_log.clone(), counts),
+            http_context: http_context(options.access_log_format, access_log.clone(), counts, spans),
         })?;
         let view = config_view(&options, workers.addresses(), &destinations, &publisher);
         let inbound = view.inbound.clone();
@@ -121,6 +132,7 @@ impl Sidecar {
             control.spawn(server.serve(draining.clone()));
         }
         control.spawn(admin.serve(draining));
+        control.spawn(exporter.run());
         if let Some(sink) = access_log {
             control.spawn(rotate(sink, signals::log_rotation().map_err(SidecarStartError::Signals)?));
         }
@@ -174,10 +186,12 @@ fn http_context(
     format: AccessLogFormat,
     access_log: Option<AccessLogSink>,
     counts: DataPlaneMetrics,
+    spans: SpanSink,
 ) -> Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync> {
     Arc::new(move |limits, snapshots| {
         let log = access_log.clone().map(|sink| AccessLog::new(format, sink));
-        Rc::new(HttpContext::new(limits, Rc::new(Telemetry::new(&counts, log)), snapshots))
+        let telemetry = Telemetry::new(&counts, log).with_spans(spans.clone());
+        Rc::new(HttpContext::new(limits, Rc::new(telemetry), snapshots))
     })
 }
 

@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod metrics;
+pub(crate) mod trace;
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -9,10 +10,12 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use tidegate_core::backend::{Endpoint, Transport};
 use tidegate_core::policy::{Decision, Reason, Terms};
+use tidegate_core::telemetry::TelemetrySettings;
 
 use self::access_log::AccessLog;
 pub(crate) use self::metrics::CountedTcp;
 use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
+use self::trace::{RequestTrace, Sampling, SpanSink, Tracer};
 use crate::connection_info::{ConnectionInfo, OutboundInfo, ServedConnection};
 use crate::remotes::RemoteId;
 
@@ -89,6 +92,8 @@ pub struct Record<'a> {
     pub forwarded_for: &'a [u8],
     /// `x-request-id` as the app received it.
     pub request_id: &'a [u8],
+    /// The request's span, if requests are traced.
+    pub(crate) trace: Option<&'a RequestTrace>,
 }
 
 /// A connection that the app opened.
@@ -144,6 +149,7 @@ pub enum GrpcOutcome {
 pub struct Telemetry {
     metrics: WorkerMetrics,
     access_log: Option<AccessLog>,
+    tracer: Tracer,
 }
 
 impl DialledEndpoint {
@@ -226,7 +232,24 @@ impl<'a> Record<'a> {
 impl Telemetry {
     /// Telemetry of one worker; `access_log` if enabled.
     pub fn new(metrics: &DataPlaneMetrics, access_log: Option<AccessLog>) -> Self {
-        Self { metrics: metrics.worker(), access_log }
+        Self { metrics: metrics.worker(), access_log, tracer: Tracer::new(None) }
+    }
+
+    /// The same with traces, whose spans go to this exporter.
+    pub(crate) fn with_spans(self, sink: SpanSink) -> Self {
+        Self { tracer: Tracer::new(Some(sink)), ..self }
+    }
+
+    /// Takes over what the policy says about traces; `None`: there is no policy.
+    pub(crate) fn trace_by(&self, settings: Option<&TelemetrySettings>) {
+        let tracing = settings.and_then(|settings| settings.tracing.as_ref());
+        self.tracer.sample(tracing.map(|tracing| Sampling::of(f64::from(tracing.sampled_per_million) / 1e6)));
+    }
+
+    /// How requests are traced; `None`: not at all.
+    #[inline]
+    pub(crate) fn sampling(&self) -> Option<Sampling> {
+        self.tracer.sampling()
     }
 
     /// Telemetry with a JSON access log in this file.
@@ -242,6 +265,9 @@ impl Telemetry {
     /// Counts a record, and logs it if the access log is enabled.
     pub fn record(&self, record: &Record<'_>) {
         self.metrics.record(record);
+        if let Some(trace) = record.trace {
+            self.tracer.record(trace, record);
+        }
         if let Some(log) = &self.access_log {
             log.write(record);
         }
@@ -267,8 +293,9 @@ impl Telemetry {
         self.metrics.limited(limit);
     }
 
-    /// Passes buffered log lines to the writing thread; called on every tick of the worker.
+    /// Passes buffered log lines to the writing thread, and spans to the exporter; called on every tick of the worker.
     pub fn flush(&self) {
+        self.tracer.flush();
         if let Some(log) = &self.access_log {
             log.flush();
         }

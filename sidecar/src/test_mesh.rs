@@ -86,13 +86,24 @@ impl Mesh {
 
     /// Workers in front of an app that runs elsewhere.
     pub(crate) fn before(app: SocketAddr, count: usize, limits: Limits) -> Self {
+        let metrics = DataPlaneMetrics::default();
+        let counted = metrics.clone();
+        let telemetry = move || Telemetry::new(&counted, None);
+        Self { metrics, ..Self::telling(app, count, limits, Arc::new(telemetry)) }
+    }
+
+    /// The same; each worker records what it does with telemetry of its own.
+    pub(crate) fn telling(
+        app: SocketAddr,
+        count: usize,
+        limits: Limits,
+        telemetry: Arc<dyn Fn() -> Telemetry + Send + Sync>,
+    ) -> Self {
         let root = Authority::root("root");
         let (publisher, snapshots) = channel();
         let listeners = PORTS.map(|port| {
             Listener::Fixed(InboundTarget { address: "127.0.0.1:0".parse().unwrap(), port: port as u16, app })
         });
-        let metrics = DataPlaneMetrics::default();
-        let counted = metrics.clone();
         let workers = Workers::start(WorkersConfig {
             count,
             listeners: listeners.to_vec(),
@@ -100,12 +111,11 @@ impl Mesh {
             snapshots,
             destinations: Arc::default(),
             http_context: Arc::new(move |limits, snapshots| {
-                let telemetry = Rc::new(Telemetry::new(&counted, None));
-                Rc::new(HttpContext::new(limits, telemetry, snapshots))
+                Rc::new(HttpContext::new(limits, Rc::new(telemetry()), snapshots))
             }),
         })
         .unwrap();
-        let mesh = Self { root, publisher, workers, metrics, app };
+        let mesh = Self { root, publisher, workers, metrics: DataPlaneMetrics::default(), app };
         mesh.trust(&mesh.root);
         mesh.publish(|_| {});
         mesh

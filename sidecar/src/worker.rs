@@ -218,7 +218,7 @@ impl Worker {
         mut command: watch::Receiver<WorkerCommand>,
     ) {
         let mut snapshots = self.context.snapshots.clone();
-        let mut reviewer = review::Reviewer::new(snapshots.current());
+        let mut reviewer = review::Reviewer::new(self, snapshots.current());
         let mut next_tick = Instant::now();
         let mut published = true;
         loop {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
+use tidegate_core::telemetry::TracingSettings;
 use tidegate_crds::{Finding, MeshConfig, validate};
 
 use super::status::{Compiled, Judged, ObjectStatus, StatusScope};
@@ -63,6 +64,13 @@ pub(super) fn mesh_config(index: &Index, name: &ObjectName, object: &MeshConfig)
     let warnings =
         findings.iter().map(Finding::to_string).filter(|text| error.as_ref() != Some(text)).collect();
     ObjectStatus::new(error, warnings, &object.metadata)
+}
+
+/// What the MeshConfig in force says about traces. One with an error in these settings traces nothing.
+pub(super) fn tracing(index: &Index) -> Option<TracingSettings> {
+    let (name, config) = index.mesh_config()?;
+    let tracing = config.spec.observability.as_ref()?.tracing.as_ref()?;
+    tracing.settings(&name.namespace).ok().flatten()
 }
 
 impl PeerMode {

@@ -14,12 +14,13 @@ use tidegate_core::policy::{
     InboundPolicy, IngressRule, MeshRule, PeerRule, PeerRuleState, PortPolicy, RuleState,
 };
 use tidegate_core::route::MAX_EXPRESSIONS;
-use tidegate_core::telemetry::TelemetrySettings;
+use tidegate_core::telemetry::{TelemetrySettings, TracingSettings};
 use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
 use super::fronts::{Behind, Fronts};
 use super::ingress_backend::TOO_LARGE;
 use super::ingress_backend::rules;
+use super::mesh_config::tracing;
 use super::peers::NamespacePeers;
 use super::status::{self, PortRule};
 use super::traffic_target::{self, rules as target_rules};
@@ -99,6 +100,7 @@ pub(crate) struct NamespaceRules<'i> {
     by_backend: HashMap<(Arc<str>, u16), Vec<NumberedRule>>,
     unreadable: Vec<Arc<Unreadable>>,
     peers: NamespacePeers,
+    tracing: Option<TracingSettings>,
     trust_domain: TrustDomain,
 }
 
@@ -122,6 +124,7 @@ impl<'i> NamespaceRules<'i> {
             by_backend,
             unreadable: unreadable.take(MOST_UNREADABLE).cloned().collect(),
             peers: NamespacePeers::new(index, namespace, trust_domain),
+            tracing: tracing(index),
             trust_domain: trust_domain.clone(),
         }
     }
@@ -175,7 +178,8 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
         }
     }
     let (workload, locality) = (name.to_shared(), Some(locality(rules.index, pod)));
-    let telemetry = TelemetrySettings { workload: Some(pod::workload(pod).into()) };
+    let telemetry =
+        TelemetrySettings { workload: Some(pod::workload(pod).into()), tracing: rules.tracing.clone() };
     let policy = InboundPolicy { workload, identity, locality, telemetry, ports };
     Ok(CompiledWorkload { policy, left_out: room.left_out })
 }

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bounds::{MOST_CHARACTERS, optional_text};
+use super::tracing::TracingSpec;
 
 /// Logs, metrics and traces.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -22,25 +23,4 @@ pub struct ObservabilitySpec {
     /// Traces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracing: Option<TracingSpec>,
-}
-
-/// Where sidecars send traces.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct TracingSpec {
-    /// Default: false. Accepted, but has no effect yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub enable: Option<bool>,
-    /// Default: 9411. Accepted, but has no effect yet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("format" = "int32"))]
-    pub port: Option<i64>,
-    /// Default: `jaeger.<control plane namespace>.svc.cluster.local`. Accepted, but has no effect yet.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
-    #[schemars(length(max = MOST_CHARACTERS))]
-    pub address: Option<String>,
-    /// Default: /api/v2/spans. Accepted, but has no effect yet.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
-    #[schemars(length(max = MOST_CHARACTERS))]
-    pub endpoint: Option<String>,
 }

@@ -26,6 +26,10 @@ pub fn mesh_config(spec: &MeshConfigSpec) -> Vec<Finding> {
         ranges("Exclusion", traffic.outbound_ip_range_exclusion_list.as_deref(), &mut findings);
         ranges("Inclusion", traffic.outbound_ip_range_inclusion_list.as_deref(), &mut findings);
     }
+    let tracing = spec.observability.as_ref().and_then(|observability| observability.tracing.as_ref());
+    if let Some(Err(problem)) = tracing.map(|tracing| tracing.settings("")) {
+        findings.push(Finding::warning(problem.path(), problem.to_string()));
+    }
     let Some(certificate) = &spec.certificate else { return findings };
     if let Err(problem) = certificate.service_cert_validity() {
         findings.push(Finding::warning("spec.certificate.serviceCertValidityDuration", problem));

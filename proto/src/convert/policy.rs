@@ -64,7 +64,7 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
             }
         }
         let locality = policy.locality.map(locality_from_wire);
-        let telemetry = policy.telemetry.map(telemetry_from_wire).unwrap_or_default();
+        let telemetry = policy.telemetry.map(telemetry_from_wire).transpose()?.unwrap_or_default();
         Ok(Self { workload: policy.workload.into(), identity, locality, telemetry, ports })
     }
 }
@@ -202,6 +202,7 @@ mod tests {
     use tidegate_core::backend::Locality;
     use tidegate_core::policy::{ActivePeerRule, AppProtocol, PeerRuleState, PeerTraffic};
     use tidegate_core::route::matching::{HeaderMatch, PathMatch, RouteMatch};
+    use tidegate_core::telemetry::{TelemetrySettings, TraceCollector, TracingSettings};
     use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
     use super::*;
@@ -244,7 +245,13 @@ mod tests {
             workload: "a/pod".into(),
             identity: Identity::new(TrustDomain::default(), "a", "b").unwrap(),
             locality: Some(Locality { node: Some("node-1".into()), zone: None }),
-            telemetry: tidegate_core::telemetry::TelemetrySettings { workload: Some("cart".into()) },
+            telemetry: TelemetrySettings {
+                workload: Some("cart".into()),
+                tracing: Some(TracingSettings {
+                    collector: TraceCollector { host: "jaeger".into(), port: 4318, path: Some("/v1".into()) },
+                    sampled_per_million: 10_000,
+                }),
+            },
             ports: BTreeMap::from([
                 (
                     1,

@@ -230,6 +230,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         exchange.open(&head);
         let Handled { decision, path, action } = self.handler.handle(&head.request);
         exchange.decision = decision;
+        exchange.trace = head.request.trace(&self.env.telemetry);
         let mut head = head;
         head.request.path = path.as_deref().unwrap_or(head.request.path);
         let (length, connection) = (head.length, self.handler.connection());
@@ -239,13 +240,15 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 exchange.write_head(&head, connection, &self.env.buffers);
                 Ok(Next::Forward(forward))
             }
-            HandlerAction::Forward(forward) => match bridge::request(&head, connection) {
-                Some(request) => {
-                    exchange.notes = bridge::note(&head, &request, &mut exchange.noted);
-                    Ok(Next::Bridge(forward, Box::new(request)))
+            HandlerAction::Forward(forward) => {
+                match bridge::request(&head, connection, exchange.trace.as_deref()) {
+                    Some(request) => {
+                        exchange.notes = bridge::note(&head, &request, &mut exchange.noted);
+                        Ok(Next::Bridge(forward, Box::new(request)))
+                    }
+                    None => Err(local_reply::bad_request("http1.invalid_url")),
                 }
-                None => Err(local_reply::bad_request("http1.invalid_url")),
-            },
+            }
         };
         let next = next.unwrap_or_else(|reply| {
             self.tell_unsent(&reply, head.request.record());
@@ -528,6 +531,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             connection,
             outbound,
             decision: exchange.decision.as_deref(),
+            trace: exchange.trace.as_deref(),
             start: Some(SystemTime::now()),
             duration: exchange.start.elapsed(),
             status: reply.status_in(exchange.asked.form),
@@ -554,6 +558,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         let duration = exchange.start.elapsed();
         self.env.telemetry.record(&Record {
             decision: exchange.decision.as_deref(),
+            trace: exchange.trace.as_deref(),
             start: SystemTime::now().checked_sub(duration),
             duration,
             upstream_time: exchange.upstream_time(),

@@ -17,8 +17,10 @@
 //!    `transfer-encoding`, `upgrade`, `te` except `trailers`, and fields that `connection` names, unless the message or
 //!    the mesh depends on them ([`is_protected`]). The client's `connection` field is never forwarded, so it cannot
 //!    make the next hop remove our fields either.
+//! 7. If requests are traced, `traceparent` and B3's fields name the sidecar's span in place of the sender's
+//!    ([`crate::telemetry::trace`]); otherwise they are forwarded unchanged.
 //!
-//! Rules 1 to 4 are for clients of the app. For the app's own requests to others only rules 5 and 6 apply: what they say
+//! Rules 1 to 4 are for clients of the app. For the app's own requests to others only rules 5 to 7 apply: what they say
 //! of the app is for the receiver's sidecar to judge. All other fields are forwarded unchanged and in order.
 
 use std::io::Write;
@@ -27,6 +29,7 @@ use std::net::IpAddr;
 use ::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::connection_info::{ConnectionInfo, ServedConnection};
+use crate::telemetry::trace::RequestTrace;
 
 /// Header with the client's certificate.
 pub(super) const FORWARDED_CLIENT_CERT: &str = "x-forwarded-client-cert";
@@ -182,7 +185,10 @@ pub(super) fn write_address(out: &mut impl Write, address: IpAddr) {
 }
 
 /// Applies the rules to the fields of an HTTP/2 request. The codec has already refused hop-by-hop fields.
-pub(super) fn apply(fields: &mut HeaderMap, connection: &ServedConnection) {
+pub(super) fn apply(fields: &mut HeaderMap, connection: &ServedConnection, trace: Option<&RequestTrace>) {
+    if let Some(trace) = trace {
+        set_trace(fields, trace);
+    }
     drop_hop_by_hop(fields, matches!(connection, ServedConnection::Inbound(_)));
     let id = match request_id(fields.get_all(REQUEST_ID).iter().map(HeaderValue::as_bytes)) {
         RequestId::Kept(id) => HeaderValue::from_bytes(id),
@@ -220,6 +226,21 @@ fn drop_hop_by_hop(fields: &mut HeaderMap, drops_forbidden: bool) {
             fields.remove(header::TE);
         }
     }
+}
+
+/// Rule 7.
+#[cold]
+fn set_trace(fields: &mut HeaderMap, trace: &RequestTrace) {
+    let replaced: Vec<HeaderName> =
+        fields.keys().filter(|name| trace.replaces(name.as_str().as_bytes())).cloned().collect();
+    for name in replaced {
+        fields.remove(name);
+    }
+    trace.for_each_field(|name, value| {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
+            fields.insert(HeaderName::from_static(name), value);
+        }
+    });
 }
 
 /// Rules 2 to 4.

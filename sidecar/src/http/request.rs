@@ -13,7 +13,8 @@ use tidegate_core::path::{self, PathError};
 use tidegate_core::route::RequestView;
 
 use super::headers::{FORWARDED_FOR, REQUEST_ID};
-use crate::telemetry::Record;
+use crate::telemetry::trace::{ReceivedTrace, RequestTrace, Sampling};
+use crate::telemetry::{Record, Telemetry};
 
 /// A supported HTTP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +99,19 @@ impl<'a> Request<'a> {
             request_id: self.field(REQUEST_ID).unwrap_or_default(),
             ..Record::default()
         }
+    }
+
+    /// The request's span, if requests are traced.
+    #[inline]
+    pub(super) fn trace(&self, telemetry: &Telemetry) -> Option<Box<RequestTrace>> {
+        telemetry.sampling().map(|sampling| self.begin_trace(sampling))
+    }
+
+    #[cold]
+    fn begin_trace(&self, sampling: Sampling) -> Box<RequestTrace> {
+        let mut received = ReceivedTrace::default();
+        self.for_each_field(|name, value| received.see(name, value));
+        Box::new(received.begin(sampling))
     }
 
     /// Visits the name and value of each field, in order.

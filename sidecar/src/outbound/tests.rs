@@ -5,6 +5,7 @@ mod detection;
 mod differential;
 mod endings;
 mod http;
+mod traces;
 
 use std::time::Instant;
 

@@ -23,6 +23,7 @@ pub(crate) use self::remote::CountedTcp;
 use self::remote::{RemoteMetrics, RemoteShard};
 use self::series::{RemoteKey, ShownSeries};
 use super::access_log::AccessLogSink;
+use super::trace::SpanCounts;
 use super::{ConnectionSecurity, Record, ResponseFlag};
 use crate::remotes::{RemoteId, Remotes};
 
@@ -119,6 +120,7 @@ pub struct DataPlaneMetrics {
     shown: Arc<ShownSeries>,
     remotes: Remotes,
     access_log: Option<AccessLogSink>,
+    spans: Option<Arc<SpanCounts>>,
 }
 
 impl Count {
@@ -136,6 +138,11 @@ impl DataPlaneMetrics {
     /// Counts that also report the lines that this access log has dropped.
     pub fn new(access_log: Option<AccessLogSink>) -> Self {
         Self { access_log, ..Self::default() }
+    }
+
+    /// Counts that also report what became of spans.
+    pub(crate) fn with_spans(self, spans: Arc<SpanCounts>) -> Self {
+        Self { spans: Some(spans), ..self }
     }
 
     /// The workloads that counts are shown by.

@@ -21,8 +21,16 @@ pub(super) struct Reviewer {
     last: Arc<Snapshot>,
 }
 
+/// Requests are traced as this snapshot says.
+fn trace_by(worker: &Worker, snapshot: &Snapshot) {
+    let policy = snapshot.policy.as_deref();
+    worker.context.http.telemetry.trace_by(policy.map(|policy| &policy.telemetry));
+}
+
 impl Reviewer {
-    pub(super) fn new(snapshot: Arc<Snapshot>) -> Self {
+    /// The worker's connections begin with this snapshot.
+    pub(super) fn new(worker: &Worker, snapshot: Arc<Snapshot>) -> Self {
+        trace_by(worker, &snapshot);
         Self { last: snapshot }
     }
 
@@ -31,6 +39,7 @@ impl Reviewer {
         if snapshot.generation == self.last.generation {
             return;
         }
+        trace_by(worker, &snapshot);
         let clients = changed_bundle(tls_of(&self.last), tls_of(&snapshot))
             .map(|tls: &ServerTls| CertificateReviewer::new(move |chain, now| tls.verify_again(chain, now)));
         let endpoints = changed_bundle(peer_tls_of(&self.last), peer_tls_of(&snapshot))

@@ -111,7 +111,6 @@ fn traffic(traffic: &TrafficSpec, settings: &mut Vec<Setting>) {
 }
 
 fn observability(observability: &ObservabilitySpec, settings: &mut Vec<Setting>) {
-    let tracing = observability.tracing.as_ref();
     settings.extend([
         Setting {
             path: "spec.observability.osmLogLevel",
@@ -127,11 +126,6 @@ fn observability(observability: &ObservabilitySpec, settings: &mut Vec<Setting>)
             path: "spec.observability.prometheusScraping",
             value: flag(observability.prometheus_scraping, true),
             instead: "sidecars always serve metrics; the annotation openservicemesh.io/metrics selects the Pods to scrape",
-        },
-        Setting {
-            path: "spec.observability.tracing.enable",
-            value: flag(tracing.and_then(|tracing| tracing.enable), false),
-            instead: "sidecars send no traces; trace headers are passed on",
         },
     ]);
 }
@@ -249,7 +243,7 @@ mod tests {
         let mut fields = Vec::new();
         leaves("spec", spec, &mut fields);
         // These only matter if `enable` beside them is true.
-        let of_others = ["spec.observability.tracing.", "spec.traffic.inboundExternalAuthorization."];
+        let of_others = ["spec.traffic.inboundExternalAuthorization."];
         let said: BTreeSet<_> = fields
             .iter()
             .filter(|(_, description)| description.contains("Accepted, but has no effect yet"))
@@ -280,7 +274,6 @@ mod tests {
             },
             "observability": {
                 "osmLogLevel": "debug", "enableDebugServer": true, "prometheusScraping": false,
-                "tracing": {"enable": true},
             },
             "certificate": {"serviceCertValidityDuration": "24h", "certKeyBitSize": 4096},
             "featureFlags": {

@@ -23,6 +23,7 @@ use crate::http::local_reply::{self, LocalReply, ReplyForm};
 use crate::http::request::Version;
 use crate::lifeline::Lifeline;
 use crate::stream::Abort;
+use crate::telemetry::trace::RequestTrace;
 use crate::telemetry::{DialledEndpoint, ResponseFlag};
 use crate::turn::Turn;
 
@@ -33,6 +34,8 @@ pub(super) const MOST_DRAINED: u64 = 64 * 1024;
 pub(super) struct Exchange {
     pub(super) asked: Asked,
     pub(super) decision: Option<Rc<Decision>>,
+    /// The request's span, if requests are traced.
+    pub(super) trace: Option<Box<RequestTrace>>,
     /// The endpoint that was tried last.
     pub(super) endpoint: Option<DialledEndpoint>,
     /// When the request's first byte came.
@@ -161,6 +164,7 @@ impl Exchange {
         Self {
             asked: Asked::NOTHING,
             decision: None,
+            trace: None,
             endpoint: None,
             start: Instant::now(),
             notes: Notes::default(),
@@ -215,7 +219,7 @@ impl Exchange {
         buffers: &Buffers,
     ) {
         self.up.out = buffers.take(head.length + forward::added(connection));
-        self.notes = forward::write_request(head, connection, &mut self.up.out);
+        self.notes = forward::write_request(head, connection, self.trace.as_deref(), &mut self.up.out);
         let has_body = !self.up.decoder.is_done();
         if has_body || is_idempotent(head.request.method) {
             self.repeatable = Some(Repeatable { length: self.up.out.len(), has_body, is_reused: false });

@@ -8,6 +8,7 @@ use crate::http::headers::{
 };
 use crate::http::local_reply::{LocalReply, ReplyForm};
 use crate::http::request::Version;
+use crate::telemetry::trace::RequestTrace;
 
 /// Where in the head that the app got the access log finds its words.
 #[derive(Clone, Copy, Default)]
@@ -65,6 +66,7 @@ pub(super) fn added(connection: &ServedConnection) -> usize {
 pub(super) fn write_request(
     head: &RequestHead<'_>,
     connection: &ServedConnection,
+    trace: Option<&RequestTrace>,
     out: &mut Buffer,
 ) -> Notes {
     let is_outbound = matches!(connection, ServedConnection::Outbound(_));
@@ -72,7 +74,8 @@ pub(super) fn write_request(
     out.push(b" ");
     notes.path = put(out, head.request.path);
     out.push(b" HTTP/1.1\r\n");
-    let PassedFields { has_host, te_trailers } = put_request_fields(head, is_outbound, out, &mut notes);
+    let PassedFields { has_host, te_trailers } =
+        put_request_fields(head, is_outbound, trace, out, &mut notes);
     if !has_host {
         notes.authority = put_host(head, connection, out);
     }
@@ -89,6 +92,13 @@ pub(super) fn write_request(
     }
     if let ServedConnection::Inbound(info) = connection {
         put_forwarded(head, info, out, &mut notes);
+    }
+    if let Some(trace) = trace {
+        trace.for_each_field(|name, value| {
+            put_name(out, name.as_bytes());
+            out.push(value);
+            out.push(b"\r\n");
+        });
     }
     put_name(out, REQUEST_ID.as_bytes());
     notes.request_id = match headers::request_id(head.fields.values(Field::RequestId)) {
@@ -111,6 +121,7 @@ struct PassedFields {
 fn put_request_fields(
     head: &RequestHead<'_>,
     is_outbound: bool,
+    trace: Option<&RequestTrace>,
     out: &mut Buffer,
     notes: &mut Notes,
 ) -> PassedFields {
@@ -159,6 +170,7 @@ fn put_request_fields(
             | Field::ForwardedProto
             | Field::RequestId => continue,
             Field::Other if head.fields.is_named(name) => continue,
+            Field::Other if trace.is_some_and(|trace| trace.replaces(name)) => continue,
             Field::Other | Field::Expect => {
                 put_name(out, name);
                 out.push(value);

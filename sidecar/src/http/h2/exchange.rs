@@ -96,8 +96,9 @@ impl Exchanges {
             Ok(target) => target,
             Err(reply) => return at_once(local(reply, log, form)),
         };
-        let Handled { decision, path, action } = self.handler.handle(&target.request(&head));
-        log.decided(decision);
+        let request = target.request(&head);
+        let Handled { decision, path, action } = self.handler.handle(&request);
+        log.decided(decision, request.trace(&self.env.telemetry));
         let forward = match action {
             HandlerAction::Reply(reply) => {
                 log.log_fields(&head.headers);
@@ -113,7 +114,7 @@ impl Exchanges {
             target.path = path;
         }
 
-        headers::prepare(&mut head.headers, connection);
+        headers::prepare(&mut head.headers, connection, log.trace());
         log.log_fields(&head.headers);
         let (upstreams, endpoint) = (&self.env.upstreams, forward.endpoint());
         let sent = match forward.protocol {

@@ -9,13 +9,14 @@ use http::{HeaderValue, Method, Request, Uri, Version, request};
 use super::request::StreamTarget;
 use crate::connection_info::ServedConnection;
 use crate::http::headers as rules;
+use crate::telemetry::trace::RequestTrace;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Applies the rules for fields that a client sends, joins a split cookie, and merges repeated lengths.
-pub(super) fn prepare(headers: &mut HeaderMap, connection: &ServedConnection) {
-    rules::apply(headers, connection);
+pub(super) fn prepare(headers: &mut HeaderMap, connection: &ServedConnection, trace: Option<&RequestTrace>) {
+    rules::apply(headers, connection, trace);
     join_cookie(headers);
     keep_one_length(headers);
 }

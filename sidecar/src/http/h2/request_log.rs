@@ -14,6 +14,7 @@ use crate::connection_info::ServedConnection;
 use crate::http::HttpContext;
 use crate::http::handler::Forward;
 use crate::http::headers::{FORWARDED_FOR, REQUEST_ID, is_grpc};
+use crate::telemetry::trace::RequestTrace;
 use crate::telemetry::{GrpcOutcome, Record, ResponseFlag};
 
 /// Collects the facts about one request and writes its record when dropped.
@@ -24,6 +25,7 @@ pub(super) struct RequestLog {
     forward: Option<Forward>,
     deadlines: Rc<Deadlines>,
     decision: Option<Rc<Decision>>,
+    trace: Option<Box<RequestTrace>>,
     start: SystemTime,
     began: Instant,
     method: Method,
@@ -59,6 +61,7 @@ impl RequestLog {
             forward: None,
             deadlines: deadlines.clone(),
             decision: None,
+            trace: None,
             start: SystemTime::now(),
             began: Instant::now(),
             method: request.method().clone(),
@@ -79,9 +82,15 @@ impl RequestLog {
         }
     }
 
-    /// Records the policy's decision.
-    pub(super) fn decided(&mut self, decision: Option<Rc<Decision>>) {
+    /// Records the policy's decision about a request.
+    pub(super) fn decided(&mut self, decision: Option<Rc<Decision>>, trace: Option<Box<RequestTrace>>) {
         self.decision = decision;
+        self.trace = trace;
+    }
+
+    /// The request's span, if requests are traced.
+    pub(super) fn trace(&self) -> Option<&RequestTrace> {
+        self.trace.as_deref()
     }
 
     /// Records where the request goes.
@@ -151,6 +160,7 @@ impl RequestLog {
         let endpoint = self.forward.as_ref().map(Forward::dialled);
         Record {
             decision: self.decision.as_deref(),
+            trace: self.trace.as_deref(),
             start: Some(self.start),
             duration: self.began.elapsed(),
             upstream_time: self.upstream_time,

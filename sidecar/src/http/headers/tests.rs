@@ -139,7 +139,7 @@ fn the_rules_hold_for_http_2_requests() {
     ] {
         fields.append(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
-    apply(&mut fields, &ServedConnection::Inbound(Rc::new(info(Some(certificate())))));
+    apply(&mut fields, &ServedConnection::Inbound(Rc::new(info(Some(certificate())))), None);
     let value = |name: &str| fields.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
     assert_eq!(value("x-forwarded-client-cert"), ["By=spiffe://cluster.local/ns/a/sa/b;Hash=00;DNS=c.d"]);
     assert_eq!(value("x-forwarded-for"), ["1.2.3.4, 5.6.7.8, 10.0.0.7"]);
@@ -152,7 +152,7 @@ fn the_rules_hold_for_http_2_requests() {
 
     let mut fields = HeaderMap::new();
     fields.insert("x-forwarded-client-cert", HeaderValue::from_static("By=evil"));
-    apply(&mut fields, &ServedConnection::Inbound(Rc::new(info(None))));
+    apply(&mut fields, &ServedConnection::Inbound(Rc::new(info(None))), None);
     assert!(!fields.contains_key("x-forwarded-client-cert"));
 }
 
@@ -172,7 +172,7 @@ fn an_empty_list_of_addresses_adds_nothing() {
     for value in ["", "1.2.3.4", ""] {
         fields.append(FORWARDED_FOR, HeaderValue::from_static(value));
     }
-    apply(&mut fields, &ServedConnection::Inbound(Rc::new(info(None))));
+    apply(&mut fields, &ServedConnection::Inbound(Rc::new(info(None))), None);
     let values: Vec<_> = fields.get_all(FORWARDED_FOR).iter().collect();
     assert_eq!(values, ["1.2.3.4, 10.0.0.7"]);
 }

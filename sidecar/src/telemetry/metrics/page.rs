@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Error;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::family::counter;
 use super::remote_page::RemotePage;
 use super::{BOUNDS, Count, DataPlaneMetrics, Shard, Totals};
 use crate::telemetry::access_log::AccessLogSink;
+use crate::telemetry::trace::SpanCounts;
 
 /// Counts by the value of their only label.
 type Labelled = Mutex<Vec<(&'static str, Arc<Count>)>>;
@@ -123,6 +125,9 @@ impl Collector for DataPlaneMetrics {
             ("limit", |shard| &shard.limited),
         )?;
         page.outbound(&mut encoder)?;
+        if let Some(spans) = &self.spans {
+            span_counts(&mut encoder, spans)?;
+        }
         let shards = page.shards.iter().map(|shard| &*shard.remote).collect();
         RemotePage { shards, remotes: &self.remotes }.encode(&mut encoder)?;
         page.totals(&mut encoder)?;
@@ -288,6 +293,22 @@ fn durations(
         let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(buckets).collect();
         family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)?;
+    }
+    Ok(())
+}
+
+/// What became of spans.
+fn span_counts(encoder: &mut DescriptorEncoder<'_>, spans: &SpanCounts) -> Result<(), Error> {
+    for (name, help, count) in [
+        ("tidegate_spans_exported", "Spans that the collector has taken", &spans.exported),
+        (
+            "tidegate_spans_dropped",
+            "Spans that were lost: the collector was slow or away, or has rejected them",
+            &spans.dropped,
+        ),
+    ] {
+        let count = count.load(Ordering::Relaxed);
+        counter(encoder, name, help)?.encode_counter::<NoLabelSet, _, f64>(&count, None)?;
     }
     Ok(())
 }

@@ -13,11 +13,13 @@ use crate::http::h1::forward::{Notes, put};
 use crate::http::h1::head::{Framing, RequestHead};
 use crate::http::h2::http2_target;
 use crate::http::headers::{self, FORWARDED_FOR, Field, REQUEST_ID};
+use crate::telemetry::trace::RequestTrace;
 
 /// The request over HTTP/2, without a body; `None` if its target or a field cannot be expressed there.
 pub(in crate::http::h1) fn request(
     head: &RequestHead<'_>,
     connection: &ServedConnection,
+    trace: Option<&RequestTrace>,
 ) -> Option<Request<()>> {
     let path = PathAndQuery::try_from(head.request.path).ok()?;
     let (uri, version) = http2_target(authority(head, connection)?, path);
@@ -26,7 +28,7 @@ pub(in crate::http::h1) fn request(
     *request.method_mut() = Method::from_bytes(head.request.method).ok()?;
     *request.version_mut() = version;
     *request.headers_mut() = fields(head)?;
-    headers::apply(request.headers_mut(), connection);
+    headers::apply(request.headers_mut(), connection, trace);
     Some(request)
 }
 

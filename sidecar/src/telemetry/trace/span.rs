@@ -1,0 +1,68 @@
+//! The span of a request that has ended, on its way to the exporter.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use super::context::RequestTrace;
+use crate::remotes::RemoteId;
+use crate::telemetry::{GrpcOutcome, Record, ResponseFlag};
+
+/// The most bytes of a text from the wire.
+const MOST_TEXT: usize = 512;
+
+/// A request that has ended, in its trace.
+#[derive(Debug)]
+pub(crate) struct FinishedSpan {
+    pub(crate) trace: RequestTrace,
+    /// The app's own request: a client's span.
+    pub(crate) is_outbound: bool,
+    pub(crate) start: SystemTime,
+    pub(crate) duration: Duration,
+    pub(crate) method: Box<[u8]>,
+    /// Without the query, which may hold secrets.
+    pub(crate) path: Box<[u8]>,
+    pub(crate) protocol: Box<str>,
+    pub(crate) authority: Box<[u8]>,
+    pub(crate) user_agent: Box<[u8]>,
+    pub(crate) forwarded_for: Box<[u8]>,
+    pub(crate) request_id: Box<[u8]>,
+    pub(crate) status: u16,
+    pub(crate) grpc: Option<GrpcOutcome>,
+    pub(crate) flag: ResponseFlag,
+    pub(crate) details: Box<str>,
+    /// The client, or the endpoint that was tried last.
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) remote: RemoteId,
+}
+
+impl FinishedSpan {
+    /// The span of this request.
+    pub(super) fn new(trace: &RequestTrace, record: &Record<'_>) -> Self {
+        let text = |bytes: &[u8]| -> Box<[u8]> { bytes.get(..MOST_TEXT).unwrap_or(bytes).into() };
+        let path = record.path.split(|byte| *byte == b'?').next().unwrap_or_default();
+        let peer = match (&record.outbound, record.connection) {
+            (Some(outbound), _) => outbound.endpoint.map(|endpoint| endpoint.address),
+            (None, connection) => connection.map(|connection| connection.peer),
+        };
+        let start = record.start.or_else(|| SystemTime::now().checked_sub(record.duration));
+        Self {
+            trace: trace.clone(),
+            is_outbound: record.outbound.is_some(),
+            start: start.unwrap_or(SystemTime::UNIX_EPOCH),
+            duration: record.duration,
+            method: text(record.method),
+            path: text(path),
+            protocol: record.protocol.into(),
+            authority: text(record.authority),
+            user_agent: text(record.user_agent),
+            forwarded_for: text(record.forwarded_for),
+            request_id: text(record.request_id),
+            status: record.status,
+            grpc: record.grpc,
+            flag: record.flag,
+            details: record.details.into(),
+            peer,
+            remote: record.remote(),
+        }
+    }
+}
