@@ -57,7 +57,7 @@ pub(super) struct Exchange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Repeatable {
     /// Bytes of its head.
-    length: usize,
+    length: u32,
     /// Whether it has a body: it may be sent again as long as no byte of that was. A request without a body may be if
     /// to receive it twice is the same as once.
     has_body: bool,
@@ -186,7 +186,7 @@ impl Exchange {
         if self.noted.size() > 0 {
             self.up.out = std::mem::take(&mut self.noted);
         }
-        self.up.out.rewind(length);
+        self.up.out.rewind(length as usize);
     }
 
     /// Whether the request may be sent again on another connection.
@@ -222,7 +222,8 @@ impl Exchange {
         self.notes = forward::write_request(head, connection, self.trace.as_deref(), &mut self.up.out);
         let has_body = !self.up.decoder.is_done();
         if has_body || is_idempotent(head.request.method) {
-            self.repeatable = Some(Repeatable { length: self.up.out.len(), has_body, is_reused: false });
+            let length = u32::try_from(self.up.out.len()).ok();
+            self.repeatable = length.map(|length| Repeatable { length, has_body, is_reused: false });
         }
     }
 
