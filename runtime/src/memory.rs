@@ -45,7 +45,7 @@ impl Looks {
         if !is_idle || now < self.next || held < self.least + WORTHWHILE {
             return;
         }
-        tidegate_memory::trim();
+        tidegate_system::memory::trim();
         let given = held.saturating_sub(resident().unwrap_or(held));
         debug!(held, given, "free memory went back to the system");
         if given < WORTHWHILE / 8 {

@@ -47,6 +47,8 @@ pub enum Cause {
     MadeRoom,
     /// No room for an incomplete TLS record.
     NoRoom,
+    /// The peer acknowledges nothing any more.
+    PeerVanished,
 }
 
 /// What a connection waits for, under a deadline.
@@ -190,6 +192,16 @@ impl Lifeline {
         self.state.look_at.set(Instant::now().checked_add(time));
     }
 
+    /// Whether it is time for a look at the connection: the first time, and then once after each `time`, for which the
+    /// connection is polled. Costs nothing in between.
+    pub(crate) fn look_every(&self, time: Duration) -> bool {
+        let is_due = self.state.look_at.get().is_none();
+        if is_due {
+            self.look_after(time);
+        }
+        is_due
+    }
+
     /// Closes the connection gracefully: the next response tells the client that it is the last. Protocols that cannot
     /// announce it by themselves wait for a request for `idle`, and then finish; all are closed after `grace`. If
     /// called again, the sooner time counts.
@@ -248,6 +260,26 @@ impl Lifeline {
             Phase::Closed(cause) | Phase::Finishing(cause) | Phase::Leaving(cause) => Some(cause),
             Phase::Open => None,
         })
+    }
+
+    /// Drives a step towards an upstream for at most `time`; `None`: it takes longer, which unlike other deadlines does not
+    /// end the connection. It ends when the connection is closed.
+    pub(crate) async fn limit<F: Future>(&self, time: Duration, step: F) -> Result<Option<F::Output>, Ended> {
+        let mut step = pin!(step);
+        self.within(time, Wait::Connect);
+        let done = poll_fn(|context| {
+            if let Poll::Ready(output) = step.as_mut().poll(context) {
+                return Poll::Ready(Ok(Some(output)));
+            }
+            // The tick has removed it.
+            if self.state.deadline.get().is_none() {
+                return Poll::Ready(Ok(None));
+            }
+            self.poll_closed(context).map(Err)
+        });
+        let done = done.await;
+        self.at_ease();
+        done
     }
 
     /// Drives a future until it is done or `ends` returns a cause.
@@ -316,6 +348,7 @@ impl Cause {
             Self::TrustBundleChanged => "trust_bundle_changed",
             Self::MadeRoom => "made_room",
             Self::NoRoom => "overload{unfinished_tls_records}",
+            Self::PeerVanished => "upstream_vanished",
         }
     }
 }

@@ -89,11 +89,12 @@ pub(crate) struct Sending(Pin<Box<dyn Future<Output = Result<Response<UpstreamBo
 pub(crate) struct SendFailure {
     /// Why.
     pub(crate) error: UpstreamError,
-    /// The request, if connecting failed before any byte of it was sent: it may go to another endpoint.
+    /// The request, if it may go to another endpoint: connecting failed before any byte of it was sent, or the endpoint has
+    /// vanished and the request may be sent twice.
     pub(crate) unsent: Option<Unsent>,
 }
 
-/// A request of which no byte was sent.
+/// A request that may be sent to another endpoint.
 pub(crate) struct Unsent {
     head: Box<request::Parts>,
     body: Outgoing,
@@ -169,7 +170,7 @@ impl Upstreams {
         Ok(Sending::new(share, async move { http1.send(endpoint, request).await }))
     }
 
-    /// Sends a request, of which no byte was sent before, to another endpoint. `is_http2`: over HTTP/2, as before.
+    /// Sends a request to another endpoint. `is_http2`: over HTTP/2, as before.
     pub(crate) fn resend(
         &self,
         client: &ServedConnection,
@@ -253,6 +254,11 @@ impl SendFailure {
     fn unsent(error: UpstreamError, head: Box<request::Parts>, body: Outgoing) -> Self {
         let unsent = matches!(error, UpstreamError::Connect(_)).then_some(Unsent { head, body });
         Self { error, unsent }
+    }
+
+    /// The request is given back, for another endpoint.
+    fn elsewhere(error: UpstreamError, head: Box<request::Parts>, body: Outgoing) -> Self {
+        Self { error, unsent: Some(Unsent { head, body }) }
     }
 }
 

@@ -115,7 +115,7 @@ fn every_word_in_response_code_details_is_explained() {
     let sidecar = SourceTokens::of_crate(&root(), "sidecar");
     let limits = limits_of_requests(&sidecar);
     // Interception writes rules of iptables; keys of log lines and labels, which look like codes, are in telemetry.
-    let traffic = sidecar.except(&["intercept", "telemetry", "options", "admin", "probes"]);
+    let traffic = sidecar.except(&["intercept", "telemetry", "span_export", "options", "admin", "probes"]);
     let mut details: BTreeSet<String> = traffic
         .literals()
         .filter(|text| is_code(text))

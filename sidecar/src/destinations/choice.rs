@@ -81,6 +81,11 @@ impl EndpointChoice {
         self.slot.failed();
     }
 
+    /// The endpoint was reached, and has vanished since: it is the last choice for a while.
+    pub(crate) fn vanished(&self) {
+        self.slot.unreachable();
+    }
+
     /// `<namespace>/<name>` of what the endpoint belongs to.
     pub(crate) fn service(&self) -> Option<&Arc<str>> {
         self.destination.name()

@@ -294,6 +294,14 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 .line
                 .guard(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
             match outcome.await {
+                Ok(ExchangeOutcome::Stale) if has_vanished(&upstream) => {
+                    if !self.handler.turn(&mut forward, &UpstreamError::Vanished) {
+                        let reply = local_reply::upstream_failed(&UpstreamError::Vanished);
+                        self.tell(&reply);
+                        return self.reply(reply).await;
+                    }
+                    self.exchange.rewind();
+                }
                 Ok(ExchangeOutcome::Stale) if is_reused => self.exchange.rewind(),
                 Ok(ExchangeOutcome::Complete) => {
                     forward.responded(self.exchange.down.status, self.exchange.upstream_time());
@@ -310,16 +318,16 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                     return self.reply(reply).await;
                 }
                 Ok(ExchangeOutcome::Failed(reply)) => {
-                    drop(upstream);
                     if is_of_upstream(reply.flag) {
-                        forward.failed();
+                        failed(&forward, &upstream);
                     }
+                    drop(upstream);
                     self.tell(&reply);
                     return self.reply(reply).await;
                 }
                 Ok(ExchangeOutcome::Aborted(flag, details)) => {
                     if is_of_upstream(flag) {
-                        forward.failed();
+                        failed(&forward, &upstream);
                     }
                     self.tell_end(self.exchange.down.status, flag, details);
                     return After::Abort;
@@ -580,6 +588,15 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
 }
 
 /// Whether the upstream has broken the exchange off.
+/// Notes that an endpoint was reached by this connection and has not responded.
+fn failed(forward: &Forward, upstream: &MaybeTls<UpstreamTls>) {
+    if has_vanished(upstream) { forward.vanished() } else { forward.failed() }
+}
+
+fn has_vanished(upstream: &MaybeTls<UpstreamTls>) -> bool {
+    matches!(upstream, MaybeTls::Tls(tls) if tls.has_vanished())
+}
+
 fn is_of_upstream(flag: ResponseFlag) -> bool {
     matches!(flag, ResponseFlag::UpstreamConnectionTermination | ResponseFlag::UpstreamProtocolError)
 }
@@ -606,5 +623,6 @@ pub(super) fn ended_by(cause: Cause, is_client_due: bool) -> (ResponseFlag, &'st
         Cause::CertificateExpired => (ResponseFlag::Refused, "client_certificate_expired"),
         Cause::TrustBundleChanged => (ResponseFlag::Refused, "trust_bundle_changed"),
         Cause::MadeRoom | Cause::NoRoom => (ResponseFlag::Overload, cause.details()),
+        Cause::PeerVanished => (ResponseFlag::UpstreamConnectionTermination, cause.details()),
     }
 }

@@ -86,8 +86,10 @@ impl Handler {
                 Err(failure) => failure,
             };
             let Some(unsent) = unsent else {
-                if error.is_of_upstream() {
-                    forward.failed();
+                match error {
+                    UpstreamError::Vanished => forward.vanished(),
+                    error if error.is_of_upstream() => forward.failed(),
+                    _ => {}
                 }
                 return Err(error);
             };

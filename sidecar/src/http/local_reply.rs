@@ -199,7 +199,7 @@ pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
             LocalReply { details: failure.details(), flag: failure.flag(), ..connection_refused() }
         }
         UpstreamError::Protocol(violation) => LocalReply { details: violation.details(), ..bad_gateway() },
-        UpstreamError::Closed => connection_terminated(),
+        UpstreamError::Closed | UpstreamError::Vanished => connection_terminated(),
         UpstreamError::Request => bad_request("request_body_incomplete"),
         UpstreamError::Overflow(limit) => LocalReply { details: limit.details(), ..overflow() },
         UpstreamError::Reset(h2::Reason::REFUSED_STREAM) => LocalReply {

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
-use super::{Cause, Lifeline, LineDeadline, LineState, Phase};
+use super::{Cause, Lifeline, LineDeadline, LineState, Phase, Wait};
 use crate::places::ConnectionPlace;
 
 /// All connections of a worker, with the worker's state for each.
@@ -58,6 +58,11 @@ impl<T> Registry<T> {
     pub fn expire(&self, now: Instant) {
         self.for_each(|line, _| {
             match line.state.deadline.get() {
+                // Only the wait ends: the client may get another upstream, or a response.
+                Some(LineDeadline { by, wait: Wait::Connect, .. }) if by <= now => {
+                    line.at_ease();
+                    line.wake();
+                }
                 Some(LineDeadline { by, wait, .. }) if by <= now => line.close(Cause::Deadline(wait)),
                 _ => {}
             }

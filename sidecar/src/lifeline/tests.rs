@@ -14,6 +14,21 @@ async fn a_deadline_ends_the_wait_and_names_it() {
 }
 
 #[tokio::test]
+async fn a_step_towards_an_upstream_that_takes_too_long_ends_and_the_connection_does_not() {
+    let registry = Registry::new();
+    let line = registry.add(Rc::new(()));
+    let (outcome, ()) = tokio::join!(line.limit(Duration::from_secs(5), pending::<()>()), async {
+        registry.expire(Instant::now() + Duration::from_secs(6));
+    });
+    assert_eq!((outcome, line.phase()), (Ok(None), Phase::Open));
+    registry.expire(Instant::now() + Duration::from_secs(60));
+    assert_eq!(line.phase(), Phase::Open);
+    assert_eq!(line.limit(Duration::from_secs(60), async { 1 }).await, Ok(Some(1)));
+    line.close(Cause::Draining);
+    assert_eq!(line.limit(Duration::from_secs(60), pending::<()>()).await, Err(Ended(Cause::Draining)));
+}
+
+#[tokio::test]
 async fn a_connection_is_polled_once_on_the_tick_after_the_time_that_it_asked_for() {
     let registry = Registry::new();
     let line = registry.add(Rc::new(()));

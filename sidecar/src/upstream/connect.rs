@@ -3,7 +3,6 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +20,7 @@ use super::connect_error::ConnectError;
 use super::peers::PeerConnections;
 use super::proxy;
 use super::stream::{Secured, SecuredBy, UpstreamTls};
-use crate::lifeline::{Cause, Ended, Lifeline, Wait};
+use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
 use crate::snapshot::Snapshots;
 use crate::socket::keep_alive;
@@ -104,7 +103,9 @@ impl UpstreamConnector {
         match security {
             None => Ok(MaybeTls::Plain(io)),
             // Large, and not for the app.
-            Some(security) => Box::pin(self.handshake(io, security, protocol, deadline)).await,
+            Some(security) => {
+                Box::pin(self.handshake(io, endpoint.address, security, protocol, deadline)).await
+            }
         }
     }
 
@@ -150,6 +151,7 @@ impl UpstreamConnector {
     async fn handshake(
         &self,
         io: TcpStream,
+        address: SocketAddr,
         security: Security,
         protocol: MeshProtocol,
         deadline: Deadline<'_>,
@@ -164,7 +166,7 @@ impl UpstreamConnector {
             let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
             self.verify_by_newest(tls, chain)?;
             if protocol != MeshProtocol::Tcp {
-                line = Some(self.peers.enter(chain).map_err(ConnectError::other_tls)?);
+                line = Some(self.peers.enter(address, chain).map_err(ConnectError::other_tls)?);
             }
         }
         Ok(MaybeTls::Tls(Box::new(UpstreamTls::new(stream, secured, line))))
@@ -201,17 +203,11 @@ impl Deadline<'_> {
         late: ConnectError,
         step: F,
     ) -> Result<F::Output, ConnectError> {
-        let step = pin!(step);
         match self {
-            Self::Lifeline(line) => {
-                line.within(time, Wait::Connect);
-                let done = line.guard(step).await;
-                line.at_ease();
-                done.map_err(|Ended(cause)| match cause {
-                    Cause::Deadline(Wait::Connect) => late,
-                    cause => ConnectError::Ended(cause),
-                })
-            }
+            Self::Lifeline(line) => match line.limit(time, step).await {
+                Ok(done) => done.ok_or(late),
+                Err(Ended(cause)) => Err(ConnectError::Ended(cause)),
+            },
             Self::Timer => timeout(time, step).await.map_err(|_| late),
         }
     }

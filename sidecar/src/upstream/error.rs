@@ -1,6 +1,7 @@
 //! Why there is no answer from an upstream.
 
 use std::error::Error;
+use std::io;
 
 use super::connect_error::{ConnectError, ConnectFailure};
 
@@ -16,6 +17,9 @@ pub(crate) enum UpstreamError {
     /// The app closed the connection before its answer was complete.
     #[error("the app closed the connection")]
     Closed,
+    /// The endpoint acknowledges nothing any more, or the kernel has given it up: its node has vanished.
+    #[error("the endpoint has vanished")]
+    Vanished,
     /// The app reset the stream, with this code.
     #[error("the app reset the stream: {0}")]
     Reset(h2::Reason),
@@ -68,6 +72,11 @@ impl UpstreamError {
         !matches!(self, Self::Request | Self::Overflow(_))
     }
 
+    /// Of a connection that this error has ended.
+    fn of_connection(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::TimedOut { Self::Vanished } else { Self::Closed }
+    }
+
     /// The limit that was met, as in the metric.
     pub(crate) fn limit(&self) -> Option<&'static str> {
         match self {
@@ -103,7 +112,11 @@ impl From<ConnectError> for UpstreamError {
 /// Of an app that speaks HTTP/1.
 impl From<&hyper::Error> for UpstreamError {
     fn from(error: &hyper::Error) -> Self {
-        if error.is_parse() { Self::Protocol(Violation::of(error)) } else { Self::Closed }
+        if error.is_parse() {
+            return Self::Protocol(Violation::of(error));
+        }
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        cause.map_or(Self::Closed, Self::of_connection)
     }
 }
 
@@ -113,7 +126,7 @@ impl From<&h2::Error> for UpstreamError {
         match error.reason() {
             Some(reason) if error.is_library() => Self::Protocol(Violation::Http2(reason)),
             Some(reason) if error.is_reset() => Self::Reset(reason),
-            Some(_) | None => Self::Closed,
+            Some(_) | None => error.get_io().map_or(Self::Closed, Self::of_connection),
         }
     }
 }

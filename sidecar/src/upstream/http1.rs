@@ -85,6 +85,10 @@ impl Http1 {
             // The app closed it in the meantime.
             let repeat = repeat.filter(|_| failure.is_unanswered);
             match failure.unsent.map(|unsent| *unsent).or_else(|| repeat?.request()) {
+                Some(again) if failure.error == UpstreamError::Vanished => {
+                    let (head, body) = again.into_parts();
+                    return Err(SendFailure::elsewhere(failure.error, Box::new(head), body));
+                }
                 Some(again) => request = again,
                 None => return Err(failure.error.into()),
             }
@@ -124,7 +128,8 @@ impl Http1 {
             Err(mut failure) => {
                 let unsent = failure.take_message().map(Box::new);
                 let error = body.cause(UpstreamError::from(failure.error()));
-                let is_unanswered = error == UpstreamError::Closed && watch.total() == before;
+                let has_ended = matches!(error, UpstreamError::Closed | UpstreamError::Vanished);
+                let is_unanswered = has_ended && watch.total() == before;
                 Err(Http1Failure { error, unsent, is_unanswered })
             }
         }

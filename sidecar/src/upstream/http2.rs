@@ -107,6 +107,9 @@ impl Http2 {
         };
         let body = if failure.may_repeat(is_repeatable) { retained.reclaim() } else { None };
         let Some(body) = body else { return Err(failure.error.into()) };
+        if failure.error == UpstreamError::Vanished {
+            return Err(SendFailure::elsewhere(failure.error, again, body));
+        }
         // Rare, and so without room in every request's future.
         let retry = Box::pin(async move {
             let lease = self.lease(&need).await?;

@@ -12,10 +12,17 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::pool::{Fitness, Reusable, UNSURE_AFTER};
-use crate::lifeline::Lifeline;
+use crate::lifeline::{Cause, Ended, Lifeline, Phase};
 use crate::snapshot::Snapshots;
 use crate::stream::{Abort, MaybeTls, PeerEnd};
 use crate::tls::{OriginTls, PeerTls};
+
+/// How often a waiting connection is checked for whether its peer is still there.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often in a row the same bytes are sent again before their receiver counts as vanished: 3 s on a short path. A peer
+/// that is only slow acknowledges them.
+const RETRANSMISSIONS: u8 = 4;
 
 /// TLS towards an upstream.
 pub(crate) struct UpstreamTls {
@@ -92,7 +99,7 @@ impl Reusable for MaybeTls<UpstreamTls> {
             Self::Tls(tls) => {
                 let socket = tls.stream.get_ref().0;
                 let is_sure = waited < UNSURE_AFTER || has_nothing_to_read(socket);
-                is_sure && tls.is_quiet() && tls.secured.is_current()
+                is_sure && tls.is_quiet() && tls.secured.is_current() && !tls.has_vanished()
             }
         };
         if is_good { Fitness::Ready } else { Fitness::Dead }
@@ -100,12 +107,30 @@ impl Reusable for MaybeTls<UpstreamTls> {
 }
 
 impl UpstreamTls {
+    /// Whether the peer has vanished, as one of the connections to it found.
+    pub(crate) fn has_vanished(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.phase() == Phase::Closed(Cause::PeerVanished))
+    }
+
     /// As [`is_quiet`], for what is inside TLS, where a session's tickets say nothing.
     fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
         let mut context = Context::from_waker(Waker::noop());
         Pin::new(&mut self.stream).poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending()
     }
+}
+
+/// The error of a connection that was ended early; the kernel's own for a peer that has vanished.
+fn ended_by(ended: Ended) -> io::Error {
+    let kind = match ended.0 {
+        Cause::PeerVanished => io::ErrorKind::TimedOut,
+        _ => io::ErrorKind::ConnectionAborted,
+    };
+    io::Error::new(kind, ended)
+}
+
+fn acknowledges_nothing(io: &TcpStream) -> bool {
+    tidegate_system::tcp::retransmissions(io).is_ok_and(|count| count >= RETRANSMISSIONS)
 }
 
 /// Whether the upstream has neither closed the connection nor sent anything that no request asked for.
@@ -141,9 +166,18 @@ impl AsyncRead for UpstreamTls {
         if let Some(line) = &self.line
             && let Poll::Ready(ended) = line.poll_closed(context)
         {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, ended)));
+            return Poll::Ready(Err(ended_by(ended)));
         }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_pending()
+            && let Some(line) = &self.line
+            && line.look_every(LOOK)
+            && acknowledges_nothing(self.stream.get_ref().0)
+        {
+            line.close(Cause::PeerVanished);
+            return Poll::Ready(Err(ended_by(Ended(Cause::PeerVanished))));
+        }
+        read
     }
 }
 

@@ -80,4 +80,11 @@ impl Forward {
             choice.failed();
         }
     }
+
+    /// The endpoint was reached, and has vanished since.
+    pub(in crate::http) fn vanished(&self) {
+        if let ForwardTarget::Chosen(choice) = &self.target {
+            choice.vanished();
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The one function of the C library for which there is no safe crate. All our other crates forbid `unsafe`.
+//! The allocator.
 
 /// Returns the pages that the allocator holds free to the system. Returns whether there were any.
 ///
