@@ -41,4 +41,4 @@ pub use port_protocol::PortProtocol;
 pub use principal::Principal;
 pub use san::San;
 
-pub use weighted::WeightedRoundRobin;
+pub use weighted::WeightedSequence;

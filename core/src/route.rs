@@ -37,7 +37,7 @@ pub use self::matching::{RequestView, RouteMatch};
 pub use self::name::RoutesName;
 pub use self::pattern::Pattern;
 pub use self::retry::RetryPolicy;
-pub use self::select::{RouteTable, Selected};
+pub use self::select::{RouteTable, RuleIndex, Selected};
 pub use self::timeouts::Timeouts;
 
 use self::filter::{Filter, HeaderEdits, Redirect};
@@ -67,7 +67,7 @@ pub struct Route {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteRule {
-    /// The rule's own name, if it has one.
+    /// What logs call the rule: its own name, or its place in the object. `None`: the object is one rule.
     pub name: Option<Arc<str>>,
     /// The rule applies to requests that one of these matches. If empty, to every request.
     pub matches: Vec<RouteMatch>,
@@ -135,6 +135,13 @@ impl Route {
             .iter()
             .enumerate()
             .try_for_each(|(i, rule)| rule.check().map_err(|error| error.within(&format!("rules[{i}]"))))
+    }
+
+    /// What logs call one of the rules: `<kind>/<namespace>/<name>/<rule>`.
+    pub fn label(&self, rule: &RouteRule) -> String {
+        let ObjectRef { kind, namespace, name } = &self.origin;
+        let rule = rule.name.as_ref().map(|name| format!("/{name}")).unwrap_or_default();
+        format!("{kind}/{namespace}/{name}{rule}")
     }
 
     /// The backends that the rules refer to, also those that only get copies. A backend may occur several times.

@@ -1,63 +1,62 @@
 //! Deterministic choice by weight.
 
-/// Smooth weighted round robin (nginx's `ngx_http_upstream_get_round_robin_peer`).
+/// A sequence of choices in which each place has its share.
 ///
-/// Each step adds every weight to its place's credit, chooses the place with the largest credit, and subtracts the sum of
-/// weights from it. In any `sum / gcd` consecutive choices every place gets exactly its share, evenly spread: 90 to 10 is
-/// nine to one within ten requests. A random choice would be off by several percent even over hundreds of requests.
+/// The choice at a position depends on the position alone, so whoever chooses keeps a counter and nothing else, and workers
+/// that share the counter share the sequence. In any `sum / gcd` consecutive positions every place has exactly its share,
+/// evenly spread: 90 to 10 is nine to one within ten requests. A random choice would be off by several percent even over
+/// hundreds of requests.
 ///
-/// Each data worker keeps one per rule. Memory and time per choice are linear in the number of weights.
+/// Of the first `n` positions, the heaviest place has `n * weight / sum`, rounded up; the rest is divided among the other
+/// places in the same way. Time per choice is linear in the number of weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WeightedRoundRobin {
+pub struct WeightedSequence {
+    /// Those with a weight above 0, the heaviest first.
     places: Box<[WeightedPlace]>,
-    sum: i64,
+    sum: u64,
 }
 
-/// One of the weights, and its current credit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct WeightedPlace {
-    weight: i64,
-    credit: i64,
+    index: usize,
+    weight: u64,
 }
 
-/// Maximum number of initial steps.
-const MAX_PHASE: u64 = 1024;
-
-impl WeightedRoundRobin {
-    /// Starts `phase` steps into the period. Workers and sidecars should use different phases: otherwise a thousand clients
-    /// that send one request each would all choose the heaviest place.
-    pub fn new(weights: &[u32], phase: u64) -> Self {
-        let places =
-            weights.iter().map(|weight| WeightedPlace { weight: i64::from(*weight), credit: 0 }).collect();
-        let sum = weights.iter().map(|weight| i64::from(*weight)).sum();
-        let mut choice = Self { places, sum };
-        let divisor = weights.iter().fold(0, |divisor, weight| gcd(divisor, u64::from(*weight)));
-        let period = sum.unsigned_abs().checked_div(divisor).unwrap_or_default();
-        if let Some(steps) = phase.checked_rem(period.min(MAX_PHASE)) {
-            for _ in 0..steps {
-                choice.choose();
-            }
-        }
-        choice
+impl WeightedSequence {
+    /// The sequence of these weights.
+    pub fn new(weights: &[u32]) -> Self {
+        let place = |(index, weight): (usize, &u32)| WeightedPlace { index, weight: u64::from(*weight) };
+        let mut places: Box<[_]> =
+            weights.iter().enumerate().map(place).filter(|place| place.weight > 0).collect();
+        places.sort_by(|a, b| b.weight.cmp(&a.weight));
+        let sum = places.iter().map(|place| place.weight).sum();
+        Self { places, sum }
     }
 
-    /// Index of the next place; `None` if all weights are 0. A place of weight 0 is never chosen.
-    pub fn choose(&mut self) -> Option<usize> {
-        let mut best: Option<(usize, i64)> = None;
-        for (at, place) in self.places.iter_mut().enumerate().filter(|(_, place)| place.weight > 0) {
-            place.credit += place.weight;
-            if best.is_none_or(|(_, credit)| place.credit > credit) {
-                best = Some((at, place.credit));
+    /// Index of the place at a position; `None` if all weights are 0. A place of weight 0 is never chosen.
+    ///
+    /// Counters should start at different positions: otherwise a thousand clients that send one request each would all
+    /// choose the heaviest place.
+    pub fn at(&self, position: u64) -> Option<usize> {
+        let mut position = position.checked_rem(self.sum)?;
+        let mut sum = self.sum;
+        for place in &self.places {
+            let before = share(position, place.weight, sum);
+            if share(position + 1, place.weight, sum) > before {
+                return Some(place.index);
             }
+            position -= before;
+            sum -= place.weight;
         }
-        let (at, _) = best?;
-        self.places.get_mut(at)?.credit -= self.sum;
-        Some(at)
+        None
     }
 }
 
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// How many of the first `count` choices are those of a place with this weight.
+fn share(count: u64, weight: u64, sum: u64) -> u64 {
+    let share = (u128::from(count) * u128::from(weight)).div_ceil(u128::from(sum));
+    u64::try_from(share).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -66,16 +65,18 @@ mod tests {
 
     use super::*;
 
-    fn choices(weights: &[u32], phase: u64, count: usize) -> Vec<usize> {
-        let mut choice = WeightedRoundRobin::new(weights, phase);
-        (0..count).map_while(|_| choice.choose()).collect()
+    fn choices(weights: &[u32], from: u64, count: usize) -> Vec<usize> {
+        let sequence = WeightedSequence::new(weights);
+        (from..).take(count).map_while(|position| sequence.at(position)).collect()
     }
 
     #[test]
-    fn ninety_to_ten_is_nine_to_one_of_the_first_ten() {
-        let chosen = choices(&[90, 10], 0, 10);
-        assert_eq!(chosen.iter().filter(|at| **at == 1).count(), 1);
-        assert_eq!(choices(&[5, 1, 1], 0, 7), [0, 0, 1, 0, 2, 0, 0], "nginx's own example");
+    fn ninety_to_ten_is_nine_to_one_of_any_ten() {
+        for from in 0..20 {
+            let chosen = choices(&[90, 10], from, 10);
+            assert_eq!(chosen.iter().filter(|index| **index == 1).count(), 1, "{from}");
+        }
+        assert_eq!(choices(&[1, 5, 1], 0, 7), [1, 1, 1, 0, 1, 1, 2]);
     }
 
     #[test]
@@ -87,28 +88,28 @@ mod tests {
 
     #[test]
     fn clients_of_one_request_each_split_as_well() {
-        let first = |phase| WeightedRoundRobin::new(&[90, 10], phase).choose();
-        let second_place = (0..1000).filter(|phase| first(*phase) == Some(1)).count();
+        let sequence = WeightedSequence::new(&[90, 10]);
+        let second_place = (0..1000).filter(|position| sequence.at(*position) == Some(1)).count();
         assert_eq!(second_place, 100);
     }
 
     #[test]
-    fn the_heaviest_weights_do_not_overflow() {
-        let mut choice = WeightedRoundRobin::new(&[u32::MAX; 64], u64::MAX);
-        assert!((0..10_000).all(|_| choice.choose().is_some()));
+    fn the_heaviest_weights_and_the_last_position_do_not_overflow() {
+        let sequence = WeightedSequence::new(&[u32::MAX; 64]);
+        assert!((u64::MAX - 1000..=u64::MAX).all(|position| sequence.at(position).is_some()));
     }
 
     proptest! {
         #[test]
-        fn each_place_gets_its_share_of_every_period_from_any_phase(
+        fn each_place_gets_its_share_of_every_period_from_any_position(
             weights in prop::collection::vec(0_u32..20, 1..6),
             factor in 1_u32..50_000,
-            phase: u64,
+            from in 0_u64..u64::MAX / 2,
         ) {
             let sum: u32 = weights.iter().sum();
             let period = usize::try_from(sum).unwrap();
             let scaled: Vec<u32> = weights.iter().map(|weight| weight * factor).collect();
-            let chosen = choices(&scaled, phase, 3 * period);
+            let chosen = choices(&scaled, from, 3 * period);
             for window in chosen.windows(period.max(1)) {
                 for (at, weight) in weights.iter().enumerate() {
                     let count = window.iter().filter(|chosen| **chosen == at).count();

@@ -12,7 +12,7 @@ use tidegate_core::backend::{Endpoint, Transport};
 use tidegate_runtime::trust_bundle::fingerprint;
 
 use crate::destinations::{
-    BalancedEndpoint, Destinations, ReferencedView, ResolvedDestination, TopologyView,
+    BalancedEndpoint, Destinations, ReferencedView, ResolvedDestination, ResolvedTarget, TopologyView,
 };
 use crate::options::Inbound;
 use crate::snapshot::Publisher;
@@ -91,6 +91,10 @@ fn destination((address, version, target): &(SocketAddr, String, Option<Arc<Reso
     if let Some(reason) = target.block_reason() {
         return json!({"address": address, "version": version, "state": "blocked", "reason": reason});
     }
+    let routes = match target.target() {
+        ResolvedTarget::Routes(routes) => Some(routes.name()),
+        ResolvedTarget::Backend(_) | ResolvedTarget::Blocked(_) => None,
+    };
     match target.name() {
         None => json!({"address": address, "version": version, "state": "passthrough"}),
         Some(name) => json!({
@@ -99,6 +103,7 @@ fn destination((address, version, target): &(SocketAddr, String, Option<Arc<Reso
             "state": "mesh",
             "service": name,
             "protocol": target.protocol(),
+            "routes": routes,
             "endpoints": target.endpoints().map(endpoint).collect::<Vec<_>>(),
             "topology": target.topologies().iter().map(topology).collect::<Vec<_>>(),
         }),
@@ -113,7 +118,7 @@ fn topology(TopologyView { rule, fallback, unused }: &TopologyView) -> Value {
 fn reference(view: &ReferencedView) -> Value {
     let mut shown = json!({"name": view.name.to_string(), "version": view.version});
     if let Some(routes) = &view.routes {
-        shown["routes"] = json!(routes);
+        shown["routes"] = json!(routes.table());
     }
     shown
 }

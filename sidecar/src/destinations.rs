@@ -14,6 +14,7 @@ mod live;
 mod peak_ewma;
 mod references;
 mod resolved;
+mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -28,11 +29,12 @@ use tidegate_core::route::RouteTable;
 use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
-pub(crate) use backend::{BalancedEndpoint, TopologyView};
-pub(crate) use choice::EndpointChoice;
+pub(crate) use backend::{BalancedBackend, BalancedEndpoint, TopologyView};
+pub(crate) use choice::{EndpointChoice, NoEndpoint};
 pub(crate) use live::LiveDestination;
 pub(crate) use references::{ReferencedView, ReferencesFull};
-pub(crate) use resolved::ResolvedDestination;
+pub(crate) use resolved::{ResolvedDestination, ResolvedTarget};
+pub(crate) use routes::{ActiveRule, AppliedRule, DrawnShare, ResolvedRoutes};
 
 use caller::Caller;
 use endpoint::LoadSlot;

@@ -45,7 +45,7 @@ pub enum ResponseFlag {
     DownstreamTimeout,
     /// `RBAC`: refused by the policy.
     Refused,
-    /// `NR`: the policy has no rule for the port.
+    /// `NR`: the policy has no rule for the port, no route's rule applies to the request, or it leads to no backend.
     NoRoute,
     /// `OM`: the sidecar has reached a limit.
     Overload,
@@ -60,6 +60,8 @@ pub struct Record<'a> {
     pub outbound: Option<OutboundRecord<'a>>,
     /// The policy's decision.
     pub decision: Option<&'a Decision>,
+    /// The rule of a route that applied: `<kind>/<namespace>/<name>/<rule>`.
+    pub route: Option<&'a str>,
     /// When its first byte arrived.
     pub start: Option<SystemTime>,
     /// Time from its first byte to the last byte of the response.

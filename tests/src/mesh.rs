@@ -396,13 +396,19 @@ impl Mesh {
     /// The sidecar of another pod, `httpbin/caller`, which runs as a service account of the same name; not started. Its
     /// app dials `destination` at [`Mesh::way_out`].
     pub fn caller(&mut self, destination: &str) -> Daemon {
-        replace(&self.path().join("tokens/caller"), &self.token_key.token("httpbin", "caller"));
-        let pod = objects::pod("caller", "caller", &self.block.ip(CALLER).to_string(), &[]);
+        self.caller_in("httpbin", destination)
+    }
+
+    /// [`Mesh::caller`] in this namespace.
+    pub fn caller_in(&mut self, namespace: &str, destination: &str) -> Daemon {
+        replace(&self.path().join("tokens/caller"), &self.token_key.token(namespace, "caller"));
+        let mut pod = objects::pod("caller", "caller", &self.block.ip(CALLER).to_string(), &[]);
+        pod["metadata"]["namespace"] = namespace.into();
         self.write_objects("caller", &pod.to_string());
         let block = &self.block;
         let mut arguments = Arguments::default();
         arguments
-            .add("--workload", "httpbin/caller")
+            .add("--workload", format!("{namespace}/caller"))
             .add("--discovery-address", format!("https://{}", block.at(CONTROLLER, 15128)))
             .add("--admin-address", block.at(CALLER, 15000))
             .add("--inbound", format!("{}={}", block.at(CALLER, PORT), block.at(APP, PORT + 1000)))

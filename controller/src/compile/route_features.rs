@@ -31,7 +31,14 @@ pub(crate) struct Features(&'static [Feature]);
 
 impl Features {
     /// What this version's sidecars carry out. A feature is added here together with its implementation in the sidecar.
-    pub(crate) const EXECUTED: Self = Self(&[]);
+    pub(crate) const EXECUTED: Self = Self(&[
+        Feature::Routing,
+        Feature::RequestHeaderModifier,
+        Feature::ResponseHeaderModifier,
+        Feature::RequestRedirect,
+        Feature::UrlRewrite,
+        Feature::BackendFilters,
+    ]);
 
     /// All of them.
     #[cfg(test)]

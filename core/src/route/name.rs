@@ -31,6 +31,13 @@ impl RoutesName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// `<namespace>/<name>` of the object whose clients get the routes, as in `<kind>/<namespace>/<name>:<port>`. All of any
+    /// other name.
+    pub fn owner(&self) -> &str {
+        let owner = self.0.split_once('/').and_then(|(_, rest)| rest.rsplit_once(':'));
+        owner.map_or(&self.0, |(owner, _)| owner)
+    }
 }
 
 impl fmt::Display for RoutesName {
@@ -45,7 +52,9 @@ mod tests {
 
     #[test]
     fn a_name_is_short_and_visible() {
-        assert_eq!(RoutesName::parse("Service/shop/cart:80").unwrap().to_string(), "Service/shop/cart:80");
+        let name = RoutesName::parse("Service/shop/cart:80").unwrap();
+        assert_eq!((name.to_string().as_str(), name.owner()), ("Service/shop/cart:80", "shop/cart"));
+        assert_eq!(RoutesName::parse("cart").unwrap().owner(), "cart");
         for (text, problem) in [
             ("", Problem::Empty),
             ("a b", Problem::NotVisible),

@@ -57,6 +57,17 @@ pub struct Selected<'t> {
     pub rule: &'t RouteRule,
     /// The match that applied. `replacePrefixMatch` replaces its prefix.
     pub matching: &'t RouteMatch,
+    /// Where the rule is in the table.
+    pub index: RuleIndex,
+}
+
+/// The place of a rule in [`RouteTable::routes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleIndex {
+    /// Index of the route.
+    pub route: usize,
+    /// Index of the rule in the route.
+    pub rule: usize,
 }
 
 /// The matches for one host, by kind of path. Within one list those for the same path stand in order of precedence.
@@ -81,8 +92,7 @@ struct HostRules {
 struct TableEntry {
     /// The path to search by; empty if there is none.
     path: Arc<str>,
-    route: usize,
-    rule: usize,
+    index: RuleIndex,
     matching: usize,
 }
 
@@ -144,6 +154,19 @@ impl RouteTable {
         self.by_host(host_of(request.authority())).find_map(|rules| rules.select(&self.routes, request))
     }
 
+    /// The rule that applies to every request, if requests of all hosts get to one: the rule for connections that carry none.
+    pub fn catch_all(&self) -> Option<Selected<'_>> {
+        let HostRules { regex, prefix, any, .. } = &self.any;
+        let lists = regex.iter().chain(with_path(prefix, b"")).chain(any);
+        lists.filter_map(|entry| entry.resolve(&self.routes)).find(|selected| selected.matching.is_any())
+    }
+
+    /// A rule, and the route that it belongs to.
+    pub fn rule(&self, index: RuleIndex) -> Option<(&Route, &RouteRule)> {
+        let route = self.routes.get(index.route)?;
+        Some((route, route.rules.get(index.rule)?))
+    }
+
     /// The rules whose host matches, the most specific first.
     fn by_host<'t>(&'t self, host: &'t str) -> impl Iterator<Item = &'t HostRules> {
         // Longer text cannot be a name, however many dots it has.
@@ -194,7 +217,7 @@ impl HostRules {
                     }
                     None => (&mut self.any, Arc::default()),
                 };
-                list.push(TableEntry { path, route, rule, matching });
+                list.push(TableEntry { path, index: RuleIndex { route, rule }, matching });
             }
         }
     }
@@ -240,9 +263,9 @@ impl HostRules {
 
 impl TableEntry {
     fn resolve<'t>(&self, routes: &'t [Route]) -> Option<Selected<'t>> {
-        let route = routes.get(self.route)?;
-        let rule = route.rules.get(self.rule)?;
-        Some(Selected { route, rule, matching: rule.matches.get(self.matching)? })
+        let route = routes.get(self.index.route)?;
+        let rule = route.rules.get(self.index.rule)?;
+        Some(Selected { route, rule, matching: rule.matches.get(self.matching)?, index: self.index })
     }
 }
 
@@ -268,7 +291,10 @@ fn precedence(routes: &[Route], a: &TableEntry, b: &TableEntry) -> Ordering {
         .cmp(&specificity(&right))
         .then_with(|| left.route.created.cmp(&right.route.created))
         .then_with(|| left.route.origin.cmp_by_name(&right.route.origin))
-        .then_with(|| (a.route, a.rule, a.matching).cmp(&(b.route, b.rule, b.matching)))
+        .then_with(|| {
+            let place = |entry: &TableEntry| (entry.index.route, entry.index.rule, entry.matching);
+            place(a).cmp(&place(b))
+        })
 }
 
 /// The rules of a host name from the wire, in any case.

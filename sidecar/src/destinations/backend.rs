@@ -109,12 +109,7 @@ impl BalancedBackend {
 
     /// A backend that has no endpoints.
     pub(crate) fn empty(name: &BackendRef) -> Self {
-        Self { name: Some(name_of(name)), ..Self::nothing() }
-    }
-
-    /// Nothing at all.
-    pub(super) fn nothing() -> Self {
-        Self::without_rules(BackendProtocol::Tcp, Vec::new())
+        Self { name: Some(name_of(name)), ..Self::without_rules(BackendProtocol::Tcp, Vec::new()) }
     }
 
     /// Outside the mesh: the address that was dialled.
@@ -241,7 +236,19 @@ fn cheapest<'b>(
         .map(|(_, choice)| choice)
 }
 
+/// Whether an endpoint is for clients that dial an address of a family. A client that dials IPv4 may have no way to IPv6 and
+/// the other way round: each family of a dual-stack Service leads to its own endpoints, as with kube-proxy. A forward proxy has
+/// addresses of its own.
+pub(super) fn is_of_family(endpoint: &Endpoint, is_ipv4: bool) -> bool {
+    endpoint.via.is_some() || endpoint.address.is_ipv4() == is_ipv4
+}
+
 impl BalancedEndpoint {
+    /// Whether it is for clients that dial an address of this family.
+    pub(super) fn is_for(&self, is_ipv4: bool) -> bool {
+        is_of_family(&self.endpoint, is_ipv4)
+    }
+
     /// Connections and requests that are open.
     pub(crate) fn open(&self) -> usize {
         self.state.open()
@@ -262,7 +269,7 @@ fn name_of(backend: &BackendRef) -> Arc<str> {
     format!("{}/{}", backend.object.namespace, backend.object.name).into()
 }
 
-pub(super) fn random_below(count: usize) -> Option<usize> {
+fn random_below(count: usize) -> Option<usize> {
     rand::random::<u32>().try_into().ok().and_then(|number: usize| number.checked_rem(count))
 }
 

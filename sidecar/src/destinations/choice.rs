@@ -6,20 +6,22 @@ use std::time::Duration;
 
 use tidegate_core::backend::{BackendProtocol, Endpoint};
 
-use super::{LoadSlot, ResolvedDestination};
+use super::LoadSlot;
+use super::backend::{BalancedBackend, BalancedEndpoint, is_of_family};
 use crate::remotes::RemoteId;
 use crate::telemetry::DialledEndpoint;
 
 /// The most endpoints that are tried.
 const MOST_TRIES: usize = 5;
 
-/// An endpoint, which counts as busier for as long as this lives. The version of HTTP stays that of the first choice.
+/// An endpoint of a backend, which counts as busier for as long as this lives. The backend stays that of the first choice, and
+/// so does the version of HTTP.
 pub(crate) struct EndpointChoice {
-    destination: Arc<ResolvedDestination>,
+    backend: Arc<BalancedBackend>,
+    /// The address family of the endpoints that may be chosen.
+    is_ipv4: bool,
     /// The endpoint.
     pub(crate) endpoint: Arc<Endpoint>,
-    /// What its backend speaks.
-    pub(crate) protocol: BackendProtocol,
     slot: LoadSlot,
     /// The workload at the endpoint.
     remote: RemoteId,
@@ -27,14 +29,42 @@ pub(crate) struct EndpointChoice {
     tried: Vec<SocketAddr>,
 }
 
+/// Why there is no endpoint to try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoEndpoint {
+    /// The controller, or a resource that cannot be used, blocks the destination.
+    Blocked,
+    /// The backend has endpoints, but its topology leaves this workload none.
+    NotLocal,
+    /// The backend has no endpoints.
+    NoneHealthy,
+    /// No rule says where a connection goes that carries no requests.
+    NoRoute,
+}
+
+impl NoEndpoint {
+    /// For the access log.
+    pub(crate) fn details(self) -> &'static str {
+        match self {
+            Self::Blocked => "destination_blocked",
+            Self::NotLocal => "no_local_endpoint",
+            Self::NoneHealthy => "no_healthy_upstream",
+            Self::NoRoute => "route_not_found",
+        }
+    }
+}
+
 impl EndpointChoice {
-    /// The first endpoint to try; `None` if there is none.
-    pub(crate) fn first(destination: &Arc<ResolvedDestination>) -> Option<Self> {
-        let (backend, chosen) = destination.choose(&[])?;
-        Some(Self {
-            destination: destination.clone(),
+    /// The first endpoint of a backend to try.
+    pub(super) fn first(backend: &Arc<BalancedBackend>, is_ipv4: bool) -> Result<Self, NoEndpoint> {
+        let Some(chosen) = choose(backend, is_ipv4, &[]) else {
+            let is_left_out = backend.has_unused(is_ipv4);
+            return Err(if is_left_out { NoEndpoint::NotLocal } else { NoEndpoint::NoneHealthy });
+        };
+        Ok(Self {
+            backend: backend.clone(),
+            is_ipv4,
             endpoint: chosen.endpoint.clone(),
-            protocol: backend.protocol,
             slot: chosen.hold(),
             remote: chosen.remote(),
             tried: Vec::new(),
@@ -49,7 +79,7 @@ impl EndpointChoice {
         if self.tried.len() >= MOST_TRIES {
             return false;
         }
-        let Some((_, chosen)) = self.destination.choose(&self.tried) else { return false };
+        let Some(chosen) = choose(&self.backend, self.is_ipv4, &self.tried) else { return false };
         (self.endpoint, self.slot) = (chosen.endpoint.clone(), chosen.hold());
         self.remote = chosen.remote();
         true
@@ -86,8 +116,22 @@ impl EndpointChoice {
         self.slot.unreachable();
     }
 
+    /// What its backend speaks.
+    pub(crate) fn protocol(&self) -> BackendProtocol {
+        self.backend.protocol
+    }
+
     /// `<namespace>/<name>` of what the endpoint belongs to.
     pub(crate) fn service(&self) -> Option<&Arc<str>> {
-        self.destination.name()
+        self.backend.name.as_ref()
     }
+}
+
+/// The next endpoint of a family to try. One that was tried is out.
+fn choose<'b>(
+    backend: &'b BalancedBackend,
+    is_ipv4: bool,
+    tried: &[SocketAddr],
+) -> Option<&'b BalancedEndpoint> {
+    backend.choose(|endpoint| is_of_family(endpoint, is_ipv4) && !tried.contains(&endpoint.address))
 }

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use tidegate_core::Destination;
 use tidegate_core::backend::{Backend, BackendRef, Locality};
 use tidegate_core::destination::DestinationTarget;
-use tidegate_core::route::{Route, RouteTable, RoutesName};
+use tidegate_core::route::{RouteTable, RoutesName};
 use tidegate_proto::ResourceName;
 
 use super::backend::BalancedBackend;
 use super::caller::Caller;
-use super::resolved::{ResolvedDestination, opaque_shares};
+use super::resolved::ResolvedDestination;
+use super::routes::{ActiveRoutes, ResolvedRoutes};
 use crate::remotes::Remotes;
 
 /// The most backends, and the most resources with routes.
@@ -26,7 +27,7 @@ const MOST_BYTES: usize = 32 * 1024 * 1024;
 #[derive(Default)]
 pub(super) struct References {
     backends: BTreeMap<BackendRef, Referenced<BalancedBackend>>,
-    routes: BTreeMap<RoutesName, Referenced<RouteTable>>,
+    routes: BTreeMap<RoutesName, Referenced<ActiveRoutes>>,
     /// Of all values, on the wire.
     bytes: usize,
     caller: Caller,
@@ -60,7 +61,7 @@ pub(crate) struct ReferencedView {
     pub(crate) name: ResourceName,
     pub(crate) version: String,
     /// The rules, of routes.
-    pub(crate) routes: Option<Arc<RouteTable>>,
+    pub(crate) routes: Option<Arc<ActiveRoutes>>,
 }
 
 impl References {
@@ -100,9 +101,9 @@ impl References {
             Destination::Routed { target: DestinationTarget::Backend(backend), .. } => (Some(backend), None),
             Destination::Routed { target: DestinationTarget::Routes(routes), .. } => (None, Some(routes)),
         };
-        let table = routes.and_then(|name| self.routes.get(name)?.value.as_deref());
-        let of_table = table.into_iter().flat_map(|table| table.routes()).flat_map(Route::backends);
-        let backends = backend.into_iter().chain(of_table).cloned().map(ResourceName::Backend);
+        let active = routes.and_then(|name| self.routes.get(name)?.value.as_deref());
+        let of_rules = active.into_iter().flat_map(ActiveRoutes::backends);
+        let backends = backend.into_iter().chain(of_rules).cloned().map(ResourceName::Backend);
         routes.cloned().map(ResourceName::Routes).into_iter().chain(backends)
     }
 
@@ -120,21 +121,16 @@ impl References {
             Destination::Routed { target, protocol } => (target, *protocol),
         };
         let backend = |name: &BackendRef| self.backends.get(name)?.value.clone();
-        let backends = match target {
-            DestinationTarget::Backend(name) => {
-                let backends = vec![(1, backend(name)?)];
-                return Some(ResolvedDestination::to(dialled, backends).carrying(protocol));
-            }
+        let resolved = match target {
+            DestinationTarget::Backend(name) => ResolvedDestination::to(dialled, backend(name)?),
             DestinationTarget::Routes(name) => {
-                let table = self.routes.get(name)?.value.as_ref()?;
-                let share = |(weight, name): (u32, Option<&BackendRef>)| {
-                    let none = || Arc::new(BalancedBackend::nothing());
-                    Some((weight, name.map_or_else(|| Some(none()), backend)?))
-                };
-                opaque_shares(table).into_iter().map(share).collect::<Option<_>>()?
+                let active = self.routes.get(name)?.value.as_ref()?;
+                let backends = active.backends().iter().map(backend).collect::<Option<_>>()?;
+                let routes = ResolvedRoutes::new(name.clone(), active.clone(), backends);
+                ResolvedDestination::routed(dialled, routes)
             }
         };
-        Some(ResolvedDestination::to(dialled, backends))
+        Some(resolved.carrying(protocol))
     }
 
     /// Takes over a backend of `bytes` on the wire. Endpoints that stay keep their load and their ejection.
@@ -158,7 +154,8 @@ impl References {
         Ok(())
     }
 
-    /// Takes over routes of `bytes` on the wire. [`References::keep`] finds which backends they need.
+    /// Takes over routes of `bytes` on the wire. [`References::keep`] finds which backends they need. The splits of equal routes
+    /// go on where they are.
     pub(super) fn set_routes(
         &mut self,
         name: &RoutesName,
@@ -172,7 +169,8 @@ impl References {
         }
         self.bytes = room(self.bytes, before.map_or(0, |before| before.bytes), bytes)?;
         let is_needed = before.is_some_and(|before| before.is_needed);
-        let value = Some(Arc::new(table));
+        let same = before.and_then(|before| before.value.clone()).filter(|active| *active.table() == table);
+        let value = Some(same.unwrap_or_else(|| Arc::new(ActiveRoutes::new(table))));
         self.routes.insert(name.clone(), Referenced { version, bytes, value, is_needed });
         Ok(())
     }
@@ -200,7 +198,7 @@ impl References {
     /// Routes that do not exist have no rules.
     pub(super) fn remove_routes(&mut self, name: &RoutesName) {
         let held = self.routes.entry(name.clone()).or_default();
-        self.bytes -= held.clear(RouteTable::default());
+        self.bytes -= held.clear(ActiveRoutes::new(RouteTable::default()));
     }
 
     /// Whether a backend is held and something refers to it.

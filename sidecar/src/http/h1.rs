@@ -32,6 +32,7 @@ use super::HttpContext;
 use super::buffer::{Buffer, MEDIUM, SMALL};
 use super::handler::{Forward, Handled, Handler, HandlerAction, UpstreamProtocol};
 use super::local_reply::{self, LocalReply};
+use crate::destinations::AppliedRule;
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
@@ -228,8 +229,8 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         let _ = self.line.hold(0);
         let exchange = &mut self.exchange;
         exchange.open(&head);
-        let Handled { decision, path, action } = self.handler.handle(&head.request);
-        exchange.decision = decision;
+        let Handled { decision, rule, path, action } = self.handler.handle(&head.request);
+        (exchange.decision, exchange.rule) = (decision, rule);
         exchange.trace = head.request.trace(&self.env.telemetry);
         let mut head = head;
         head.request.path = path.as_deref().unwrap_or(head.request.path);
@@ -241,7 +242,8 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 Ok(Next::Forward(forward))
             }
             HandlerAction::Forward(forward) => {
-                match bridge::request(&head, connection, exchange.trace.as_deref()) {
+                let changes = (exchange.rule.as_ref(), exchange.trace.as_deref());
+                match bridge::request(&head, connection, changes) {
                     Some(request) => {
                         exchange.notes = bridge::note(&head, &request, &mut exchange.noted);
                         Ok(Next::Bridge(forward, Box::new(request)))
@@ -451,7 +453,8 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         self.env.buffers.give(out);
         *out = self.env.buffers.take(512);
         let persistence = Persistence::new(close, asked.version);
-        forward::write_local(&reply, asked.form, persistence, &self.env.clock.date(), out);
+        let rule = self.exchange.rule.as_ref();
+        forward::write_local(&reply, asked.form, persistence, rule, &self.env.clock.date(), out);
         self.line.within(DRAIN, Wait::Body);
         let client = &mut self.client;
         let written = self.line.guard(poll_fn(|context| {
@@ -540,6 +543,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             outbound,
             decision: exchange.decision.as_deref(),
             trace: exchange.trace.as_deref(),
+            route: exchange.rule.as_ref().map(AppliedRule::label),
             start: Some(SystemTime::now()),
             duration: exchange.start.elapsed(),
             status: reply.status_in(exchange.asked.form),
@@ -567,6 +571,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         self.env.telemetry.record(&Record {
             decision: exchange.decision.as_deref(),
             trace: exchange.trace.as_deref(),
+            route: exchange.rule.as_ref().map(AppliedRule::label),
             start: SystemTime::now().checked_sub(duration),
             duration,
             upstream_time: exchange.upstream_time(),

@@ -27,6 +27,7 @@ use std::io::Write;
 use std::net::IpAddr;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, header};
+use tidegate_core::route::filter::HeaderEdits;
 
 use crate::connection_info::{ConnectionInfo, ServedConnection};
 use crate::telemetry::trace::RequestTrace;
@@ -182,6 +183,21 @@ pub(super) fn request_id<'a>(mut sent: impl Iterator<Item = &'a [u8]>) -> Reques
 pub(super) fn write_address(out: &mut impl Write, address: IpAddr) {
     // Only a full buffer can fail, and the caller's has room for any address.
     let _ = write!(out, "{}", address.to_canonical());
+}
+
+/// Edits the fields of a message of HTTP/2 as the rule of a route says, before any of the rules above.
+pub(super) fn edit(fields: &mut HeaderMap, edits: &HeaderEdits) {
+    for name in edits.dropped() {
+        fields.remove(name.as_str());
+    }
+    for (name, value) in edits.appended() {
+        // Names and values were checked to be what HTTP allows.
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::try_from(name.as_str()), HeaderValue::try_from(value.as_str()))
+        {
+            fields.append(name, value);
+        }
+    }
 }
 
 /// Applies the rules to the fields of an HTTP/2 request. The codec has already refused hop-by-hop fields.

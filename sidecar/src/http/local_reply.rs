@@ -5,6 +5,7 @@
 
 mod form;
 
+use ::http::StatusCode;
 use tidegate_core::policy::Reason;
 
 pub(super) use self::form::ReplyForm;
@@ -137,6 +138,36 @@ pub(super) fn no_endpoint(details: &'static str) -> LocalReply {
 /// The controller refuses the app this destination.
 pub(super) fn blocked(details: &'static str) -> LocalReply {
     LocalReply { body: "destination blocked", ..no_endpoint(details) }
+}
+
+/// No rule of the destination's routes applies to the request.
+pub(super) fn no_route() -> LocalReply {
+    LocalReply {
+        status: 404,
+        reason: "Not Found",
+        body: "no route matches",
+        close: false,
+        flag: ResponseFlag::NoRoute,
+        details: "route_not_found",
+    }
+}
+
+/// The rule that applies leads to no backend, for the reason that `details` names.
+pub(super) fn unrouted(status: u16, details: &'static str) -> LocalReply {
+    LocalReply { flag: ResponseFlag::NoRoute, details, ..of_status(status) }
+}
+
+/// The rule that applies redirects the client.
+pub(super) fn redirect(status: u16) -> LocalReply {
+    LocalReply { details: "route_redirect", ..of_status(status) }
+}
+
+/// A response whose body is its reason phrase.
+fn of_status(status: u16) -> LocalReply {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let reason = status.canonical_reason().unwrap_or_default();
+    let flag = ResponseFlag::None;
+    LocalReply { status: status.as_u16(), reason, body: reason, close: false, flag, details: "" }
 }
 
 /// The app closed the connection before it responded.

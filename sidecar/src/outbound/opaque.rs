@@ -8,7 +8,7 @@ use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 
 use super::{Dialled, OutboundConnection};
-use crate::destinations::{EndpointChoice, ResolvedDestination};
+use crate::destinations::{EndpointChoice, NoEndpoint, ResolvedDestination};
 use crate::remotes::RemoteId;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{
@@ -24,8 +24,13 @@ type Upstream = MaybeTls<UpstreamTls>;
 struct ConnectAttempt {
     /// The endpoint that was tried last.
     endpoint: Option<DialledEndpoint>,
-    /// `None`: there was no endpoint to try.
-    result: Result<(Upstream, EndpointChoice), Option<ConnectFailure>>,
+    result: Result<(Upstream, EndpointChoice), NotConnected>,
+}
+
+/// Why a connection has no endpoint.
+enum NotConnected {
+    NoEndpoint(NoEndpoint),
+    Failed(ConnectFailure),
 }
 
 impl OutboundConnection<'_> {
@@ -42,8 +47,11 @@ impl OutboundConnection<'_> {
             Ok((upstream, choice)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
             Err(failure) => {
                 let (flag, details) = match failure {
-                    None => (ResponseFlag::NoHealthyUpstream, target.no_endpoint_details()),
-                    Some(failure) => (failure.flag(), failure.details()),
+                    NotConnected::NoEndpoint(NoEndpoint::NoRoute) => {
+                        (ResponseFlag::NoRoute, NoEndpoint::NoRoute.details())
+                    }
+                    NotConnected::NoEndpoint(reason) => (ResponseFlag::NoHealthyUpstream, reason.details()),
+                    NotConnected::Failed(failure) => (failure.flag(), failure.details()),
                 };
                 told.record(flag, details, 0, 0);
                 io.abort();
@@ -54,30 +62,34 @@ impl OutboundConnection<'_> {
     /// Tries endpoints in the order of the balancer's choice until one accepts. One that does not is ejected for a
     /// while.
     async fn connect(&self, target: &Arc<ResolvedDestination>) -> ConnectAttempt {
-        let mut attempt = ConnectAttempt { endpoint: None, result: Err(None) };
         if let Some(reason) = target.block_reason() {
             self.context.refusals.blocked(self.dialled.address, reason);
         }
-        let Some(mut choice) = EndpointChoice::first(target) else { return attempt };
+        let mut choice = match target.choose_for_connection() {
+            Ok(choice) => choice,
+            Err(reason) => {
+                return ConnectAttempt { endpoint: None, result: Err(NotConnected::NoEndpoint(reason)) };
+            }
+        };
         let upstreams = &self.context.http.upstreams;
         loop {
-            let endpoint = &choice.endpoint;
-            attempt.endpoint = Some(choice.dialled());
-            let connecting = upstreams.connect(endpoint, MeshProtocol::Tcp, Deadline::Timer);
-            match connecting.await.and_then(|upstream| self.remember(upstream)) {
+            let endpoint = choice.endpoint.clone();
+            let tried = Some(choice.dialled());
+            let connecting = upstreams.connect(&endpoint, MeshProtocol::Tcp, Deadline::Timer);
+            let error = match connecting.await.and_then(|upstream| self.remember(upstream)) {
                 Ok(upstream) => {
                     choice.connected();
-                    attempt.result = Ok((upstream, choice));
-                    return attempt;
+                    return ConnectAttempt { endpoint: tried, result: Ok((upstream, choice)) };
                 }
-                Err(error) => {
-                    let (dialled, service) = (self.dialled.address, target.name().map(|name| &**name));
-                    self.context.refusals.unreachable(dialled, service, endpoint.address, &error);
-                    attempt.result = Err(Some(error.failure()));
-                }
-            }
+                Err(error) => error,
+            };
+            let service = choice.service().map(|name| &**name);
+            self.context.refusals.unreachable(self.dialled.address, service, endpoint.address, &error);
             if !choice.turn() {
-                return attempt;
+                return ConnectAttempt {
+                    endpoint: tried,
+                    result: Err(NotConnected::Failed(error.failure())),
+                };
             }
         }
     }

@@ -5,6 +5,7 @@ mod detection;
 mod differential;
 mod endings;
 mod http;
+mod routes;
 mod traces;
 
 use std::time::Instant;

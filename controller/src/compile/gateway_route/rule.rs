@@ -83,8 +83,8 @@ impl Rules<'_> {
             Ok(matches) => matches,
             Err(fault) => return (None, Some(fault.in_rule(self.at))),
         };
-        let name: Option<Arc<str>> = rule.name.as_deref().map(Into::into);
-        let empty = RouteRule { name, matches, ..RouteRule::new(Action::Forward(Vec::new())) };
+        let name: Arc<str> = rule.name.as_deref().map_or_else(|| self.at.to_string().into(), Into::into);
+        let empty = RouteRule { name: Some(name), matches, ..RouteRule::new(Action::Forward(Vec::new())) };
         match self.filled(rule, empty.clone()) {
             Ok(rule) => (Some(rule), None),
             Err(fault) => {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::backend::BackendRef;
 use crate::route::error::{Problem, RouteError};
-use crate::weighted::WeightedRoundRobin;
+use crate::weighted::WeightedSequence;
 
 /// Copies a share of the requests to a backend (Gateway API: `HTTPRequestMirrorFilter`, GEP-3171). The copy goes to one
 /// endpoint; host and path are those of the request.
@@ -48,10 +48,10 @@ impl Fraction {
         self.denominator
     }
 
-    /// Samples requests: [`WeightedRoundRobin::choose`] returns 0 for the share, and 1 for the others. Ten percent are
-    /// exactly one of every ten.
-    pub fn sampler(self, phase: u64) -> WeightedRoundRobin {
-        WeightedRoundRobin::new(&[self.numerator, self.denominator - self.numerator], phase)
+    /// Samples requests: [`WeightedSequence::at`] returns 0 for the share, and 1 for the others. Ten percent are exactly one
+    /// of every ten.
+    pub fn sampler(self) -> WeightedSequence {
+        WeightedSequence::new(&[self.numerator, self.denominator - self.numerator])
     }
 }
 
@@ -74,8 +74,8 @@ mod tests {
     #[test]
     fn a_share_is_exact() {
         let count = |fraction: Fraction| {
-            let mut sampler = fraction.sampler(7);
-            (0..1000).filter(|_| sampler.choose() == Some(0)).count()
+            let sampler = fraction.sampler();
+            (7..1007).filter(|position| sampler.at(*position) == Some(0)).count()
         };
         assert_eq!(count(Fraction::ALL), 1000);
         assert_eq!(count(Fraction::new(0, 100).unwrap()), 0);

@@ -223,3 +223,16 @@ fn a_look_up_allocates_nothing_and_long_paths_cost_no_more_than_the_longest_pref
     let measured = allocation_counter::measure(|| assert_eq!(select(), 4));
     assert_eq!(measured.count_total, 0);
 }
+
+#[test]
+fn connections_without_requests_get_the_rule_that_applies_to_every_request() {
+    let catch_all = |rules| table(vec![route("r", 0, &[], rules)]).catch_all().map(|found| found.index.rule);
+    let header = HeaderMatch::exact("a", "b").unwrap();
+    let some = || vec![prefix("/a"), RouteMatch::new(None, vec![], vec![header.clone()], vec![])];
+    assert_eq!(catch_all(vec![rule("some", some())]), None);
+    for every in [vec![], vec![prefix("/")], vec![prefix("/a"), prefix("/")]] {
+        assert_eq!(catch_all(vec![rule("some", some()), rule("every", every)]), Some(1));
+    }
+    let of_a_host = table(vec![route("r", 0, &["a.example"], vec![rule("every", vec![])])]);
+    assert_eq!(of_a_host.catch_all(), None);
+}

@@ -27,6 +27,7 @@ use self::upload::UploadEnd;
 use super::exchange::{Exchange, ExchangeOutcome, Upload, UploadState};
 use super::watch::{ClientWatch, Due, Pace};
 use super::{After, ClientConnection};
+use crate::destinations::AppliedRule;
 use crate::http::HttpContext;
 use crate::http::buffer::Buffer;
 use crate::http::handler::Forward;
@@ -123,7 +124,8 @@ where
 {
     let (handler, line, env) = (connection.handler, connection.line, &**connection.env);
     let is_drainable = connection.exchange.is_drainable();
-    let Exchange { asked, up, down, watch, pace, .. } = &mut connection.exchange;
+    let Exchange { asked, rule, up, down, watch, pace, .. } = &mut connection.exchange;
+    let edits = rule.as_ref().map(AppliedRule::response_edits);
     let (sender, body) = outgoing_body(up);
     let client = SharedClient::new(&mut connection.client);
     let bridge = Bridge { client, progress: BridgeProgress::new(sender.is_some()), line, env };
@@ -137,7 +139,7 @@ where
             Ok(sending) => handler.response(upstreams, forward, sending).await,
             Err(error) => Err(error),
         };
-        bridge.download(sent, *asked, is_drainable, down).await
+        bridge.download(sent, (*asked, is_drainable), edits, down).await
     });
     let mut is_upload_over = false;
     poll_fn(|context| {

@@ -16,6 +16,7 @@ use super::head::{self, Framing, RequestHead, ResponseHead, Storage, upgrade_pro
 use super::refused::AnswerError;
 use super::watch::{ClientWatch, Due, Pace};
 use crate::connection_info::ServedConnection;
+use crate::destinations::AppliedRule;
 use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, Buffers, LARGE, MEDIUM};
 use crate::http::headers::{Field, tokens};
@@ -34,6 +35,8 @@ pub(super) const MOST_DRAINED: u64 = 64 * 1024;
 pub(super) struct Exchange {
     pub(super) asked: Asked,
     pub(super) decision: Option<Rc<Decision>>,
+    /// The rule of a route that applies.
+    pub(super) rule: Option<AppliedRule>,
     /// The request's span, if requests are traced.
     pub(super) trace: Option<Box<RequestTrace>>,
     /// The endpoint that was tried last.
@@ -164,6 +167,7 @@ impl Exchange {
         Self {
             asked: Asked::NOTHING,
             decision: None,
+            rule: None,
             trace: None,
             endpoint: None,
             start: Instant::now(),
@@ -219,7 +223,8 @@ impl Exchange {
         buffers: &Buffers,
     ) {
         self.up.out = buffers.take(head.length + forward::added(connection));
-        self.notes = forward::write_request(head, connection, self.trace.as_deref(), &mut self.up.out);
+        let changes = (self.rule.as_ref(), self.trace.as_deref());
+        self.notes = forward::write_request(head, connection, changes, &mut self.up.out);
         let has_body = !self.up.decoder.is_done();
         if has_body || is_idempotent(head.request.method) {
             let length = u32::try_from(self.up.out.len()).ok();
@@ -508,13 +513,14 @@ impl Exchange {
             self.down.out = env.buffers.take(self.down.input.len() + 256);
         }
         let out = &mut self.down.out;
+        let response_edits = self.rule.as_ref().map(AppliedRule::response_edits);
         let (status, length, framing) = (head.status, head.length, head.framing);
         match status {
             101 if upgrade => {
                 let Span { start, length } = self.notes.upgrade;
                 let sent = if self.noted.size() > 0 { &self.noted } else { &self.up.out };
                 check_switch(&head, sent.past(start as usize, length as usize))?;
-                forward::write_switch(&head, out);
+                forward::write_switch(&head, response_edits, out);
                 self.down.is_websocket = forward::is_websocket(head.fields);
                 self.down.state = DownloadState::Switching;
             }
@@ -535,7 +541,8 @@ impl Exchange {
                     || !(is_uploaded || is_drainable)
                     || !(is_delimited || self.down.chunked);
                 let persistence = Persistence::new(self.down.close, version);
-                forward::write_response(&head, version, self.down.chunked, persistence, out);
+                let form = (self.down.chunked, persistence);
+                forward::write_response(&head, version, form, response_edits, out);
                 self.down.is_stream = head.is_stream();
                 self.down.keep_alive = head.keep_alive && framing != Framing::UntilClose;
                 self.down.decoder = Decoder::new(framing);

@@ -1,7 +1,10 @@
 //! What goes to the next hop: the request as the app gets it, the answer as the client gets it.
 
+use tidegate_core::route::filter::HeaderEdits;
+
 use super::head::{Framing, HeadFields, RequestHead, ResponseHead, upgrade_protocols};
 use crate::connection_info::{ConnectionInfo, ServedConnection};
+use crate::destinations::AppliedRule;
 use crate::http::buffer::{Buffer, Buffers};
 use crate::http::headers::{
     self, FORWARDED_CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO, Field, REQUEST_ID, RequestId,
@@ -62,23 +65,27 @@ pub(super) fn added(connection: &ServedConnection) -> usize {
     ADDED + info.client.as_ref().map_or(0, |client| client.forwarded.len() + info.identity.len())
 }
 
-/// Writes the head of a request as HTTP/1.1, by the rules of [`headers`]. `out` must be empty.
+/// Writes the head of a request as HTTP/1.1, with the changes of the route's rule that applies, by the rules of [`headers`].
+/// `out` must be empty.
 pub(super) fn write_request(
     head: &RequestHead<'_>,
     connection: &ServedConnection,
-    trace: Option<&RequestTrace>,
+    (rule, trace): (Option<&AppliedRule>, Option<&RequestTrace>),
     out: &mut Buffer,
 ) -> Notes {
     let is_outbound = matches!(connection, ServedConnection::Outbound(_));
+    let edits = rule.and_then(AppliedRule::request_edits);
+    let authority = rule.and_then(AppliedRule::hostname).map_or(head.request.authority, str::as_bytes);
     let mut notes = Notes { method: put(out, head.request.method), ..Notes::default() };
     out.push(b" ");
     notes.path = put(out, head.request.path);
     out.push(b" HTTP/1.1\r\n");
-    let PassedFields { has_host, te_trailers } =
-        put_request_fields(head, is_outbound, trace, out, &mut notes);
+    let passed = PassedHead { head, authority, edits, trace, is_outbound };
+    let PassedFields { has_host, te_trailers } = put_request_fields(&passed, out, &mut notes);
     if !has_host {
-        notes.authority = put_host(head, connection, out);
+        notes.authority = put_host(authority, connection, out);
     }
+    put_appended(edits, out, &mut notes);
     if head.framing == Framing::Chunked {
         out.push(b"transfer-encoding: chunked\r\n");
     }
@@ -101,7 +108,11 @@ pub(super) fn write_request(
         });
     }
     put_name(out, REQUEST_ID.as_bytes());
-    notes.request_id = match headers::request_id(head.fields.values(Field::RequestId)) {
+    let kept = head.fields.values(Field::RequestId).filter(|_| !drops(edits, REQUEST_ID.as_bytes()));
+    let appended = edits.into_iter().flat_map(HeaderEdits::appended);
+    let appended = appended.filter(|(name, _)| name.as_str() == REQUEST_ID);
+    let ids = kept.chain(appended.map(|(_, value)| value.as_str().as_bytes()));
+    notes.request_id = match headers::request_id(ids) {
         RequestId::Kept(id) => put(out, id),
         RequestId::New(id) => put(out, &id),
     };
@@ -116,22 +127,30 @@ struct PassedFields {
     te_trailers: bool,
 }
 
+/// A request's head and what changes in it.
+struct PassedHead<'h> {
+    head: &'h RequestHead<'h>,
+    /// The host that it is for.
+    authority: &'h [u8],
+    edits: Option<&'h HeaderEdits>,
+    trace: Option<&'h RequestTrace>,
+    is_outbound: bool,
+}
+
 /// Writes the client's fields that are passed on, each in its place.
 #[inline]
-fn put_request_fields(
-    head: &RequestHead<'_>,
-    is_outbound: bool,
-    trace: Option<&RequestTrace>,
-    out: &mut Buffer,
-    notes: &mut Notes,
-) -> PassedFields {
+fn put_request_fields(passed: &PassedHead<'_>, out: &mut Buffer, notes: &mut Notes) -> PassedFields {
+    let PassedHead { head, authority, edits, trace, is_outbound } = *passed;
     let mut written = PassedFields { has_host: false, te_trailers: false };
     let mut has_length = false;
     for (field, name, value) in head.fields.iter() {
+        if drops(edits, name) {
+            continue;
+        }
         match field {
             Field::Host => {
                 put_name(out, name);
-                notes.authority = put(out, head.request.authority);
+                notes.authority = put(out, authority);
                 written.has_host = true;
             }
             Field::ContentLength => {
@@ -182,18 +201,49 @@ fn put_request_fields(
 }
 
 /// Writes `host` for a request that came without: the target's authority, or the address that the client dialled.
-fn put_host(head: &RequestHead<'_>, connection: &ServedConnection, out: &mut Buffer) -> Span {
+fn put_host(authority: &[u8], connection: &ServedConnection, out: &mut Buffer) -> Span {
     out.push(b"host: ");
-    let authority = if head.request.authority.is_empty() {
+    let authority = if authority.is_empty() {
         let start = out.len();
         // A buffer takes all that is written.
         let _ = std::io::Write::write_fmt(out, format_args!("{}", connection.dialled()));
         span(start, out)
     } else {
-        put(out, head.request.authority)
+        put(out, authority)
     };
     out.push(b"\r\n");
     authority
+}
+
+/// Whether a rule drops the lines of this name.
+fn drops(edits: Option<&HeaderEdits>, name: &[u8]) -> bool {
+    edits.is_some_and(|edits| edits.drops(name))
+}
+
+/// Writes the lines that a rule appends to a request, but for its ID, of which there is one.
+fn put_appended(edits: Option<&HeaderEdits>, out: &mut Buffer, notes: &mut Notes) {
+    for (name, value) in edits.into_iter().flat_map(HeaderEdits::appended) {
+        let (name, value) = (name.as_str().as_bytes(), value.as_str().as_bytes());
+        let field = headers::classify(name);
+        if field == Field::RequestId {
+            continue;
+        }
+        put_name(out, name);
+        let value = put(out, value);
+        match field {
+            Field::UserAgent => notes.user_agent = value,
+            Field::ForwardedFor => notes.forwarded_for = value,
+            _ => {}
+        }
+        out.push(b"\r\n");
+    }
+}
+
+/// Writes the lines that a rule appends to a response.
+fn put_appended_fields(edits: Option<&HeaderEdits>, out: &mut Buffer) {
+    for (name, value) in edits.into_iter().flat_map(HeaderEdits::appended) {
+        put_field(out, name.as_str().as_bytes(), value.as_str().as_bytes());
+    }
 }
 
 /// Asks the app to switch to one of the client's protocols; returns where their list is.
@@ -206,17 +256,19 @@ fn put_upgrade_request(head: &RequestHead<'_>, out: &mut Buffer) -> Span {
     protocols
 }
 
-/// Writes the head of the app's last answer. `chunked`: how its body is framed for the client.
+/// Writes the head of the app's last answer with a rule's changes. `form`: whether its body is chunked for the client, and whether
+/// the connection goes on.
 pub(super) fn write_response(
     head: &ResponseHead<'_>,
     version: Version,
-    chunked: bool,
-    persistence: Persistence,
+    (chunked, persistence): (bool, Persistence),
+    edits: Option<&HeaderEdits>,
     out: &mut Buffer,
 ) {
     let has_length = head.status != 204;
     put_status(head, out);
-    put_fields(head, has_length && !chunked, out);
+    put_fields(head, has_length && !chunked, edits, out);
+    put_appended_fields(edits, out);
     let names_coding = head.is_chunked && version == Version::Http11 && !matches!(head.status, 204 | 304);
     if chunked || (names_coding && head.framing == Framing::Length(0)) {
         out.push(b"transfer-encoding: chunked\r\n");
@@ -263,51 +315,70 @@ pub(super) fn write_http2_response(
 /// Writes the head of an interim answer, for clients of HTTP/1.1.
 pub(super) fn write_interim(head: &ResponseHead<'_>, out: &mut Buffer) {
     put_status(head, out);
-    put_fields(head, false, out);
+    put_fields(head, false, None, out);
     out.push(b"\r\n");
 }
 
-/// Writes the head of `101 Switching Protocols`.
-pub(super) fn write_switch(head: &ResponseHead<'_>, out: &mut Buffer) {
+/// Writes the head of `101 Switching Protocols` with a rule's changes.
+pub(super) fn write_switch(head: &ResponseHead<'_>, edits: Option<&HeaderEdits>, out: &mut Buffer) {
     put_status(head, out);
-    put_fields(head, false, out);
+    put_fields(head, false, edits, out);
+    put_appended_fields(edits, out);
     out.push(b"connection: upgrade\r\nupgrade: ");
     put_upgrade(out, head.fields);
     out.push(b"\r\n\r\n");
 }
 
-/// Writes an answer of our own, in the order of fields that its readers know.
+/// Writes an answer of our own with a rule's changes, in the order of fields that its readers know.
 pub(super) fn write_local(
     reply: &LocalReply,
     form: ReplyForm,
     persistence: Persistence,
+    rule: Option<&AppliedRule>,
     date: &[u8],
     out: &mut Buffer,
 ) {
-    // A buffer takes all that is written.
-    let _ = if form == ReplyForm::Grpc {
-        let (status, message) = (reply.grpc_status(), reply.grpc_message());
-        std::io::Write::write_fmt(
-            out,
-            format_args!(
-                "HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncontent-type: application/grpc\r\ngrpc-status: {status}\r\n\
-                 grpc-message: {message}\r\ndate: "
-            ),
-        )
-    } else {
-        let (status, reason, length) = (reply.status, reply.reason, reply.body.len());
-        std::io::Write::write_fmt(
-            out,
-            format_args!(
-                "HTTP/1.1 {status} {reason}\r\ncontent-length: {length}\r\ncontent-type: text/plain\r\ndate: "
-            ),
-        )
-    };
-    out.push(date);
-    out.push(b"\r\n");
+    let edits = rule.map(AppliedRule::response_edits);
+    put_local_fields(reply, form, edits, date, out);
+    if let Some(location) = rule.and_then(AppliedRule::location) {
+        put_field(out, b"location", location);
+    }
+    put_appended_fields(edits, out);
     put_persistence(persistence, out);
     out.push(b"\r\n");
     out.push(reply.body_in(form).as_bytes());
+}
+
+/// Writes the status and the fields of an answer of our own, but for those that a rule drops.
+fn put_local_fields(
+    reply: &LocalReply,
+    form: ReplyForm,
+    edits: Option<&HeaderEdits>,
+    date: &[u8],
+    out: &mut Buffer,
+) {
+    let is_grpc = form == ReplyForm::Grpc;
+    let (status, reason) = if is_grpc { (200, "OK") } else { (reply.status, reply.reason) };
+    let length = if is_grpc { 0 } else { reply.body.len() };
+    // A buffer takes all that is written.
+    let _ = std::io::Write::write_fmt(
+        out,
+        format_args!("HTTP/1.1 {status} {reason}\r\ncontent-length: {length}\r\n"),
+    );
+    let content_type: &[u8] = if is_grpc { b"application/grpc" } else { b"text/plain" };
+    if !drops(edits, b"content-type") {
+        put_field(out, b"content-type", content_type);
+    }
+    if is_grpc {
+        let (status, message) = (reply.grpc_status(), reply.grpc_message());
+        let _ = std::io::Write::write_fmt(
+            out,
+            format_args!("grpc-status: {status}\r\ngrpc-message: {message}\r\n"),
+        );
+    }
+    if !drops(edits, b"date") {
+        put_field(out, b"date", date);
+    }
 }
 
 impl Persistence {
@@ -354,11 +425,14 @@ fn put_status(head: &ResponseHead<'_>, out: &mut Buffer) {
     out.push(b"\r\n");
 }
 
-/// Writes the app's fields without those for its own connection (RFC 9110 §7.6.1). `with_length`: whether
-/// `content-length` holds for the client, too.
-fn put_fields(head: &ResponseHead<'_>, with_length: bool, out: &mut Buffer) {
+/// Writes the app's fields without those for its own connection (RFC 9110 §7.6.1), and without those that a rule drops.
+/// `with_length`: whether `content-length` holds for the client, too.
+fn put_fields(head: &ResponseHead<'_>, with_length: bool, edits: Option<&HeaderEdits>, out: &mut Buffer) {
     let mut has_length = false;
     for (field, name, value) in head.fields.iter() {
+        if drops(edits, name) {
+            continue;
+        }
         match field {
             Field::Connection | Field::HopByHop | Field::TransferEncoding | Field::Upgrade => continue,
             Field::ContentLength if !with_length || has_length => continue,
@@ -428,6 +502,12 @@ pub(super) fn put(out: &mut Buffer, bytes: &[u8]) -> Span {
 fn put_name(out: &mut Buffer, name: &[u8]) {
     out.push(name);
     out.push(b": ");
+}
+
+fn put_field(out: &mut Buffer, name: &[u8], value: &[u8]) {
+    put_name(out, name);
+    out.push(value);
+    out.push(b"\r\n");
 }
 
 fn put_number(out: &mut Buffer, number: u64) {

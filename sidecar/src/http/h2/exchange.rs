@@ -6,9 +6,9 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use h2::RecvStream;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Version};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
 
 use super::answer::AnswerBody;
 use super::deadlines::Deadlines;
@@ -19,11 +19,12 @@ use super::request::StreamTarget;
 use super::request_log::RequestLog;
 use super::upload::ClientBody;
 use crate::connection_info::ServedConnection;
+use crate::destinations::AppliedRule;
 use crate::flow::outbox::Outbox;
 use crate::http::HttpContext;
 use crate::http::clock::DateClock;
 use crate::http::handler::{Forward, Handled, Handler, HandlerAction, UpstreamProtocol};
-use crate::http::headers::{is_grpc, is_stream};
+use crate::http::headers::{self as rules, is_grpc, is_stream};
 use crate::http::local_reply::{self, LocalReply, ReplyForm};
 use crate::lifeline::{Cause, Ended, Wait};
 use crate::telemetry::ResponseFlag;
@@ -97,8 +98,8 @@ impl Exchanges {
             Err(reply) => return at_once(local(reply, log, form)),
         };
         let request = target.request(&head);
-        let Handled { decision, path, action } = self.handler.handle(&request);
-        log.decided(decision, request.trace(&self.env.telemetry));
+        let Handled { decision, rule, path, action } = self.handler.handle(&request);
+        log.decided(decision, rule, request.trace(&self.env.telemetry));
         let forward = match action {
             HandlerAction::Reply(reply) => {
                 log.log_fields(&head.headers);
@@ -114,7 +115,11 @@ impl Exchanges {
             target.path = path;
         }
 
-        headers::prepare(&mut head.headers, connection, log.trace());
+        if let Some(hostname) = log.rule().and_then(AppliedRule::hostname) {
+            target.authority = Authority::try_from(hostname).ok();
+        }
+        let edits = log.rule().and_then(AppliedRule::request_edits);
+        headers::prepare(&mut head.headers, edits, connection, log.trace());
         log.log_fields(&head.headers);
         let (upstreams, endpoint) = (&self.env.upstreams, forward.endpoint());
         let sent = match forward.protocol {
@@ -183,15 +188,12 @@ fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
     }
 }
 
-/// A locally generated response.
+/// A locally generated response, with the changes of the route's rule that applies.
 fn local(reply: LocalReply, mut log: Box<RequestLog>, form: ReplyForm) -> Response<AnswerBody> {
     let status = StatusCode::from_u16(reply.status_in(form)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     log.answered(status, reply.flag, reply.details);
     log.progress().upload_dropped();
-    let body = Bytes::from_static(reply.body_in(form).as_bytes());
-    let mut response = Response::new(AnswerBody::local(body, log));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
+    let mut headers = HeaderMap::new();
     if form == ReplyForm::Grpc {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from_static(reply.grpc_status()));
@@ -202,6 +204,16 @@ fn local(reply: LocalReply, mut log: Box<RequestLog>, form: ReplyForm) -> Respon
         headers.insert(CONTENT_LENGTH, HeaderValue::from(reply.body.len()));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
+    if let Some(rule) = log.rule() {
+        if let Some(Ok(location)) = rule.location().map(HeaderValue::try_from) {
+            headers.insert(LOCATION, location);
+        }
+        rules::edit(&mut headers, rule.response_edits());
+    }
+    let body = Bytes::from_static(reply.body_in(form).as_bytes());
+    let mut response = Response::new(AnswerBody::local(body, log));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
     response
 }
 
@@ -212,6 +224,9 @@ fn of_app(response: Response<UpstreamBody>, mut log: Box<RequestLog>) -> Respons
     log.ended_with(&head.headers);
     headers::strip_hop_by_hop(&mut head.headers);
     headers::keep_one_length(&mut head.headers);
+    if let Some(rule) = log.rule() {
+        rules::edit(&mut head.headers, rule.response_edits());
+    }
     head.version = Version::HTTP_2;
     head.extensions.clear();
     Response::from_parts(head, AnswerBody::app(body, log))

@@ -5,6 +5,7 @@ use http::header::{
 };
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Uri, Version, request};
+use tidegate_core::route::filter::HeaderEdits;
 
 use super::request::StreamTarget;
 use crate::connection_info::ServedConnection;
@@ -14,8 +15,17 @@ use crate::telemetry::trace::RequestTrace;
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Applies the rules for fields that a client sends, joins a split cookie, and merges repeated lengths.
-pub(super) fn prepare(headers: &mut HeaderMap, connection: &ServedConnection, trace: Option<&RequestTrace>) {
+/// Applies the edits of the route's rule and the rules for fields that a client sends, joins a split cookie, and merges repeated
+/// lengths.
+pub(super) fn prepare(
+    headers: &mut HeaderMap,
+    edits: Option<&HeaderEdits>,
+    connection: &ServedConnection,
+    trace: Option<&RequestTrace>,
+) {
+    if let Some(edits) = edits {
+        rules::edit(headers, edits);
+    }
     rules::apply(headers, connection, trace);
     join_cookie(headers);
     keep_one_length(headers);

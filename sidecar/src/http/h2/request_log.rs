@@ -4,13 +4,14 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{CONTENT_TYPE, HeaderMap, USER_AGENT};
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use tidegate_core::policy::Decision;
 
 use super::deadlines::{Deadlines, InFlight};
 use super::progress::Progress;
 use crate::connection_info::ServedConnection;
+use crate::destinations::AppliedRule;
 use crate::http::HttpContext;
 use crate::http::handler::Forward;
 use crate::http::headers::{FORWARDED_FOR, REQUEST_ID, is_grpc};
@@ -25,6 +26,7 @@ pub(super) struct RequestLog {
     forward: Option<Forward>,
     deadlines: Rc<Deadlines>,
     decision: Option<Rc<Decision>>,
+    rule: Option<AppliedRule>,
     trace: Option<Box<RequestTrace>>,
     start: SystemTime,
     began: Instant,
@@ -61,6 +63,7 @@ impl RequestLog {
             forward: None,
             deadlines: deadlines.clone(),
             decision: None,
+            rule: None,
             trace: None,
             start: SystemTime::now(),
             began: Instant::now(),
@@ -82,10 +85,19 @@ impl RequestLog {
         }
     }
 
-    /// Records the policy's decision about a request.
-    pub(super) fn decided(&mut self, decision: Option<Rc<Decision>>, trace: Option<Box<RequestTrace>>) {
-        self.decision = decision;
-        self.trace = trace;
+    /// Records the policy's decision about a request, and the rule of a route that applies.
+    pub(super) fn decided(
+        &mut self,
+        decision: Option<Rc<Decision>>,
+        rule: Option<AppliedRule>,
+        trace: Option<Box<RequestTrace>>,
+    ) {
+        (self.decision, self.rule, self.trace) = (decision, rule, trace);
+    }
+
+    /// The rule of a route that applies.
+    pub(super) fn rule(&self) -> Option<&AppliedRule> {
+        self.rule.as_ref()
     }
 
     /// The request's span, if requests are traced.
@@ -156,10 +168,12 @@ impl RequestLog {
     /// The record as far as known.
     pub(super) fn record(&self) -> Record<'_> {
         let is_cut_off = !self.is_complete;
-        let authority = self.uri.authority().map(|authority| authority.as_str().as_bytes());
+        let hostname = self.rule.as_ref().and_then(AppliedRule::hostname);
+        let authority = hostname.or(self.uri.authority().map(Authority::as_str)).map(str::as_bytes);
         let endpoint = self.forward.as_ref().map(Forward::dialled);
         Record {
             decision: self.decision.as_deref(),
+            route: self.rule.as_ref().map(AppliedRule::label),
             trace: self.trace.as_deref(),
             start: Some(self.start),
             duration: self.began.elapsed(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidegate_core::backend::Endpoint;
 use tidegate_core::policy::Decision;
 
-use crate::destinations::EndpointChoice;
+use crate::destinations::{AppliedRule, EndpointChoice};
 use crate::http::local_reply::LocalReply;
 use crate::remotes::RemoteId;
 use crate::telemetry::DialledEndpoint;
@@ -16,6 +16,8 @@ use crate::telemetry::DialledEndpoint;
 pub(in crate::http) struct Handled {
     /// The policy's decision, for the access log; `None` for the app's own requests.
     pub(in crate::http) decision: Option<Rc<Decision>>,
+    /// The rule of a route that applies; `None` without routes.
+    pub(in crate::http) rule: Option<AppliedRule>,
     /// Path and query to send instead of the request's: the normal form by which rules matched it.
     pub(in crate::http) path: Option<Box<[u8]>>,
     pub(in crate::http) action: HandlerAction,
@@ -48,6 +50,20 @@ pub(in crate::http) enum UpstreamProtocol {
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
+}
+
+impl Handled {
+    /// A response to a request that no policy and no rule has decided about.
+    pub(super) fn reply(reply: LocalReply) -> Self {
+        HandlerAction::Reply(reply).into()
+    }
+}
+
+impl From<HandlerAction> for Handled {
+    /// Nothing is known of the request but what happens to it.
+    fn from(action: HandlerAction) -> Self {
+        Self { decision: None, rule: None, path: None, action }
+    }
 }
 
 impl Forward {

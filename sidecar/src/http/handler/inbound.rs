@@ -41,8 +41,7 @@ impl Inbound {
                 Err(_) if is_audit => decision = requests.refuse_any(),
                 Err(_) => {
                     let reply = local_reply::bad_request("path_without_normal_form");
-                    let action = HandlerAction::Reply(reply);
-                    return Handled { decision: Some(decision), path: None, action };
+                    return Handled { decision: Some(decision), ..Handled::reply(reply) };
                 }
             }
         }
@@ -53,7 +52,7 @@ impl Inbound {
                 protocol: app_version(authorizer, request),
             }),
         };
-        Handled { decision: Some(decision), path, action }
+        Handled { decision: Some(decision), rule: None, path, action }
     }
 }
 

@@ -1,15 +1,21 @@
-//! The app's own requests: each goes to an endpoint of its destination.
+//! The app's own requests: each goes to an endpoint of its destination, which rules may choose.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tidegate_core::backend::BackendProtocol;
+use tidegate_core::route::filter::{Redirect, RedirectInput, Rewrite, Scheme};
+use tidegate_core::route::{Action, RequestView, RouteMatch, Selected};
 
 use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
-use crate::destinations::{EndpointChoice, LiveDestination};
+use crate::destinations::{
+    ActiveRule, AppliedRule, BalancedBackend, DrawnShare, EndpointChoice, LiveDestination, NoEndpoint,
+    ResolvedDestination, ResolvedRoutes, ResolvedTarget,
+};
 use crate::http::local_reply;
-use crate::http::request::{Request, Version};
+use crate::http::request::{NormalRequest, Request, Version};
 use crate::refusal_log::RefusalLog;
 
 /// Where the requests of a connection go.
@@ -24,22 +30,17 @@ impl Outbound {
         Self { dialled, destination, refusals }
     }
 
-    /// Chooses an endpoint from the newest ones.
+    /// Chooses an endpoint from the newest ones, by the newest routes.
     pub(super) fn handle(&self, request: &Request<'_>) -> Handled {
         let destination = self.destination.current();
-        let choice = EndpointChoice::first(&destination);
-        let action = match (choice, destination.block_reason()) {
-            (Some(choice), _) => HandlerAction::Forward(Forward {
-                protocol: endpoint_version(choice.protocol, request),
-                target: ForwardTarget::Chosen(Box::new(choice)),
-            }),
-            (None, Some(reason)) => {
+        match destination.target() {
+            ResolvedTarget::Blocked(reason) => {
                 self.refusals.blocked(self.dialled, reason);
-                HandlerAction::Reply(local_reply::blocked(destination.no_endpoint_details()))
+                Handled::reply(local_reply::blocked(NoEndpoint::Blocked.details()))
             }
-            (None, None) => HandlerAction::Reply(local_reply::no_endpoint(destination.no_endpoint_details())),
-        };
-        Handled { decision: None, path: None, action }
+            ResolvedTarget::Backend(backend) => forward(&destination, backend, request),
+            ResolvedTarget::Routes(routes) => route(&destination, routes, self.dialled.port(), request),
+        }
     }
 
     /// The endpoint of a request could not be reached: turns to the next one; `false` if there is none.
@@ -49,6 +50,105 @@ impl Outbound {
         self.refusals.unreachable(self.dialled, service, endpoint, error);
         choice.turn()
     }
+}
+
+/// Forwards a request to an endpoint of a backend.
+fn forward(
+    destination: &ResolvedDestination,
+    backend: &Arc<BalancedBackend>,
+    request: &Request<'_>,
+) -> Handled {
+    match destination.choose(backend) {
+        Ok(choice) => Handled::from(HandlerAction::Forward(Forward {
+            protocol: endpoint_version(choice.protocol(), request),
+            target: ForwardTarget::Chosen(Box::new(choice)),
+        })),
+        Err(reason) => Handled::reply(local_reply::no_endpoint(reason.details())),
+    }
+}
+
+/// Does what the rule says that applies to a request. Where rules distinguish paths, the request is forwarded with the path by
+/// which they were matched.
+fn route(
+    destination: &ResolvedDestination,
+    routes: &ResolvedRoutes,
+    port: u16,
+    request: &Request<'_>,
+) -> Handled {
+    let table = routes.table();
+    let Ok(normal) = NormalRequest::new(request, table.needs_normal_path()) else {
+        return Handled::reply(local_reply::bad_request("path_without_normal_form"));
+    };
+    let found = table.select(&normal).and_then(|found| Some((found, routes.rule(found.index)?)));
+    let Some((found, rule)) = found else { return Handled::reply(local_reply::no_route()) };
+    let (applied, handled) = match &found.rule.action {
+        Action::Forward(_) => {
+            let (applied, share) = routes.draw(rule);
+            (applied, send(destination, share, request))
+        }
+        Action::Respond(response) => {
+            let reply = local_reply::unrouted(response.status, "direct_response");
+            (AppliedRule::of(rule), Handled::reply(reply))
+        }
+        Action::Redirect(redirect) => redirected(rule, redirect, port, &normal, &found),
+    };
+    let path = sent_path(normal, applied.rewrites(), found.matching);
+    Handled { rule: Some(applied), path, ..handled }
+}
+
+/// Sends a request where its share goes.
+fn send(destination: &ResolvedDestination, share: DrawnShare<'_>, request: &Request<'_>) -> Handled {
+    match share {
+        DrawnShare::Backend(backend) => forward(destination, backend, request),
+        DrawnShare::Invalid(status) => Handled::reply(local_reply::unrouted(status, "invalid_backend")),
+        DrawnShare::Nothing => Handled::reply(local_reply::unrouted(500, "no_backend")),
+    }
+}
+
+/// Redirects a client of a Service's port, which is where it has sent the request in plaintext.
+fn redirected(
+    rule: &Arc<ActiveRule>,
+    redirect: &Redirect,
+    port: u16,
+    request: &NormalRequest<'_, '_>,
+    found: &Selected<'_>,
+) -> (AppliedRule, Handled) {
+    let input = RedirectInput {
+        scheme: Scheme::Http,
+        port,
+        authority: request.authority(),
+        path: request.path(),
+        query: request.query(),
+        matching: found.matching,
+    };
+    let applied = AppliedRule::of(rule);
+    match redirect.location(&input) {
+        Some(location) => {
+            (applied.redirecting(location), Handled::reply(local_reply::redirect(redirect.status())))
+        }
+        None => (applied, Handled::reply(local_reply::bad_request("redirect_without_host"))),
+    }
+}
+
+/// Path and query to send instead of the client's, if they differ: rewritten, or in the form in which they were matched.
+fn sent_path(
+    request: NormalRequest<'_, '_>,
+    rewrites: &[Rewrite],
+    matching: &RouteMatch,
+) -> Option<Box<[u8]>> {
+    let mut edits = rewrites.iter().filter_map(Rewrite::path).peekable();
+    if edits.peek().is_none() || request.path() == b"*" {
+        return request.into_other_path();
+    }
+    let mut target = request.path().to_vec();
+    for edit in edits {
+        target = edit.apply(&target, matching).into_owned();
+    }
+    if let Some(query) = request.query() {
+        target.push(b'?');
+        target.extend_from_slice(query);
+    }
+    Some(target.into())
 }
 
 /// The version towards an endpoint: the client's, unless the endpoint speaks only one.

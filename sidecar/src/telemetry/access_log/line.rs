@@ -41,7 +41,7 @@ pub(super) fn json_line(out: &mut Vec<u8>, record: &Record<'_>) {
     line.optional("downstream_local_address", local.as_bytes());
     line.optional("downstream_remote_address", remote.as_bytes());
     line.optional("requested_server_name", server_name(record));
-    line.null("route_name");
+    line.optional("route_name", route(record));
     line.optional("connection_security_policy", record.security().as_str().as_bytes());
     line.optional("presented_names", presented(record));
     line.optional("policy", policy(record).as_bytes());
@@ -70,7 +70,7 @@ pub(super) fn text_line(out: &mut Vec<u8>, record: &Record<'_>) {
         .bare(upstream_cluster(record).as_bytes())
         .raw(" - ");
     line.bare(local.as_bytes()).raw(" ").bare(remote.as_bytes()).raw(" ");
-    line.bare(server_name(record)).raw(" - ");
+    line.bare(server_name(record)).raw(" ").bare(route(record)).raw(" ");
     line.quoted(presented(record)).raw(" ").quoted(policy(record).as_bytes()).raw("\n");
 }
 
@@ -113,6 +113,11 @@ fn upstream_cluster(record: &Record<'_>) -> String {
 /// The SNI of the client's ClientHello.
 fn server_name<'a>(record: &Record<'a>) -> &'a [u8] {
     record.connection.and_then(|c| c.server_name.as_deref()).unwrap_or_default().as_bytes()
+}
+
+/// The rule of a route that applied.
+fn route<'a>(record: &Record<'a>) -> &'a [u8] {
+    record.route.unwrap_or_default().as_bytes()
 }
 
 /// The SANs of the client's certificate.

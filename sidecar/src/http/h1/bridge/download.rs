@@ -4,6 +4,7 @@ use ::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use ::http::{HeaderMap, Response};
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use tidegate_core::route::filter::HeaderEdits;
 use tokio::io::AsyncWrite;
 
 use super::{Bridge, BridgeOutcome};
@@ -12,7 +13,7 @@ use crate::http::h1::body::write_chunk;
 use crate::http::h1::exchange::{Asked, Download};
 use crate::http::h1::forward::{self, Persistence};
 use crate::http::h1::watch::Due;
-use crate::http::headers::{is_protected, is_stream};
+use crate::http::headers::{self, is_protected, is_stream};
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
 use crate::telemetry::ResponseFlag;
@@ -35,13 +36,13 @@ enum AnswerFraming {
 }
 
 impl<S: AsyncWrite + Unpin> Bridge<'_, S> {
-    /// Writes the app's answer to the client. `is_drainable`: what the app does not take of the request
+    /// Writes the app's answer to the client, with a rule's changes. `is_drainable`: what the app does not take of the request
     /// can be read to keep the client's connection.
     pub(super) async fn download(
         &self,
         sent: Result<Response<UpstreamBody>, UpstreamError>,
-        asked: Asked,
-        is_drainable: bool,
+        (asked, is_drainable): (Asked, bool),
+        edits: Option<&HeaderEdits>,
         down: &mut Download,
     ) -> BridgeOutcome {
         let response = match self.answer(sent) {
@@ -49,7 +50,10 @@ impl<S: AsyncWrite + Unpin> Bridge<'_, S> {
             Err(reply) => return BridgeOutcome::Failed(reply),
         };
         let (head, body) = response.into_parts();
-        let head = Response::from_parts(head, ());
+        let mut head = Response::from_parts(head, ());
+        if let Some(edits) = edits {
+            headers::edit(head.headers_mut(), edits);
+        }
         let framing = AnswerFraming::of(&head, asked);
         down.status = head.status().as_u16();
         down.close = !asked.keep_alive

@@ -8,6 +8,7 @@ use ::http::uri::{Authority, PathAndQuery};
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 
 use crate::connection_info::ServedConnection;
+use crate::destinations::AppliedRule;
 use crate::http::buffer::Buffer;
 use crate::http::h1::forward::{Notes, put};
 use crate::http::h1::head::{Framing, RequestHead};
@@ -15,19 +16,26 @@ use crate::http::h2::http2_target;
 use crate::http::headers::{self, FORWARDED_FOR, Field, REQUEST_ID};
 use crate::telemetry::trace::RequestTrace;
 
-/// The request over HTTP/2, without a body; `None` if its target or a field cannot be expressed there.
+/// The request over HTTP/2 with the changes of the route's rule that applies, without a body; `None` if its target or a field cannot be expressed there.
 pub(in crate::http::h1) fn request(
     head: &RequestHead<'_>,
     connection: &ServedConnection,
-    trace: Option<&RequestTrace>,
+    (rule, trace): (Option<&AppliedRule>, Option<&RequestTrace>),
 ) -> Option<Request<()>> {
     let path = PathAndQuery::try_from(head.request.path).ok()?;
-    let (uri, version) = http2_target(authority(head, connection)?, path);
+    let authority = match rule.and_then(AppliedRule::hostname) {
+        Some(hostname) => Some(Authority::try_from(hostname).ok()?),
+        None => authority(head, connection)?,
+    };
+    let (uri, version) = http2_target(authority, path);
     let mut request = Request::new(());
     *request.uri_mut() = uri;
     *request.method_mut() = Method::from_bytes(head.request.method).ok()?;
     *request.version_mut() = version;
     *request.headers_mut() = fields(head)?;
+    if let Some(edits) = rule.and_then(AppliedRule::request_edits) {
+        headers::edit(request.headers_mut(), edits);
+    }
     headers::apply(request.headers_mut(), connection, trace);
     Some(request)
 }

@@ -68,7 +68,7 @@ impl Peer {
     }
 
     fn ask(&self, request: &Request<'_>) -> String {
-        let Handled { decision, path, action } = self.0.handler.handle(request);
+        let Handled { decision, path, action, .. } = self.0.handler.handle(request);
         let action = match (action, path) {
             (HandlerAction::Reply(reply), _) => reply.status.to_string(),
             (HandlerAction::Forward(_), Some(path)) => String::from_utf8(path.into()).unwrap(),
