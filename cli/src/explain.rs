@@ -1,5 +1,5 @@
-//! `tidegate explain`: whether a connection would be admitted, and why, according to the cluster, a process, or a
-//! folder.
+//! `tidegate explain`: whether a connection would be admitted, or where a request of a workload would go, and why, according to
+//! the cluster, a process, or a folder.
 //!
 //! With a folder the answer is computed here, by the same function that the controller calls for its page `/explain`.
 //! Both give the same JSON, which is also what the table is made of.
@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 use tidegate_controller::Index;
-use tidegate_controller::explain::{HttpRequest, Query, Speaks, explain};
+use tidegate_controller::explain::{HttpRequest, OutboundQuery, Query, Speaks, explain, explain_outbound};
 use tidegate_controller::object::ObjectName;
 use tidegate_controller::source::folder::FolderSource;
 use tidegate_runtime::options::TrustDomainOptions;
@@ -26,12 +26,15 @@ pub(crate) struct ExplainOptions {
     /// The Service that the client connects to, as NAMESPACE/NAME.
     #[arg(value_name = "BACKEND", value_parser = parse_backend)]
     backend: ObjectName,
-    /// The pod's port (targetPort); optional if the Service has only one.
+    /// The pod's port (targetPort), or with --from the Service's; optional if the Service has only one.
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
     /// The client's address.
-    #[arg(long, value_name = "ADDRESS")]
-    source: IpAddr,
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "from")]
+    source: Option<IpAddr>,
+    /// Where a request of this pod's app to the Service would go, as NAMESPACE/NAME.
+    #[arg(long, value_name = "POD", value_parser = parse_backend, conflicts_with_all = ["source", "sni", "principal", "speaks"])]
+    from: Option<ObjectName>,
     /// The server name in the client's ClientHello.
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
@@ -41,7 +44,7 @@ pub(crate) struct ExplainOptions {
     /// The client's protocol [default: TLS if it has a server name or a certificate, or if only TLS is admitted]
     #[arg(long, value_enum, value_name = "PROTOCOL")]
     speaks: Option<ClientProtocol>,
-    /// The method of a mesh peer's request, where a TrafficTarget distinguishes requests.
+    /// The request's method: of a mesh peer, where a TrafficTarget distinguishes requests, or of the app.
     #[arg(long, value_name = "METHOD", default_value = "GET")]
     method: String,
     /// Path and query of that request.
@@ -75,13 +78,12 @@ enum ClientProtocol {
     MeshTcp,
 }
 
-/// Exits with 0 if the connection would be admitted, with 1 if not.
+/// Exits with 0 if the connection would be admitted, or the request forwarded; with 1 if not.
 pub(crate) async fn run(options: ExplainOptions) -> anyhow::Result<ExitCode> {
     let answer: Value = match &options.folder {
         Some(folder) => {
             anyhow::ensure!(folder.is_dir(), "--folder: {folder:?} is not a folder");
-            let index = Index::of(FolderSource::new(folder).load().changes);
-            serde_json::to_value(explain(&index, &options.trust.trust_domain, &options.query())?)?
+            options.answer(&Index::of(FolderSource::new(folder).load().changes))?
         }
         None => options.target.ask(&options.url()).await?,
     };
@@ -91,12 +93,32 @@ pub(crate) async fn run(options: ExplainOptions) -> anyhow::Result<ExitCode> {
 }
 
 impl ExplainOptions {
-    /// The question for a folder.
-    fn query(&self) -> Query {
+    /// The answer of a folder's objects.
+    fn answer(&self, index: &Index) -> anyhow::Result<Value> {
+        let domain = &self.trust.trust_domain;
+        let Some(from) = &self.from else {
+            let source = self.source.context("--source is missing")?;
+            return Ok(serde_json::to_value(explain(index, domain, &self.query(source))?)?);
+        };
+        let query = OutboundQuery {
+            caller: from.namespace.to_string(),
+            service: self.backend.clone(),
+            port: self.port,
+            request: self.request(),
+        };
+        Ok(serde_json::to_value(explain_outbound(index, domain, &query)?)?)
+    }
+
+    fn request(&self) -> HttpRequest {
+        HttpRequest { method: self.method.clone(), path: self.path.clone(), headers: self.header.clone() }
+    }
+
+    /// The question about a connection for a folder.
+    fn query(&self, source: IpAddr) -> Query {
         Query {
             backend: self.backend.clone(),
             port: self.port,
-            source: self.source,
+            source,
             server_name: self.sni.clone(),
             principals: self.principal.clone(),
             speaks: match self.speaks {
@@ -106,18 +128,19 @@ impl ExplainOptions {
                 Some(ClientProtocol::Mesh) => Speaks::Mesh,
                 Some(ClientProtocol::MeshTcp) => Speaks::MeshTcp,
             },
-            request: HttpRequest {
-                method: self.method.clone(),
-                path: self.path.clone(),
-                headers: self.header.clone(),
-            },
+            request: self.request(),
         }
     }
 
     /// The question as a request to a controller, with its parameters escaped.
     fn url(&self) -> String {
-        let mut path =
-            format!("/explain?backend={}&source={}", escape(&self.backend.to_string()), self.source);
+        let mut path = format!("/explain?backend={}", escape(&self.backend.to_string()));
+        if let Some(source) = self.source {
+            path += &format!("&source={source}");
+        }
+        if let Some(from) = &self.from {
+            path += &format!("&from={}", escape(&from.to_string()));
+        }
         if let Some(port) = self.port {
             path += &format!("&port={port}");
         }
@@ -144,13 +167,28 @@ impl ExplainOptions {
 
 /// One line for each part of the answer that there is; text from objects is made printable.
 fn text(answer: &Value) -> String {
-    let keys = ["decision", "reason", "rule", "request", "terms", "workload", "serverIdentity", "port"];
+    let keys =
+        ["decision", "reason", "rule", "route", "request", "terms", "workload", "serverIdentity", "port"];
     let line = |key: &&str| match answer.get(key) {
         None | Some(Value::Null) => None,
         Some(Value::String(value)) => Some(format!("{key:<15} {}\n", printable(value))),
         Some(value) => Some(format!("{key:<15} {value}\n")),
     };
-    keys.iter().filter_map(line).collect()
+    let backends = answer.get("backends").and_then(Value::as_array).into_iter().flatten();
+    keys.iter().filter_map(line).chain(backends.map(backend)).collect()
+}
+
+/// The line of a share: its weight, the Service, and its endpoints or why it has none.
+fn backend(share: &Value) -> String {
+    let text = |field: &str| share.get(field).and_then(Value::as_str);
+    let weight =
+        |at: usize| share.pointer(&format!("/weight/{at}")).and_then(Value::as_u64).unwrap_or_default();
+    let endpoints = share.get("endpoints").and_then(Value::as_array).into_iter().flatten();
+    let endpoints: Vec<_> = endpoints.filter_map(Value::as_str).collect();
+    let leads_to = text("error").map_or_else(|| endpoints.join(" "), ToOwned::to_owned);
+    let share = format!("{} of {}", weight(0), weight(1));
+    let name = text("backend").unwrap_or("-");
+    format!("{:<15} {share}: {} {}\n", "backend", printable(name), printable(&leads_to))
 }
 
 /// The value parser of BACKEND.

@@ -28,7 +28,7 @@ use tidegate_runtime::readiness::Readiness;
 
 use crate::ControllerConfig;
 use crate::engine::ControllerState;
-use crate::explain::{HttpRequest, Query, Speaks, explain};
+use crate::explain::{HttpRequest, OutboundQuery, Query, Speaks, explain, explain_outbound};
 use crate::object::ObjectName;
 
 /// The admin server, and the health server if it is configured.
@@ -106,6 +106,15 @@ async fn explained(
         Err(message) => return (StatusCode::BAD_REQUEST, format!("{message}\n")).into_response(),
     };
     let index = shared.index.read().unwrap_or_else(PoisonError::into_inner);
+    let query = match query {
+        Question::Inbound(query) => query,
+        Question::Outbound(query) => {
+            return match explain_outbound(&index, &shared.trust_domain, &query) {
+                Ok(explanation) => Json(explanation).into_response(),
+                Err(error) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
+            };
+        }
+    };
     match explain(&index, &shared.trust_domain, &query) {
         Ok(explanation) => {
             let workload = ObjectName::parse(&explanation.workload);
@@ -120,10 +129,18 @@ async fn explained(
     }
 }
 
+/// What `/explain` is asked.
+enum Question {
+    /// About a connection to a workload.
+    Inbound(Query),
+    /// About a request of a workload's app: with `from`.
+    Outbound(OutboundQuery),
+}
+
 /// Parses the query string of `/explain`. Parameters with an empty value count as absent, so that a form can be
 /// submitted as it is; an unknown one is an error, because a misspelled restriction would otherwise be ignored.
-fn parse(parameters: &[(String, String)]) -> Result<Query, String> {
-    let (mut backend, mut source) = (None, None);
+fn parse(parameters: &[(String, String)]) -> Result<Question, String> {
+    let (mut backend, mut source, mut from) = (None, None, None);
     let (mut port, mut server_name, mut principals, mut speaks) = (None, None, Vec::new(), Speaks::Likely);
     let mut request = HttpRequest::default();
     for (name, value) in parameters.iter().filter(|(_, value)| !value.is_empty()) {
@@ -133,6 +150,7 @@ fn parse(parameters: &[(String, String)]) -> Result<Query, String> {
                 backend = Some(ObjectName::parse(value).ok_or_else(|| bad("<namespace>/<service>"))?);
             }
             "port" => port = Some(value.parse().map_err(|_| bad("a port"))?),
+            "from" => from = Some(ObjectName::parse(value).ok_or_else(|| bad("<namespace>/<pod>"))?),
             "source" => source = Some(value.parse().map_err(|_| bad("an IP address"))?),
             "sni" => server_name = Some(value.clone()),
             "principal" => principals.push(value.clone()),
@@ -153,13 +171,11 @@ fn parse(parameters: &[(String, String)]) -> Result<Query, String> {
             _ => return Err(format!("{name}: no such parameter")),
         }
     }
-    Ok(Query {
-        backend: backend.ok_or("backend is required: <namespace>/<service>")?,
-        port,
-        source: source.ok_or("source is required: an IP address")?,
-        server_name,
-        principals,
-        speaks,
-        request,
-    })
+    let backend = backend.ok_or("backend is required: <namespace>/<service>")?;
+    if let Some(from) = from {
+        let caller = from.namespace.to_string();
+        return Ok(Question::Outbound(OutboundQuery { caller, service: backend, port, request }));
+    }
+    let source = source.ok_or("source is required: an IP address")?;
+    Ok(Question::Inbound(Query { backend, port, source, server_name, principals, speaks, request }))
 }

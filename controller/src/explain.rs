@@ -5,6 +5,7 @@
 //! connection to one; what it cannot see is a sidecar that still has an older policy, for which `tidegate proxy
 //! status` compares versions.
 
+mod outbound;
 mod request;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use crate::compile::{self, NamespaceRules, Targets, imagined_pod};
 use crate::index::Index;
 use crate::object::ObjectName;
 
+pub use outbound::{BackendShare, OutboundExplanation, OutboundQuery, explain_outbound};
 pub use request::HttpRequest;
 
 /// A connection, as its client would make it.
@@ -100,12 +102,18 @@ pub enum ExplainError {
     /// The Service has several ports, or none.
     #[error("service {0} has the target ports {1:?}: say which")]
     WhichPort(ObjectName, Vec<u16>),
+    /// The Service has several ports, or not the one that was named.
+    #[error("service {0} has the ports {1:?}: say which")]
+    WhichServicePort(ObjectName, Vec<u16>),
     /// Kubernetes would not accept the name of a Pod's service account or namespace.
     #[error("workload {0} has no identity: {1}")]
     NoIdentity(ObjectName, String),
     /// A path that sidecars answer with 400 where rules distinguish paths.
     #[error("{0} is answered with 400: its path {1}")]
     NoPath(String, PathError),
+    /// The routes of a Service contradict each other.
+    #[error("the routes of service {0} cannot be used: {1}")]
+    NoRoutes(ObjectName, String),
     /// A name that no certificate can hold.
     #[error("{0:?} is neither a DNS name nor a URI, so no certificate can hold it")]
     NoName(String),

@@ -85,6 +85,11 @@ pub(crate) enum ProxyQuery {
     /// Its listeners, and where their connections go.
     #[value(alias = "listeners")]
     Inbound,
+    /// The destinations that its app has dialled, with their endpoints.
+    #[value(alias = "clusters")]
+    Outbound,
+    /// The routes of those destinations: rules, and backends with their weights.
+    Routes,
     /// Its metrics, for Prometheus.
     #[value(alias = "stats")]
     Metrics,
@@ -200,8 +205,13 @@ pub(crate) async fn get(
         ProxyQuery::Certs => Some("tls"),
         ProxyQuery::Policy => Some("policy"),
         ProxyQuery::Inbound => Some("inbound"),
+        ProxyQuery::Outbound => Some("destinations"),
+        ProxyQuery::Routes => Some("references"),
     };
-    let config: Value = serde_json::from_slice(&body).context("/config is not JSON")?;
+    let mut config: Value = serde_json::from_slice(&body).context("/config is not JSON")?;
+    if let (ProxyQuery::Routes, Some(references)) = (query, config["references"].as_array_mut()) {
+        references.retain(|reference| reference.get("routes").is_some());
+    }
     let shown = member.map_or(&config, |member| &config[member]);
     Ok((serde_json::to_string_pretty(shown)? + "\n").into_bytes())
 }
@@ -210,7 +220,9 @@ impl ProxyQuery {
     /// The admin page that answers the query.
     fn path(self) -> &'static str {
         match self {
-            Self::Config | Self::Certs | Self::Policy | Self::Inbound => "/config",
+            Self::Config | Self::Certs | Self::Policy | Self::Inbound | Self::Outbound | Self::Routes => {
+                "/config"
+            }
             Self::Metrics => METRICS_PATH,
             Self::Ready => READY_PATH,
             Self::Log => "/log",

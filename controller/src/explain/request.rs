@@ -1,4 +1,4 @@
-//! A request of a mesh peer, decided about as a sidecar would.
+//! A request, decided about as a sidecar would.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -27,15 +27,20 @@ impl HttpRequest {
 
     /// The decision about the request. The error is that sidecars answer it with 400.
     pub(crate) fn decide(&self, rules: &RequestRules) -> Result<Decision, PathError> {
-        let target = self.path.as_bytes();
-        let target = match rules.needs_normal_path() && target != b"*" {
-            true => path::normalize(target)?,
-            false => Cow::Borrowed(target),
-        };
-        Ok(match rules.select(&NormalRequest { request: self, target: &target }) {
+        Ok(match rules.select(&self.normal(rules.needs_normal_path())?) {
             Ok(granting) => rules.allowed(granting.rule),
             Err(closest) => rules.refused(closest),
         })
+    }
+
+    /// The request as rules see it. The error is that sidecars answer it with 400.
+    pub(super) fn normal(&self, needs_normal_path: bool) -> Result<NormalRequest<'_>, PathError> {
+        let target = self.path.as_bytes();
+        let target = match needs_normal_path && target != b"*" {
+            true => path::normalize(target)?,
+            false => Cow::Borrowed(target),
+        };
+        Ok(NormalRequest { request: self, target })
     }
 }
 
@@ -52,9 +57,9 @@ impl fmt::Display for HttpRequest {
 }
 
 /// A request with its path in normal form.
-struct NormalRequest<'r> {
+pub(super) struct NormalRequest<'r> {
     request: &'r HttpRequest,
-    target: &'r [u8],
+    target: Cow<'r, [u8]>,
 }
 
 impl RequestView for NormalRequest<'_> {
@@ -67,11 +72,11 @@ impl RequestView for NormalRequest<'_> {
     }
 
     fn path(&self) -> &[u8] {
-        path::split_query(self.target).0
+        path::split_query(&self.target).0
     }
 
     fn query(&self) -> Option<&[u8]> {
-        path::split_query(self.target).1
+        path::split_query(&self.target).1
     }
 
     fn field<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {

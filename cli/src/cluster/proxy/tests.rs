@@ -59,7 +59,11 @@ async fn the_replica_that_a_sidecar_is_connected_to_knows_best() {
 #[tokio::test]
 async fn a_sidecar_is_asked_through_a_port_forward() {
     let fake = TestCluster::start(vec![meshed_pod("httpbin", "a")]).await;
-    let config = json!({"version": "0.1.0", "tls": {"trustBundle": ["ab"]}, "inbound": [], "policy": null});
+    let references =
+        json!([{"name": "backend/Service/a/b:80"}, {"name": "routes/Service/a/b:80", "routes": []}]);
+    let tls = json!({"trustBundle": ["ab"]});
+    let config =
+        json!({"version": "0.1.0", "tls": tls, "inbound": [], "policy": null, "references": references});
     let routes = Router::new()
         .route("/config", answer(move || async move { axum::Json(config) }))
         .route("/metrics", answer(|| async { "a_total 1\n" }));
@@ -69,6 +73,8 @@ async fn a_sidecar_is_asked_through_a_port_forward() {
     assert_eq!(ask(ProxyQuery::Metrics).await, "a_total 1\n");
     assert_eq!(ask(ProxyQuery::Certs).await, "{\n  \"trustBundle\": [\n    \"ab\"\n  ]\n}\n");
     assert_eq!(ask(ProxyQuery::Policy).await, "null\n");
+    let routes: Value = serde_json::from_str(&ask(ProxyQuery::Routes).await).unwrap();
+    assert_eq!(routes, json!([{"name": "routes/Service/a/b:80", "routes": []}]));
 
     let error = get(&fake.cluster(), "httpbin", "a", ProxyQuery::Log).await.unwrap_err();
     assert_eq!(format!("{error:#}"), "pod httpbin/a: /log: 404 Not Found: ");
