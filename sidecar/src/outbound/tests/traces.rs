@@ -49,16 +49,36 @@ async fn traced(protocol: BackendProtocol, share: u32) -> Traced {
     let own = tidegate_core::policy::InboundPolicy { telemetry: settings(share), ..policy() };
     client.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(own)));
     client.learn(service_of(AppProtocol::Http, protocol, &[(server.address(Port::Mesh), identity("cart"))]));
-    // The workers see the settings before the first request.
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    Traced { server, client, log, client_spans, server_spans }
+    let mut traced = Traced { server, client, log, client_spans, server_spans };
+    traced.until_both_trace().await;
+    traced
 }
 
 impl Traced {
-    /// Sends a request with these header lines, and closes.
+    /// Sends requests until both sidecars have seen their settings.
+    async fn until_both_trace(&mut self) {
+        let (mut is_client, mut is_server) = (false, false);
+        while !(is_client && is_server) {
+            self.send("/probe", "b3: 1\r\n").await;
+            let patience = Duration::from_millis(100);
+            is_client |= tokio::time::timeout(patience, self.client_spans.recv()).await.is_ok();
+            is_server |= tokio::time::timeout(patience, self.server_spans.recv()).await.is_ok();
+        }
+    }
+
+    /// What the app has received but for [`Traced::until_both_trace`].
+    fn received(&self) -> Vec<app::Received> {
+        received(&self.log).into_iter().filter(|received| !received.line.contains("/probe")).collect()
+    }
+
     async fn get(&self, lines: &str) {
+        self.send("/cart?x", lines).await;
+    }
+
+    /// Sends a request with these header lines, and closes.
+    async fn send(&self, path: &str, lines: &str) {
         let mut io = self.client.dial().await;
-        let request = format!("GET /cart?x HTTP/1.1\r\nhost: cart\r\n{lines}connection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: cart\r\n{lines}connection: close\r\n\r\n");
         io.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         io.read_to_string(&mut answer).await.unwrap();
@@ -66,10 +86,15 @@ impl Traced {
     }
 }
 
+/// The next span, but for those of [`Traced::until_both_trace`].
 async fn next(spans: &mut Spans) -> FinishedSpan {
-    let mut block = tokio::time::timeout(PATIENCE, spans.recv()).await.unwrap().unwrap();
-    assert_eq!(block.len(), 1);
-    block.remove(0)
+    loop {
+        let block = tokio::time::timeout(PATIENCE, spans.recv()).await.unwrap().unwrap();
+        let found = block.into_iter().find(|span| &*span.path != b"/probe");
+        if let Some(found) = found {
+            return found;
+        }
+    }
 }
 
 fn hex(bytes: impl AsRef<[u8]>) -> String {
@@ -90,7 +115,7 @@ async fn the_server_s_span_is_the_child_of_the_client_s_and_the_app_s_context_is
         );
         assert_eq!(hex(client.trace.parent_id().unwrap()), PARENT);
         assert_eq!(server.trace.parent_id(), Some(client.trace.span_id()));
-        let app = received(&traced.log).remove(0);
+        let app = traced.received().remove(0);
         let span = hex(server.trace.span_id());
         assert_eq!(app.header("traceparent"), format!("00-{TRACE}-{span}-01"));
         assert_eq!((app.header("tracestate"), app.header("b3")), ("a=b", ""));
@@ -107,7 +132,7 @@ async fn b3_reaches_the_app_as_it_came_with_the_span_of_its_sidecar() {
     let mut traced = traced(BackendProtocol::Http1, 0).await;
     traced.get(&format!("X-B3-TraceId: {TRACE}\r\nX-B3-SpanId: {PARENT}\r\nX-B3-Sampled: 1\r\n")).await;
     let server = next(&mut traced.server_spans).await;
-    let app = received(&traced.log).remove(0);
+    let app = traced.received().remove(0);
     assert_eq!(app.header("x-b3-traceid"), TRACE);
     assert_eq!(app.header("x-b3-spanid"), hex(server.trace.span_id()));
     assert_eq!(app.header("x-b3-parentspanid"), hex(server.trace.parent_id().unwrap()));
@@ -121,7 +146,7 @@ async fn a_trace_that_is_not_recorded_has_a_context_and_no_spans() {
     traced.get("b3: 1\r\n").await;
     // Only the second one was recorded.
     let server = next(&mut traced.server_spans).await;
-    let app = received(&traced.log);
+    let app = traced.received();
     assert!(app[0].header("traceparent").ends_with("-02"), "{}", app[0].header("traceparent"));
     assert!(app[1].header("traceparent").contains(&hex(server.trace.span_id())));
     drop(traced.client);
