@@ -3,8 +3,8 @@
 //! What OSM accepted is accepted; where it is unlikely to be what its author meant, `kubectl` shows a warning.
 //! Conflicts with other objects, such as two policies for one backend, are reported in the objects' status. The checks
 //! themselves are in [`tidegate_crds::validate`]. The webhook configuration covers `CREATE` and `UPDATE` of
-//! `ingressbackends`, `traffictargets` and `httproutegroups` in the mesh's namespaces, and of `meshconfigs` in the control
-//! plane's own, at path `/validate`, with `sideEffects: None`.
+//! `ingressbackends`, `traffictargets`, `trafficsplits` and `httproutegroups` in the mesh's namespaces, and of `meshconfigs` in
+//! the control plane's own, at path `/validate`, with `sideEffects: None`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tidegate_core::contract::names::{self, MESH_CONFIG_NAME, name_in_mesh};
 use tidegate_crds::{
-    Finding, HTTPRouteGroupSpec, IngressBackendSpec, MeshConfigSpec, TrafficTargetSpec, validate,
+    Finding, HTTPRouteGroupSpec, IngressBackendSpec, MeshConfigSpec, TrafficSplitSpec, TrafficTargetSpec,
+    validate,
 };
 use tidegate_kubernetes::watch::KindMeter;
 use tidegate_kubernetes::webhook::{
@@ -106,6 +107,12 @@ impl AdmissionReviewer for PolicyReviewer {
                 judge(request, |object: &ReviewedObject<TrafficTargetSpec>| {
                     let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
                     validate::traffic_target(namespace, &object.spec)
+                })
+            }
+            ("split.smi-spec.io", "TrafficSplit") => {
+                judge(request, |object: &ReviewedObject<TrafficSplitSpec>| {
+                    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+                    validate::traffic_split(namespace, &object.spec)
                 })
             }
             ("specs.smi-spec.io", "HTTPRouteGroup") => {

@@ -17,9 +17,11 @@ mod peers;
 mod ports;
 pub(crate) mod route_features;
 pub(crate) mod routes_key;
+pub(crate) mod service_routes;
 pub(crate) mod status;
 mod targets;
 mod tcp_route;
+mod traffic_split;
 mod traffic_target;
 mod workload;
 

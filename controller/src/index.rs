@@ -17,6 +17,7 @@ mod pods;
 mod service_accounts;
 mod services;
 mod tcp_routes;
+mod traffic_splits;
 mod traffic_targets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
-use tidegate_crds::{IngressBackend, MeshConfig, MeshConfigSpec, TCPRoute, TrafficTarget};
+use tidegate_crds::{IngressBackend, MeshConfig, MeshConfigSpec, TCPRoute, TrafficSplit, TrafficTarget};
 
 use crate::object::kinds::kinds;
 use crate::object::pod::{has_ended, service_account};
@@ -39,6 +40,7 @@ pub(crate) use endpoint_slices::{pod_of, service_of};
 pub(crate) use gateway_routes::{RouteObject, RouteWeight, backend_of, parent_of};
 pub(crate) use http_route_groups::{CompiledMatch, NamedMatches, RouteGroup};
 pub(crate) use pods::pod_addresses;
+pub(crate) use traffic_splits::{backend_of as split_backend, root_of as split_root};
 
 use endpoint_slices::pods_of;
 use ingress_backends::opened;
@@ -238,6 +240,19 @@ impl Index {
         self.parts.traffic_targets.in_namespace(namespace)
     }
 
+    /// Every TrafficSplit.
+    pub(crate) fn traffic_splits(&self) -> impl Iterator<Item = (&ObjectName, &Arc<TrafficSplit>)> {
+        self.parts.traffic_splits.iter()
+    }
+
+    /// The TrafficSplits whose root is this Service.
+    pub(crate) fn splits_of(
+        &self,
+        service: &ObjectName,
+    ) -> impl Iterator<Item = (&ObjectName, &Arc<TrafficSplit>)> {
+        self.parts.traffic_splits.of_root(service)
+    }
+
     /// Every HTTPRouteGroup.
     pub(crate) fn route_groups(&self) -> impl Iterator<Item = (&ObjectName, &RouteGroup)> {
         self.parts.http_route_groups.iter()
@@ -418,6 +433,10 @@ impl Index {
                     affected.policies.insert(name.namespace.clone());
                     self.affect_account(&traffic_targets::destination(&name.namespace, target), affected);
                 }
+                if kind == Kind::HTTPRouteGroup {
+                    let roots = self.parts.traffic_splits.roots_by_group(&name);
+                    roots.iter().for_each(|root| self.affect_parent(root, affected));
+                }
             }
             Effect::Route(route, parents) => {
                 affected.routes.insert(route);
@@ -427,6 +446,7 @@ impl Index {
                 self.affect_parent(&service, affected);
                 self.affect_routes_to(&service, affected);
             }
+            Effect::Split(root) => self.affect_parent(&root, affected),
             Effect::Pod(pod) => {
                 self.affect_sources_on(&pod, affected);
                 affected.pods.insert(pod);
@@ -441,24 +461,29 @@ impl Index {
             affected.routes.insert(route.name.clone());
             route.parents().iter().for_each(|parent| self.affect_parent(parent, affected));
         }
+        let roots = self.parts.traffic_splits.roots_in(&namespace);
+        roots.for_each(|root| self.affect_parent(&root, affected));
         affected.namespaces.insert(namespace);
     }
 
-    /// A Service that is a parent affects all its routes, because each may conflict with the others, and what clients reach
-    /// at its addresses.
+    /// A Service that is a parent, or the root of a TrafficSplit, affects all its routes and splits, because each may
+    /// conflict with the others, and what clients reach at its addresses.
     fn affect_parent(&self, service: &ObjectName, affected: &mut Affected) {
         affected.routes.extend(self.routes_of(service).map(|route| route.name.clone()));
+        affected.policies.extend(self.splits_of(service).next().map(|(split, _)| split.namespace.clone()));
         affected.addresses.extend(self.service(service).into_iter().flat_map(|service| cluster_ips(service)));
         affected.routed.insert(service.clone());
     }
 
-    /// A Service that is a backend affects the routes that name it, and the clients of their parents.
+    /// A Service that is a backend affects the routes and splits that name it, and the clients of their parents.
     fn affect_routes_to(&self, service: &ObjectName, affected: &mut Affected) {
         let (http, grpc) = (&self.parts.http_routes, &self.parts.grpc_routes);
         for route in http.with_backend(service).chain(grpc.with_backend(service)) {
             affected.routes.insert(route.name.clone());
             affected.routed.extend(route.parents());
         }
+        let roots = self.parts.traffic_splits.roots_by_backend(service);
+        roots.iter().for_each(|root| self.affect_parent(root, affected));
     }
 
     /// A Pod affects the workloads that admit it as an endpoint of a source: its address is valid only while the Pod

@@ -104,6 +104,16 @@ pub(crate) fn is_headless(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
 }
 
+/// Whether a Service is only a name for one outside the cluster (`ExternalName`).
+pub(crate) fn is_alias(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName")
+}
+
+/// Whether clients may dial an address of the Service's own, so that what they send can be routed.
+pub(crate) fn has_cluster_ip(service: &Service) -> bool {
+    !is_alias(service) && !is_headless(service)
+}
+
 /// The app's protocol once an ingress controller's TLS is terminated: from the Service port's `appProtocol`, else from the prefix of the port's name. Unknown values
 /// are ignored.
 pub(crate) fn app_protocol(app_protocol: Option<&str>, port_name: Option<&str>) -> AppProtocol {

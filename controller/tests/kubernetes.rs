@@ -12,8 +12,9 @@ const NAMESPACE: &str = "tidegate-system";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
 const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
 /// The kinds besides those of Tidegate that have a status, by collection.
-const OTHERS: [(&str, &str, &str); 5] = [
+const OTHERS: [(&str, &str, &str); 6] = [
     ("access.smi-spec.io/v1alpha3/traffictargets", "access.smi-spec.io/v1alpha3", "TrafficTarget"),
+    ("split.smi-spec.io/v1alpha4/trafficsplits", "split.smi-spec.io/v1alpha4", "TrafficSplit"),
     ("specs.smi-spec.io/v1alpha4/httproutegroups", "specs.smi-spec.io/v1alpha4", "HTTPRouteGroup"),
     ("specs.smi-spec.io/v1alpha4/tcproutes", "specs.smi-spec.io/v1alpha4", "TCPRoute"),
     ("gateway.networking.k8s.io/v1/httproutes", "gateway.networking.k8s.io/v1", "HTTPRoute"),
@@ -184,6 +185,7 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
     let service = json!({"group": "", "kind": "Service", "name": "none"});
     let specs = [
         json!({"destination": account, "sources": [account], "rules": [{"kind": "TCPRoute", "name": "other"}]}),
+        json!({"service": "none", "backends": []}),
         json!({"matches": [{"name": "all", "methods": ["GET"]}]}),
         json!({"matches": {"ports": [80]}}),
         json!({"parentRefs": [service]}),

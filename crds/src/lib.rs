@@ -22,6 +22,7 @@ pub mod schema;
 pub mod smi_status;
 pub mod stored;
 pub mod tcp_route;
+pub mod traffic_split;
 pub mod traffic_target;
 pub mod validate;
 
@@ -30,5 +31,6 @@ pub use ingress_backend::{IngressBackend, IngressBackendSpec, IngressBackendStat
 pub use mesh_config::{MeshConfig, MeshConfigSpec, MeshConfigStatus};
 pub use smi_status::SmiStatus;
 pub use tcp_route::{TCPRoute, TCPRouteSpec};
+pub use traffic_split::{TrafficSplit, TrafficSplitSpec};
 pub use traffic_target::{TrafficTarget, TrafficTargetSpec};
 pub use validate::{Finding, Severity};

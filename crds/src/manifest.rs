@@ -6,7 +6,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 
 use crate::mesh_config::{MESH_CONFIG, OLDER_MESH_CONFIG};
-use crate::{HTTPRouteGroup, IngressBackend, MeshConfig, TCPRoute, TrafficTarget};
+use crate::{HTTPRouteGroup, IngressBackend, MeshConfig, TCPRoute, TrafficSplit, TrafficTarget};
 
 /// Every CRD with the name of its file in `crds/yaml`.
 pub fn all() -> Vec<(&'static str, CustomResourceDefinition)> {
@@ -14,6 +14,7 @@ pub fn all() -> Vec<(&'static str, CustomResourceDefinition)> {
         ("policy.openservicemesh.io_ingressbackends.yaml", IngressBackend::crd()),
         ("config.openservicemesh.io_meshconfigs.yaml", mesh_config()),
         ("access.smi-spec.io_traffictargets.yaml", TrafficTarget::crd()),
+        ("split.smi-spec.io_trafficsplits.yaml", traffic_split()),
         ("specs.smi-spec.io_httproutegroups.yaml", HTTPRouteGroup::crd()),
         ("specs.smi-spec.io_tcproutes.yaml", TCPRoute::crd()),
     ]
@@ -32,6 +33,16 @@ fn mesh_config() -> CustomResourceDefinition {
             deprecation_warning: Some(warning),
             ..newest
         });
+    }
+    crd
+}
+
+/// The TrafficSplit is also served in the version that Open Service Mesh had. Objects that it stored are read in either.
+fn traffic_split() -> CustomResourceDefinition {
+    let mut crd = TrafficSplit::crd();
+    if let Some(newest) = crd.spec.versions.first().cloned() {
+        let older = CustomResourceDefinitionVersion { name: "v1alpha2".to_owned(), storage: false, ..newest };
+        crd.spec.versions.push(older);
     }
     crd
 }

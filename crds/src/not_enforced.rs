@@ -27,7 +27,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 16] = [
     ),
     ("access.smi-spec.io", &[("TrafficTarget", ""), ("IdentityBinding", "name ServiceAccounts instead")]),
     ("specs.smi-spec.io", &[("HTTPRouteGroup", ""), ("TCPRoute", ""), ("UDPRoute", "UDP bypasses the mesh")]),
-    ("split.smi-spec.io", &[("TrafficSplit", "traffic goes to the Service's own endpoints")]),
+    ("split.smi-spec.io", &[("TrafficSplit", "")]),
     ("plugin.flomesh.io", &[("Plugin", SIDECARS), ("PluginChain", SIDECARS), ("PluginConfig", SIDECARS)]),
     (
         "flomesh.io",

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mesh_config::Condition;
 
-/// Status of a TrafficTarget, HTTPRouteGroup or TCPRoute.
+/// Status of a TrafficTarget, TrafficSplit, HTTPRouteGroup or TCPRoute.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SmiStatus {

@@ -9,6 +9,7 @@ mod findings;
 mod http_route_group;
 mod ingress_backend;
 mod mesh_config;
+mod traffic_split;
 mod traffic_target;
 
 use std::fmt;
@@ -17,6 +18,7 @@ pub use findings::listed;
 pub use http_route_group::{http_route_group, too_many_expressions};
 pub use ingress_backend::{IngressProtocol, ingress_backend};
 pub use mesh_config::mesh_config;
+pub use traffic_split::traffic_split;
 pub use traffic_target::traffic_target;
 
 /// An error or warning about one field.

@@ -165,6 +165,9 @@ fn every_status_of_a_policy_is_explained() {
             "controller/src/compile/mesh_config.rs",
             "controller/src/compile/peers.rs",
             "controller/src/compile/status.rs",
+            "controller/src/compile/traffic_split.rs",
+            "controller/src/compile/traffic_split/fault.rs",
+            "controller/src/compile/traffic_split/shares.rs",
             "controller/src/compile/traffic_target.rs",
             "controller/src/compile/traffic_target/rules.rs",
             "controller/src/index/namespaces.rs",
@@ -187,6 +190,7 @@ fn every_finding_in_a_manifest_is_explained() {
         "crds/src/validate/ingress_backend.rs",
         "crds/src/validate/http_route_group.rs",
         "crds/src/validate/mesh_config.rs",
+        "crds/src/validate/traffic_split.rs",
         "crds/src/validate/traffic_target.rs",
         "controller/src/source/folder/document.rs",
     ]);

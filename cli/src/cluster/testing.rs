@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use super::client::Cluster;
 
 /// The API paths of the kinds that tests use.
-const KINDS: [(&str, &str); 21] = [
+const KINDS: &[(&str, &str)] = &[
     ("Namespace", "v1/namespaces"),
     ("Pod", "v1/pods"),
     ("Service", "v1/services"),
@@ -25,6 +25,7 @@ const KINDS: [(&str, &str); 21] = [
     ("IngressBackend", "policy.openservicemesh.io/v1alpha1/ingressbackends"),
     ("MeshConfig", "config.openservicemesh.io/v1alpha2/meshconfigs"),
     ("TrafficTarget", "access.smi-spec.io/v1alpha3/traffictargets"),
+    ("TrafficSplit", "split.smi-spec.io/v1alpha4/trafficsplits"),
     ("HTTPRouteGroup", "specs.smi-spec.io/v1alpha4/httproutegroups"),
     ("TCPRoute", "specs.smi-spec.io/v1alpha4/tcproutes"),
     ("Egress", "policy.openservicemesh.io/v1alpha1/egresses"),

@@ -21,7 +21,7 @@ use super::status::{Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, RouteObject, parent_of};
 use crate::object::{ObjectName, OfKind};
 
-pub(crate) use attach::PortRoutes;
+pub(super) use attach::{deciding, has_routes, routes};
 
 use attach::{NamespaceRoutes, ports};
 use fault::{BACKEND_NOT_FOUND, Fault, UNSUPPORTED_VALUE};

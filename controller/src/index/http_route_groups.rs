@@ -117,7 +117,8 @@ impl Stored for HTTPRouteGroup {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(HTTPRouteGroup::crd);
         Some(CustomKind {
             definition: || &DEFINITION,
-            older_version: None,
+            older_versions: &[],
+            are_older_deprecated: false,
             findings: |object| validate::http_route_group(&object.spec),
         })
     }

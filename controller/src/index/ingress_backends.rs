@@ -91,7 +91,8 @@ impl Stored for IngressBackend {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(IngressBackend::crd);
         Some(CustomKind {
             definition: || &DEFINITION,
-            older_version: None,
+            older_versions: &[],
+            are_older_deprecated: false,
             findings: |object| validate::ingress_backend(&object.spec),
         })
     }

@@ -71,7 +71,8 @@ impl Stored for MeshConfig {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(MeshConfig::crd);
         Some(CustomKind {
             definition: || &DEFINITION,
-            older_version: Some(OLDER_MESH_CONFIG),
+            older_versions: &[OLDER_MESH_CONFIG],
+            are_older_deprecated: true,
             findings: |object| validate::mesh_config(&object.spec),
         })
     }

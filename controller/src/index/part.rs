@@ -51,7 +51,7 @@ pub(crate) enum Effect {
     Opened(Vec<ObjectName>),
     /// The Pods of a service account.
     Account(ObjectName),
-    /// The TrafficTargets that refer to the object of this kind and name.
+    /// The TrafficTargets and TrafficSplits that refer to the object of this kind and name.
     Target(Kind, ObjectName),
     /// The workloads on a node.
     Node(Arc<str>),
@@ -59,7 +59,9 @@ pub(crate) enum Effect {
     Addresses(Vec<IpAddr>),
     /// A route with this name, and everything about the Services that are its parents.
     Route(ObjectName, BTreeSet<ObjectName>),
-    /// The routes that have this Service as a parent or as a backend.
+    /// Everything about this Service, which is the root of a TrafficSplit.
+    Split(ObjectName),
+    /// The routes and splits that have this Service as a parent or as a backend.
     RoutedService(ObjectName),
 }
 

@@ -97,7 +97,8 @@ impl Stored for TrafficTarget {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(TrafficTarget::crd);
         Some(CustomKind {
             definition: || &DEFINITION,
-            older_version: None,
+            older_versions: &[],
+            are_older_deprecated: false,
             findings: |object| {
                 let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
                 validate::traffic_target(namespace, &object.spec)

@@ -22,6 +22,8 @@ macro_rules! kinds {
             IngressBackend(tidegate_crds::IngressBackend): ingress_backends,
             /// Which workloads may send what to the Pods of a service account; `access.smi-spec.io/v1alpha3`.
             TrafficTarget(tidegate_crds::TrafficTarget): traffic_targets,
+            /// Which Services share the traffic of a Service; `split.smi-spec.io/v1alpha4`.
+            TrafficSplit(tidegate_crds::TrafficSplit): traffic_splits,
             /// Sets of HTTP requests; `specs.smi-spec.io/v1alpha4`.
             HTTPRouteGroup(tidegate_crds::HTTPRouteGroup): http_route_groups,
             /// Ports; `specs.smi-spec.io/v1alpha4`.

@@ -53,8 +53,10 @@ pub(crate) enum Scope {
 pub(crate) struct CustomKind<K> {
     /// Its definition.
     pub(crate) definition: fn() -> &'static CustomResourceDefinition,
-    /// A deprecated `apiVersion` with the same fields.
-    pub(crate) older_version: Option<&'static str>,
+    /// Other `apiVersion`s with the same fields.
+    pub(crate) older_versions: &'static [&'static str],
+    /// Whether they are deprecated.
+    pub(crate) are_older_deprecated: bool,
     /// Validates an object that was decoded: errors and warnings.
     pub(crate) findings: fn(&K) -> Vec<Finding>,
 }

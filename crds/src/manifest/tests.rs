@@ -15,6 +15,7 @@ const INGRESS_BACKENDS: [&str; 4] = [
 ];
 const TRAFFIC_TARGET: &str = include_str!("../../testdata/traffic_target.yaml");
 const HTTP_ROUTE_GROUP: &str = include_str!("../../testdata/http_route_group.yaml");
+const TRAFFIC_SPLIT: &str = include_str!("../../testdata/traffic_split.yaml");
 const TCP_ROUTE: &str = include_str!("../../testdata/tcp_route.yaml");
 const MESH_CONFIG: &str = include_str!("../../testdata/mesh_config.yaml");
 
@@ -53,6 +54,10 @@ fn names_are_osm_s() {
         r#"access.smi-spec.io TrafficTarget traffictargets Some("traffictarget") Some(["tt"]) Namespaced"#
     );
     assert_eq!(
+        names(TrafficSplit::crd()),
+        r#"split.smi-spec.io TrafficSplit trafficsplits Some("trafficsplit") Some(["ts"]) Namespaced"#
+    );
+    assert_eq!(
         names(HTTPRouteGroup::crd()),
         r#"specs.smi-spec.io HTTPRouteGroup httproutegroups Some("httproutegroup") Some(["htr"]) Namespaced"#
     );
@@ -79,6 +84,7 @@ fn a_manifest_of_an_osm_user_fits_the_schema_and_comes_back_whole() {
     }
     assert_round_trip::<MeshConfig>(MESH_CONFIG);
     assert_round_trip::<TrafficTarget>(TRAFFIC_TARGET);
+    assert_round_trip::<TrafficSplit>(TRAFFIC_SPLIT);
     assert_round_trip::<HTTPRouteGroup>(HTTP_ROUTE_GROUP);
     assert_round_trip::<TCPRoute>(TCP_ROUTE);
 }

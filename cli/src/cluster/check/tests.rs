@@ -69,6 +69,7 @@ async fn healthy() -> (TestCluster, String) {
         crd("ingressbackends", "policy.openservicemesh.io", "v1alpha1"),
         crd("meshconfigs", "config.openservicemesh.io", "v1alpha2"),
         crd("traffictargets", "access.smi-spec.io", "v1alpha3"),
+        crd("trafficsplits", "split.smi-spec.io", "v1alpha4"),
         crd("httproutegroups", "specs.smi-spec.io", "v1alpha4"),
         crd("tcproutes", "specs.smi-spec.io", "v1alpha4"),
         webhooks("MutatingWebhookConfiguration", "tidegate-injector", "pods", &pem),

@@ -7,20 +7,17 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Service, ServicePort};
-use tidegate_core::backend::BackendRef;
-use tidegate_core::route::{Action, BackendTarget, MAX_EXPRESSIONS, Route, RouteRule, WeightedBackend};
+use k8s_openapi::api::core::v1::ServicePort;
+use tidegate_core::route::{MAX_EXPRESSIONS, Route};
 use tidegate_crds::gateway_api::ParentRef;
 
 use super::fault::{Fault, UNSUPPORTED_VALUE};
 use super::rule::{self, speaks_http};
-use crate::compile::destination::Resolver;
-use crate::compile::route_features::Feature;
+use crate::compile::route_features::Features;
 use crate::index::{Index, RouteObject, RouteWeight, parent_of};
 use crate::object::{Kind, ObjectName};
-use crate::service::tcp_ports;
+use crate::service::{has_cluster_ip, tcp_ports};
 
 /// What the routes of one namespace at one Service may take. A sidecar refuses messages of 4 MiB, and more expressions.
 const MOST: RouteWeight = RouteWeight { bytes: 3 << 20, expressions: MAX_EXPRESSIONS };
@@ -38,13 +35,6 @@ pub(super) struct NamespaceRoutes<'i> {
 struct Member<'i> {
     object: RouteObject<'i>,
     ports: BTreeSet<u16>,
-}
-
-/// The routes that clients of a port get.
-pub(crate) struct PortRoutes {
-    pub(crate) routes: Vec<Route>,
-    /// The namespace whose routes they are.
-    pub(crate) namespace: Arc<str>,
 }
 
 impl<'i> NamespaceRoutes<'i> {
@@ -99,29 +89,32 @@ impl<'i> NamespaceRoutes<'i> {
     }
 }
 
-impl Resolver<'_> {
-    /// Whether clients of any namespace get routes at a port of a Service.
-    pub(crate) fn has_routes(&self, service: &ObjectName, port: u16) -> bool {
-        let is_attached = |object| attached(self.index, &object, service).contains(&port);
-        self.features.has(Feature::Routing) && self.index.routes_of(service).any(is_attached)
-    }
+/// Whether routes of any namespace are attached to a port of a Service.
+pub(crate) fn has_routes(index: &Index, service: &ObjectName, port: u16) -> bool {
+    index.routes_of(service).any(|object| attached(index, &object, service).contains(&port))
+}
 
-    /// The routes that clients in the namespace `caller` get at a port of a Service; `None` without any for any namespace.
-    /// Where only other namespaces have routes, they are one that leads to the Service itself.
-    pub(crate) fn routes(&self, service: &ObjectName, port: u16, caller: &str) -> Option<PortRoutes> {
-        if !self.has_routes(service, port) {
-            return None;
-        }
-        for namespace in [caller, &*service.namespace] {
-            let group = NamespaceRoutes::of(self.index, service, namespace);
-            let compile = |object| rule::compile(self.index, object, self.features).route;
-            let routes: Vec<_> = group.at(port).map(compile).collect();
-            if !routes.is_empty() {
-                return Some(PortRoutes { routes, namespace: namespace.into() });
-            }
-        }
-        Some(PortRoutes { routes: vec![to_itself(service, port)], namespace: service.namespace.clone() })
-    }
+/// The routes of a namespace that are in force at a port of a Service.
+pub(crate) fn routes(
+    index: &Index,
+    features: Features,
+    service: &ObjectName,
+    port: u16,
+    namespace: &str,
+) -> Vec<Route> {
+    let group = NamespaceRoutes::of(index, service, namespace);
+    group.at(port).map(|object| rule::compile(index, object, features).route).collect()
+}
+
+/// The oldest of these routes.
+pub(crate) fn deciding(
+    index: &Index,
+    service: &ObjectName,
+    port: u16,
+    namespace: &str,
+) -> Option<(Kind, ObjectName)> {
+    let object = NamespaceRoutes::of(index, service, namespace).at(port).next()?;
+    Some((object.kind, object.name.clone()))
 }
 
 /// The ports of a Service to which a parentRef attaches a route, or why it attaches to none.
@@ -158,27 +151,8 @@ fn attached(index: &Index, object: &RouteObject<'_>, service: &ObjectName) -> BT
     parents.filter_map(|parent| ports(index, object.name, parent).ok()).flatten().collect()
 }
 
-fn has_cluster_ip(service: &Service) -> bool {
-    let spec = service.spec.as_ref();
-    let is_alias = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
-    let is_headless = spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None");
-    !is_alias && !is_headless
-}
-
 /// The oldest first, then by `<namespace>/<name>`.
 fn by_age(a: &RouteObject<'_>, b: &RouteObject<'_>) -> Ordering {
     let origin = |object: &RouteObject<'_>| object.name.to_ref(object.kind);
     rule::created(a).cmp(&rule::created(b)).then_with(|| origin(a).cmp_by_name(&origin(b)))
-}
-
-/// What clients get without routes.
-fn to_itself(service: &ObjectName, port: u16) -> Route {
-    let backend = BackendRef { object: service.to_ref(Kind::Service), port };
-    let share = WeightedBackend::new(1, BackendTarget::Backend(backend));
-    Route {
-        origin: service.to_ref(Kind::Service),
-        created: 0,
-        hosts: Vec::new(),
-        rules: vec![RouteRule::new(Action::Forward(vec![share]))],
-    }
 }

@@ -23,7 +23,7 @@ use super::filter;
 use crate::compile::route_features::{Feature, Features};
 use crate::index::{Index, RouteObject, backend_of};
 use crate::object::Kind;
-use crate::service::{port_protocol, tcp_ports};
+use crate::service::{is_alias, port_protocol, tcp_ports};
 
 /// A route, as far as it can be carried out.
 #[derive(Clone, Debug)]
@@ -234,7 +234,7 @@ pub(super) fn resolve(
     let name = backend_of(object.name, backend);
     let missing = |what: String| Fault::new(BACKEND_NOT_FOUND, what);
     let service = index.service(&name).ok_or_else(|| missing(format!("there is no Service {name}")))?;
-    if service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName")) {
+    if is_alias(service) {
         return Err(missing(format!("Service {name} is an alias of a name outside the cluster")));
     }
     let number = backend.port.ok_or_else(|| missing(format!("Service {name} needs a port")))?;

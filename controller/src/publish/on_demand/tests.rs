@@ -156,3 +156,31 @@ fn an_unsubscribed_name_is_forgotten() {
     assert!(client.wants(&name) && client.unsubscribe(&name) && !client.wants(&name));
     assert_eq!(controller.resources.len(), 1);
 }
+
+#[test]
+fn a_split_its_group_and_its_backends_change_the_routes_of_its_root() {
+    let controller = Controller::started();
+    let client = subscribed(&controller, "web");
+    news(&client);
+    let split = |more: &str| {
+        format!(
+            "apiVersion: split.smi-spec.io/v1alpha4\nkind: TrafficSplit\nmetadata: {{name: s, namespace: shop}}\n\
+             spec: {{service: cart, backends: [{{service: v2, weight: 1}}, {{service: v3, weight: 1}}]{more}}}\n"
+        )
+    };
+    let group = "apiVersion: specs.smi-spec.io/v1alpha4\nkind: HTTPRouteGroup\nmetadata: {name: g, namespace: shop}\n\
+                 spec: {matches: [{name: a, pathRegex: /a}]}\n";
+    controller.apply(&split(""));
+    let leads = format!("{DESTINATION}: [\"{ROUTES}\"]");
+    assert_eq!(news(&client), [format!("{ROUTES}: v2,invalid"), leads.clone()]);
+    controller.apply(&SERVICES.replace("name: v2", "name: v3"));
+    assert_eq!(news(&client), [format!("{ROUTES}: v2,v3")]);
+    controller.apply(&split(", matches: [{kind: HTTPRouteGroup, name: g}]"));
+    assert_eq!(news(&client)[0], format!("{ROUTES}: gone"), "the group is not there yet");
+    controller.apply(group);
+    assert_eq!(news(&client), [format!("{ROUTES}: v2,v3,cart"), leads]);
+    controller.apply(&group.replace("/a", "/b"));
+    assert_eq!(news(&client), [format!("{ROUTES}: v2,v3,cart")], "its new matches");
+    controller.apply(&route("shop/r", "v2"));
+    assert_eq!(news(&client), [format!("{ROUTES}: v2")]);
+}

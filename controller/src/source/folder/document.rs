@@ -142,9 +142,11 @@ impl Reader<'_> {
             }
             return api_version == right;
         };
-        if custom.older_version == Some(api_version) {
-            let message = format!("{api_version} is deprecated: {right} has the same fields");
-            self.api_version(node, ProblemSeverity::Warning, message);
+        if custom.older_versions.contains(&api_version) {
+            if custom.are_older_deprecated {
+                let message = format!("{api_version} is deprecated: {right} has the same fields");
+                self.api_version(node, ProblemSeverity::Warning, message);
+            }
         } else if api_version != right {
             self.parsed.has_unknown = true;
             let message = format!("{} is not served in version {api_version}: use {right}", K::KIND);
