@@ -273,19 +273,25 @@ impl Index {
         TCPRoute::get(&self.parts.tcp_routes, name)
     }
 
-    /// Every HTTPRoute and GRPCRoute.
+    /// Every route of Gateway API.
     pub(crate) fn routes(&self) -> impl Iterator<Item = RouteObject<'_>> {
-        self.parts.http_routes.iter().chain(self.parts.grpc_routes.iter())
+        let IndexParts { http_routes, grpc_routes, tls_routes, gateway_tcp_routes, .. } = &self.parts;
+        let http = http_routes.iter().chain(grpc_routes.iter());
+        http.chain(tls_routes.iter()).chain(gateway_tcp_routes.iter())
     }
 
-    /// The HTTPRoute and the GRPCRoute of this name.
+    /// The routes of this name, at most one of each kind.
     pub(crate) fn routes_named(&self, name: &ObjectName) -> impl Iterator<Item = RouteObject<'_>> {
-        self.parts.http_routes.named(name).into_iter().chain(self.parts.grpc_routes.named(name))
+        let IndexParts { http_routes, grpc_routes, tls_routes, gateway_tcp_routes, .. } = &self.parts;
+        let http = [http_routes.named(name), grpc_routes.named(name)];
+        http.into_iter().chain([tls_routes.named(name), gateway_tcp_routes.named(name)]).flatten()
     }
 
-    /// The HTTPRoutes and GRPCRoutes that name a Service as a parent.
+    /// The routes that name a Service as a parent.
     pub(crate) fn routes_of(&self, service: &ObjectName) -> impl Iterator<Item = RouteObject<'_>> {
-        self.parts.http_routes.with_parent(service).chain(self.parts.grpc_routes.with_parent(service))
+        let IndexParts { http_routes, grpc_routes, tls_routes, gateway_tcp_routes, .. } = &self.parts;
+        let http = http_routes.with_parent(service).chain(grpc_routes.with_parent(service));
+        http.chain(tls_routes.with_parent(service)).chain(gateway_tcp_routes.with_parent(service))
     }
 
     /// A Service's EndpointSlices.
@@ -456,8 +462,11 @@ impl Index {
 
     /// Whether a namespace is in the mesh decides about its routes as well.
     fn affect_namespace(&self, namespace: Arc<str>, affected: &mut Affected) {
-        let (http, grpc) = (&self.parts.http_routes, &self.parts.grpc_routes);
-        for route in http.in_namespace(&namespace).chain(grpc.in_namespace(&namespace)) {
+        let IndexParts { http_routes, grpc_routes, tls_routes, gateway_tcp_routes, .. } = &self.parts;
+        let http = http_routes.in_namespace(&namespace).chain(grpc_routes.in_namespace(&namespace));
+        for route in
+            http.chain(tls_routes.in_namespace(&namespace)).chain(gateway_tcp_routes.in_namespace(&namespace))
+        {
             affected.routes.insert(route.name.clone());
             route.parents().iter().for_each(|parent| self.affect_parent(parent, affected));
         }
@@ -477,8 +486,11 @@ impl Index {
 
     /// A Service that is a backend affects the routes and splits that name it, and the clients of their parents.
     fn affect_routes_to(&self, service: &ObjectName, affected: &mut Affected) {
-        let (http, grpc) = (&self.parts.http_routes, &self.parts.grpc_routes);
-        for route in http.with_backend(service).chain(grpc.with_backend(service)) {
+        let IndexParts { http_routes, grpc_routes, tls_routes, gateway_tcp_routes, .. } = &self.parts;
+        let http = http_routes.with_backend(service).chain(grpc_routes.with_backend(service));
+        for route in
+            http.chain(tls_routes.with_backend(service)).chain(gateway_tcp_routes.with_backend(service))
+        {
             affected.routes.insert(route.name.clone());
             affected.routed.extend(route.parents());
         }

@@ -12,13 +12,15 @@ const NAMESPACE: &str = "tidegate-system";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
 const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
 /// The kinds besides those of Tidegate that have a status, by collection.
-const OTHERS: [(&str, &str, &str); 6] = [
+const OTHERS: [(&str, &str, &str); 8] = [
     ("access.smi-spec.io/v1alpha3/traffictargets", "access.smi-spec.io/v1alpha3", "TrafficTarget"),
     ("split.smi-spec.io/v1alpha4/trafficsplits", "split.smi-spec.io/v1alpha4", "TrafficSplit"),
     ("specs.smi-spec.io/v1alpha4/httproutegroups", "specs.smi-spec.io/v1alpha4", "HTTPRouteGroup"),
     ("specs.smi-spec.io/v1alpha4/tcproutes", "specs.smi-spec.io/v1alpha4", "TCPRoute"),
     ("gateway.networking.k8s.io/v1/httproutes", "gateway.networking.k8s.io/v1", "HTTPRoute"),
     ("gateway.networking.k8s.io/v1/grpcroutes", "gateway.networking.k8s.io/v1", "GRPCRoute"),
+    ("gateway.networking.k8s.io/v1/tlsroutes", "gateway.networking.k8s.io/v1", "TLSRoute"),
+    ("gateway.networking.k8s.io/v1/tcproutes", "gateway.networking.k8s.io/v1", "TCPRoute"),
 ];
 const LEASES: &str = "coordination.k8s.io/v1/leases";
 
@@ -188,6 +190,8 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
         json!({"service": "none", "backends": []}),
         json!({"matches": [{"name": "all", "methods": ["GET"]}]}),
         json!({"matches": {"ports": [80]}}),
+        json!({"parentRefs": [service]}),
+        json!({"parentRefs": [service]}),
         json!({"parentRefs": [service]}),
         json!({"parentRefs": [service]}),
     ];

@@ -1,11 +1,12 @@
-//! Gateway API's routes as a mesh reads them: `HTTPRoute` and `GRPCRoute` of `gateway.networking.k8s.io/v1`.
+//! Gateway API's routes as a mesh reads them: `HTTPRoute`, `GRPCRoute`, `TLSRoute` and `TCPRoute` of
+//! `gateway.networking.k8s.io/v1`.
 //!
 //! Their definitions belong to the cluster, not to Tidegate, and may be newer than this program. So each part of a route is
 //! read by itself ([`Part`]): an unknown value or field makes the smallest part that contains it unreadable, and neither
-//! the rest of the object nor other objects. `hostnames` are not read: they have no meaning for a route of a Service
-//! (GEP-1294).
+//! the rest of the object nor other objects. `hostnames` have a meaning only for TLSRoutes: for other routes of a Service they
+//! are ignored (GEP-1294).
 //!
-//! [`rule`] has the parts of a rule, which are the same for both kinds.
+//! [`rule`] has the parts of a rule, which are the same for all kinds; a TLSRoute or TCPRoute has the fewest.
 
 mod duration;
 pub mod rule;
@@ -26,7 +27,7 @@ use crate::bounded;
 use rule::Rule;
 
 /// The API group of routes.
-pub(crate) const GROUP: &str = "gateway.networking.k8s.io";
+pub const GROUP: &str = "gateway.networking.k8s.io";
 /// The version that is read.
 pub const VERSION: &str = "v1";
 
@@ -34,6 +35,10 @@ pub const VERSION: &str = "v1";
 pub const MOST_PARENTS: usize = 32;
 /// Maximum rules of a route: four times as many as the definition of v1.7 allows.
 const MOST_RULES: usize = 64;
+/// Maximum hostnames of a TLSRoute (Gateway API: `TLSRouteSpec`).
+const MOST_HOSTNAMES: usize = 1024;
+/// Maximum characters of a hostname (Gateway API: `Hostname`).
+const HOSTNAME: usize = 253;
 /// Maximum bytes of the reason why a part cannot be read.
 const LONGEST_REASON: usize = 160;
 
@@ -58,9 +63,30 @@ pub trait RouteProtocol: Clone + Debug + PartialEq + Send + Sync + 'static {
     const KIND: &'static str;
     /// The resource in URLs.
     const PLURAL: &'static str;
-    /// Whether requests are gRPC calls.
-    const IS_GRPC: bool;
+    /// The protocol.
+    const ROUTED: Routed;
 }
+
+/// What a route routes. Of several kinds of routes at one port of a Service, the one that stands last here wins (GEP-1294).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Routed {
+    /// Connections.
+    Tcp,
+    /// TLS connections, by the name of the server that the client asks for.
+    Tls,
+    /// HTTP requests.
+    Http,
+    /// gRPC calls.
+    Grpc,
+}
+
+/// TCP: [`GatewayRoute`] is a TCPRoute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tcp {}
+
+/// TLS that is passed through: [`GatewayRoute`] is a TLSRoute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {}
 
 /// HTTP: [`GatewayRoute`] is an HTTPRoute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +103,18 @@ pub struct RouteSpec {
     /// What the rules apply to.
     #[serde(default, deserialize_with = "parents")]
     pub parent_refs: Vec<ParentRef>,
+    /// The names of servers that it is about, of a TLSRoute.
+    #[serde(default)]
+    pub hostnames: Option<Part<Hostnames>>,
     /// The rules, in order.
     #[serde(default, deserialize_with = "rules")]
     pub rules: Vec<Part<Rule>>,
 }
+
+/// Names of servers, or `*.` and a suffix.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Hostnames(#[serde(deserialize_with = "hostnames")] pub Vec<String>);
 
 /// A parent of a route. It is repeated in the route's status, field by field.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -109,16 +143,28 @@ pub struct ParentRef {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part<T>(pub Result<T, Box<str>>);
 
+impl RouteProtocol for Tcp {
+    const KIND: &'static str = "TCPRoute";
+    const PLURAL: &'static str = "tcproutes";
+    const ROUTED: Routed = Routed::Tcp;
+}
+
+impl RouteProtocol for Tls {
+    const KIND: &'static str = "TLSRoute";
+    const PLURAL: &'static str = "tlsroutes";
+    const ROUTED: Routed = Routed::Tls;
+}
+
 impl RouteProtocol for Http {
     const KIND: &'static str = "HTTPRoute";
     const PLURAL: &'static str = "httproutes";
-    const IS_GRPC: bool = false;
+    const ROUTED: Routed = Routed::Http;
 }
 
 impl RouteProtocol for Grpc {
     const KIND: &'static str = "GRPCRoute";
     const PLURAL: &'static str = "grpcroutes";
-    const IS_GRPC: bool = true;
+    const ROUTED: Routed = Routed::Grpc;
 }
 
 impl<P> GatewayRoute<P> {
@@ -172,7 +218,7 @@ impl RouteSpec {
 
     /// Parents alone: what is left of a route whose rules cannot be read at all, for this reason.
     pub fn without_rules(parent_refs: Vec<ParentRef>, reason: &str) -> Self {
-        Self { parent_refs, rules: vec![Part(Err(shortened(reason)))] }
+        Self { parent_refs, hostnames: None, rules: vec![Part(Err(shortened(reason)))] }
     }
 }
 
@@ -197,6 +243,11 @@ fn parents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ParentRef>,
 
 fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Part<Rule>>, D::Error> {
     bounded::list(deserializer, "spec.rules", MOST_RULES)
+}
+
+fn hostnames<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let names: Vec<bounded::Text<HOSTNAME>> = bounded::list(deserializer, "spec.hostnames", MOST_HOSTNAMES)?;
+    Ok(names.into_iter().map(String::from).collect())
 }
 
 fn shortened(text: &str) -> Box<str> {

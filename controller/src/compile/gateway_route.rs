@@ -1,4 +1,4 @@
-//! HTTPRoutes and GRPCRoutes of Services: the status of a route, for each of its parents that is a Service.
+//! Gateway API's routes of Services: the status of a route, for each of its parents that is a Service.
 //!
 //! What clients get is in `attach`, what a rule means in `rule`. Both are also what the status is made from, so that
 //! `Accepted` is said of what sidecars do and of nothing else.
@@ -109,7 +109,7 @@ impl<'i> RouteStatuses<'i> {
 
     /// Why a parent does not accept a route, whatever its rules.
     fn refusal(&mut self, object: &RouteObject<'i>, parent: &ParentRef) -> Option<Fault> {
-        let numbers = match ports(self.index, object.name, parent) {
+        let numbers = match ports(self.index, object, parent) {
             Ok(numbers) => numbers,
             Err(fault) => return Some(fault),
         };

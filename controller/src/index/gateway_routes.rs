@@ -1,6 +1,6 @@
-//! HTTPRoutes and GRPCRoutes, by name, by the Services that are their parents and by those that are their backends.
+//! Gateway API's routes, by name, by the Services that are their parents and by those that are their backends.
 //!
-//! Both kinds are one type and have one part each. A route whose parents are Gateways alone is kept, but found by nothing
+//! All kinds are one type and have one part each. A route whose parents are Gateways alone is kept, but found by nothing
 //! except its name.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,9 @@ use tidegate_crds::gateway_api::rule::{
     BackendRef, Filter, HeaderModifier, MethodMatch, PathMatchType, Rule, RuleMatch, ValueMatch,
     ValueMatchType,
 };
-use tidegate_crds::gateway_api::{GatewayRoute, MOST_PARENTS, ParentRef, Part, RouteProtocol, RouteSpec};
+use tidegate_crds::gateway_api::{
+    GatewayRoute, MOST_PARENTS, ParentRef, Part, RouteProtocol, RouteSpec, Routed,
+};
 use tidegate_kubernetes::lean::{First, Meta};
 
 use super::part::{Effect, Indexed, References, in_namespace};
@@ -30,15 +32,15 @@ pub(crate) struct GatewayRoutes<P> {
     by_backend: References,
 }
 
-/// A route of either kind.
+/// A route of any kind.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RouteObject<'i> {
     pub(crate) kind: Kind,
     pub(crate) name: &'i ObjectName,
     pub(crate) metadata: &'i ObjectMeta,
     pub(crate) spec: &'i RouteSpec,
-    /// Whether its rules are about gRPC calls.
-    pub(crate) is_grpc: bool,
+    /// What its rules are about.
+    pub(crate) routed: Routed,
     /// Whether its stored status has an entry of this mesh's controller.
     pub(crate) is_reported: bool,
 }
@@ -173,6 +175,9 @@ where
             item::<ParentRef>() + REFERENCE + STATUS + text(&parent.name) + texts
         });
         let rules: usize = parts(&self.spec.rules, rule_size);
+        let hostnames = self.spec.hostnames.as_ref().and_then(|part| part.read().ok()).into_iter();
+        let hostnames = hostnames.flat_map(|names| &names.0).map(|name| item::<String>() + text(name));
+        let rules = rules + hostnames.sum::<usize>();
         size_of::<Self>() + STATUS + of_metadata(&self.metadata) + parents.sum::<usize>() + rules
     }
 }
@@ -232,7 +237,7 @@ where
         name,
         metadata: &object.metadata,
         spec: &object.spec,
-        is_grpc: P::IS_GRPC,
+        routed: P::ROUTED,
         is_reported: object.is_reported,
     }
 }

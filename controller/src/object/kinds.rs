@@ -34,6 +34,10 @@ macro_rules! kinds {
             HTTPRoute(tidegate_crds::gateway_api::GatewayRoute<tidegate_crds::gateway_api::Http>): http_routes,
             /// Where gRPC calls for a Service go; `gateway.networking.k8s.io/v1`.
             GRPCRoute(tidegate_crds::gateway_api::GatewayRoute<tidegate_crds::gateway_api::Grpc>): grpc_routes,
+            /// Where TLS connections to a Service go, by server name; `gateway.networking.k8s.io/v1`.
+            TLSRoute(tidegate_crds::gateway_api::GatewayRoute<tidegate_crds::gateway_api::Tls>): tls_routes,
+            /// Where connections to a Service go; `gateway.networking.k8s.io/v1`.
+            GatewayTCPRoute(tidegate_crds::gateway_api::GatewayRoute<tidegate_crds::gateway_api::Tcp>): gateway_tcp_routes,
         }
     };
 }

@@ -20,8 +20,8 @@ macro_rules! define_kind {
         }
 
         impl Kind {
-            /// The `kind` of manifests.
-            pub fn as_str(self) -> &'static str {
+            /// The name of its variant, which tells SMI's and Gateway API's TCPRoutes apart.
+            pub(crate) fn variant(self) -> &'static str {
                 match self {
                     $(Self::$kind => stringify!($kind),)*
                 }
@@ -52,6 +52,11 @@ pub struct ObjectKey {
 }
 
 impl Kind {
+    /// The `kind` of manifests.
+    pub fn as_str(self) -> &'static str {
+        if self == Self::GatewayTCPRoute { "TCPRoute" } else { self.variant() }
+    }
+
     /// Whether objects of this kind belong to no namespace.
     pub(crate) fn is_cluster_scoped(self) -> bool {
         matches!(self, Self::Namespace | Self::Node)

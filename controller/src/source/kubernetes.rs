@@ -153,7 +153,7 @@ impl KubernetesSource {
     }
 
     fn meter(&self, kind: Kind) -> KindMeter {
-        self.metrics.kind(kind.as_str())
+        self.metrics.kind(kind.variant())
     }
 
     async fn follow(self, batches: mpsc::Sender<Batch>) {

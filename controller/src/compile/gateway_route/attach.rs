@@ -9,15 +9,16 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::ServicePort;
+use tidegate_core::policy::AppProtocol;
 use tidegate_core::route::{MAX_EXPRESSIONS, Route};
-use tidegate_crds::gateway_api::ParentRef;
+use tidegate_crds::gateway_api::{ParentRef, Routed};
 
 use super::fault::{Fault, UNSUPPORTED_VALUE};
 use super::rule::{self, speaks_http};
 use crate::compile::route_features::Features;
 use crate::index::{Index, RouteObject, RouteWeight, parent_of};
 use crate::object::{Kind, ObjectName};
-use crate::service::{has_cluster_ip, tcp_ports};
+use crate::service::{has_cluster_ip, port_protocol, tcp_ports};
 
 /// What the routes of one namespace at one Service may take. A sidecar refuses messages of 4 MiB, and more expressions.
 const MOST: RouteWeight = RouteWeight { bytes: 3 << 20, expressions: MAX_EXPRESSIONS };
@@ -54,7 +55,7 @@ impl<'i> NamespaceRoutes<'i> {
             taken = RouteWeight { bytes: taken.bytes + bytes, expressions: taken.expressions + expressions };
             for port in ports {
                 let winner = group.winners.entry(*port).or_insert(*object);
-                if object.is_grpc && !winner.is_grpc {
+                if object.routed > winner.routed {
                     *winner = *object;
                 }
             }
@@ -74,7 +75,11 @@ impl<'i> NamespaceRoutes<'i> {
             );
             return Some(Fault::new(UNSUPPORTED_VALUE, message));
         }
-        let winner = self.winners.get(&port).filter(|winner| winner.kind != object.kind)?;
+        // TCPRoutes have no matches by which several could share a port.
+        let is_refused = |winner: &&RouteObject<'_>| {
+            winner.kind != object.kind || (winner.routed == Routed::Tcp && winner.name != object.name)
+        };
+        let winner = self.winners.get(&port).filter(is_refused)?;
         // GEP-1294's reason.
         Some(Fault::new(
             "Conflicted",
@@ -118,8 +123,12 @@ pub(crate) fn deciding(
 }
 
 /// The ports of a Service to which a parentRef attaches a route, or why it attaches to none.
-pub(super) fn ports(index: &Index, route: &ObjectName, parent: &ParentRef) -> Result<BTreeSet<u16>, Fault> {
-    let name = parent_of(route, parent);
+pub(super) fn ports(
+    index: &Index,
+    object: &RouteObject<'_>,
+    parent: &ParentRef,
+) -> Result<BTreeSet<u16>, Fault> {
+    let name = parent_of(object.name, parent);
     let no_parent = |message: String| Fault::new("NoMatchingParent", message);
     let service = index.service(&name).ok_or_else(|| no_parent(format!("there is no Service {name}")))?;
     if !has_cluster_ip(service) {
@@ -133,10 +142,18 @@ pub(super) fn ports(index: &Index, route: &ObjectName, parent: &ParentRef) -> Re
     if meant.is_empty() {
         return Err(no_parent(format!("Service {name} has no such TCP port")));
     }
-    let http = meant.into_iter().filter(|port| speaks_http(port));
-    let numbers: BTreeSet<_> = http.filter_map(|port| u16::try_from(port.port).ok()).collect();
+    let routed = meant.into_iter().filter(|port| match object.routed {
+        Routed::Tcp => true,
+        // The client of a port that is not declared, or that says which protocol it is, may not send a ClientHello.
+        Routed::Tls => port_protocol(port).carried() == AppProtocol::Tcp,
+        Routed::Http | Routed::Grpc => speaks_http(port),
+    });
+    let numbers: BTreeSet<_> = routed.filter_map(|port| u16::try_from(port.port).ok()).collect();
     if numbers.is_empty() {
-        let message = format!("the port of Service {name} carries opaque bytes");
+        let message = match object.routed {
+            Routed::Tls => format!("the port of Service {name} is not declared as tls, https or tcp"),
+            _ => format!("the port of Service {name} carries opaque bytes"),
+        };
         return Err(Fault::new(UNSUPPORTED_VALUE, message));
     }
     Ok(numbers)
@@ -148,7 +165,7 @@ fn attached(index: &Index, object: &RouteObject<'_>, service: &ObjectName) -> BT
         return BTreeSet::new();
     }
     let parents = object.spec.services().filter(|parent| parent_of(object.name, parent) == *service);
-    parents.filter_map(|parent| ports(index, object.name, parent).ok()).flatten().collect()
+    parents.filter_map(|parent| ports(index, object, parent).ok()).flatten().collect()
 }
 
 /// The oldest first, then by `<namespace>/<name>`.

@@ -12,11 +12,11 @@ use tidegate_core::backend::BackendRef;
 use tidegate_core::route::matching::{HeaderMatch, PathMatch, QueryMatch, RouteMatch, RpcMatch};
 use tidegate_core::route::retry::{Backoff, RetryMethods, RetryOn};
 use tidegate_core::route::{
-    Action, BackendTarget, DirectResponse, Method, RetryPolicy, Route, RouteError, RouteRule, Timeouts,
-    WeightedBackend,
+    Action, BackendTarget, DirectResponse, HostMatch, Method, RetryPolicy, Route, RouteError, RouteRule,
+    Timeouts, WeightedBackend,
 };
 use tidegate_crds::gateway_api::rule::{self as written, MethodMatch, PathMatchType, ValueMatchType};
-use tidegate_crds::gateway_api::{Part, duration};
+use tidegate_crds::gateway_api::{Part, Routed, duration};
 
 use super::fault::{BACKEND_NOT_FOUND, Fault, INVALID_KIND, UNSUPPORTED_PROTOCOL, UNSUPPORTED_VALUE};
 use super::filter;
@@ -46,19 +46,41 @@ pub(super) struct Rules<'i> {
 pub(super) fn compile(index: &Index, object: RouteObject<'_>, features: Features) -> CompiledRoute {
     let mut rules = Rules { index, object, features, at: 0 };
     let (mut compiled, mut faults) = (Vec::new(), Vec::new());
+    let hosts = hosts(&object);
     for (at, part) in object.spec.rules.iter().enumerate() {
         rules.at = at;
-        let (rule, fault) = rules.rule(part);
+        let (rule, fault) = match &hosts {
+            Ok(_) => rules.rule(part),
+            // Without its hostnames, it would apply to others.
+            Err(fault) => (None, Some(fault.clone())),
+        };
         compiled.extend(rule);
         faults.extend(fault);
     }
     let route = Route {
         origin: object.name.to_ref(object.kind),
         created: created(&object),
-        hosts: Vec::new(),
+        hosts: hosts.unwrap_or_default(),
         rules: compiled,
     };
     CompiledRoute { route, faults }
+}
+
+/// The servers that a TLSRoute is about. For other routes of a Service, hostnames have no meaning.
+fn hosts(object: &RouteObject<'_>) -> Result<Vec<HostMatch>, Fault> {
+    if object.routed != Routed::Tls {
+        return Ok(Vec::new());
+    }
+    let names = match object.spec.hostnames.as_ref().map(Part::read) {
+        Some(Ok(names)) if !names.0.is_empty() => &names.0,
+        Some(Err(reason)) => return Err(Fault::unsupported("hostnames", reason)),
+        _ => return Err(Fault::unsupported("hostnames", "none is listed")),
+    };
+    let host = |(at, name): (usize, &String)| match HostMatch::parse(name) {
+        Ok(host @ HostMatch::Name(_)) => Ok(host),
+        _ => Err(Fault::unsupported(&format!("hostnames[{at}]"), "is not a name of a server")),
+    };
+    names.iter().enumerate().map(host).collect()
 }
 
 /// The references of a route that cannot be resolved.
@@ -97,7 +119,7 @@ impl Rules<'_> {
 
     /// The rule with filters, action, timeouts and retries.
     fn filled(&self, rule: &written::Rule, empty: RouteRule) -> Result<RouteRule, Fault> {
-        if let Some(field) = rule.unknown.keys().next() {
+        if let Some(field) = rule.unknown.keys().map(String::as_str).chain(self.of_requests(rule)).next() {
             return Err(Fault::unsupported(field, "is not supported"));
         }
         let (filters, redirect) = filter::filters(self, &rule.filters, "filters")?;
@@ -119,6 +141,18 @@ impl Rules<'_> {
         Ok(rule)
     }
 
+    /// The parts of a rule that only requests have, if it is about connections.
+    fn of_requests(&self, rule: &written::Rule) -> Option<&'static str> {
+        let parts = [
+            ("matches", !rule.matches.is_empty()),
+            ("filters", !rule.filters.is_empty()),
+            ("timeouts", rule.timeouts.is_some()),
+            ("retry", rule.retry.is_some()),
+        ];
+        let found = parts.into_iter().find(|(_, is_there)| *is_there && self.object.routed < Routed::Http);
+        found.map(|(name, _)| name)
+    }
+
     /// Whether the parts of a rule fit each other.
     fn check(&self, rule: &RouteRule) -> Result<(), Fault> {
         let origin = self.object.name.to_ref(self.object.kind);
@@ -133,7 +167,10 @@ impl Rules<'_> {
 
     /// The response to requests that cannot be forwarded: 500, and 503 for gRPC, which clients read as UNAVAILABLE.
     pub(super) fn error(&self, reason: &str) -> DirectResponse {
-        DirectResponse { status: if self.object.is_grpc { 503 } else { 500 }, reason: reason.into() }
+        DirectResponse {
+            status: if self.object.routed == Routed::Grpc { 503 } else { 500 },
+            reason: reason.into(),
+        }
     }
 
     /// Fails unless sidecars carry out a feature that `field` needs.
@@ -146,10 +183,10 @@ impl Rules<'_> {
 
     fn matches(&self, rule: &written::Rule) -> Result<Vec<RouteMatch>, Fault> {
         let any = || {
-            if self.object.is_grpc {
-                Ok(RouteMatch::any())
-            } else {
+            if self.object.routed == Routed::Http {
                 http_match(&written::RuleMatch::default())
+            } else {
+                Ok(RouteMatch::any())
             }
         };
         if rule.matches.is_empty() {
@@ -158,7 +195,8 @@ impl Rules<'_> {
         let one = |(at, part): (usize, &Part<written::RuleMatch>)| {
             let field = format!("matches[{at}]");
             let found = part.read().map_err(|reason| Fault::unsupported(&field, reason))?;
-            let matching = if self.object.is_grpc { grpc_match(found) } else { http_match(found) };
+            let matching =
+                if self.object.routed == Routed::Grpc { grpc_match(found) } else { http_match(found) };
             matching.map_err(|error| Fault::of_model(&field, &error))
         };
         rule.matches.iter().enumerate().map(one).collect()
@@ -241,7 +279,7 @@ pub(super) fn resolve(
     let mut ports = tcp_ports(service);
     let port = ports.find(|port| port.port == i32::from(number));
     let port = port.ok_or_else(|| missing(format!("Service {name} has no TCP port {number}")))?;
-    if !speaks_http(port) {
+    if object.routed >= Routed::Http && !speaks_http(port) {
         let message = format!("port {number} of Service {name} carries opaque bytes");
         return Err(Fault::new(UNSUPPORTED_PROTOCOL, message));
     }

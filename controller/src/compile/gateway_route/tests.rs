@@ -5,6 +5,7 @@ use tidegate_core::destination::DestinationTarget;
 use tidegate_core::policy::AppProtocol;
 use tidegate_core::route::{Action, BackendTarget, RequestView, Route, RouteTable};
 use tidegate_core::{Destination, TrustDomain};
+use tidegate_crds::gateway_api::Routed;
 
 use super::*;
 use crate::compile::destination::Resolver;
@@ -14,6 +15,8 @@ use crate::testing::{cluster_index, index};
 mod filters;
 mod rules;
 mod statuses;
+mod tcp;
+mod tls;
 
 /// Services of namespace `shop`: `cart` with ports of several protocols, `v1` and `v2`, `headless` and `alias`.
 const SERVICES: &str = r"

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use tidegate_crds::{Finding, not_enforced, schema};
+use tidegate_crds::{Finding, gateway_api, not_enforced, schema};
 
 use super::yaml::{Misfit, YamlNode, YamlPlace, YamlValue};
 use crate::object::kinds::kinds;
@@ -117,10 +117,9 @@ impl Reader<'_> {
         }
         macro_rules! read_by_kind {
             ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
-                match kind {
-                    $(stringify!($kind) if self.read::<$type>(node, api_version) => return,)*
-                    _ => {}
-                }
+                $(if kind == Kind::$kind.as_str() && self.read::<$type>(node, api_version) {
+                    return;
+                })*
             };
         }
         kinds!(read_by_kind);
@@ -142,6 +141,10 @@ impl Reader<'_> {
             }
             return api_version == right;
         };
+        // Gateway API's TCPRoute is another kind than SMI's.
+        if api_version.split_once('/').is_some_and(|(group, _)| group == gateway_api::GROUP) {
+            return false;
+        }
         if custom.older_versions.contains(&api_version) {
             if custom.are_older_deprecated {
                 let message = format!("{api_version} is deprecated: {right} has the same fields");
