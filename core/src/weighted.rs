@@ -29,7 +29,7 @@ impl WeightedSequence {
         let place = |(index, weight): (usize, &u32)| WeightedPlace { index, weight: u64::from(*weight) };
         let mut places: Box<[_]> =
             weights.iter().enumerate().map(place).filter(|place| place.weight > 0).collect();
-        places.sort_by(|a, b| b.weight.cmp(&a.weight));
+        places.sort_by_key(|place| std::cmp::Reverse(place.weight));
         let sum = places.iter().map(|place| place.weight).sum();
         Self { places, sum }
     }

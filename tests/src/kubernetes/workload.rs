@@ -123,7 +123,7 @@ impl Workload {
     }
 
     /// Its ServiceAccount and, if it has ports, its Service.
-    pub(crate) fn surroundings(&self) -> Vec<Value> {
+    pub fn surroundings(&self) -> Vec<Value> {
         let mut items =
             vec![json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": self.name}})];
         if !self.ports.is_empty() {
