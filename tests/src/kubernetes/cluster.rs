@@ -149,6 +149,14 @@ impl Cluster {
         must(&[&["load", name, "--"], &tars.lines().collect::<Vec<_>>()[..]].concat());
     }
 
+    /// Loads the image in this docker archive, if we started the cluster.
+    #[track_caller]
+    pub fn load_archive(&self, tar: &Path) {
+        if let Some(name) = &self.name {
+            must(&["load", name, "--", &tar.display().to_string()]);
+        }
+    }
+
     /// `kubectl`, which must succeed; its output.
     #[track_caller]
     pub fn kubectl<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> String {
