@@ -2,7 +2,7 @@
 
 /// A sequence of choices in which each place has its share.
 ///
-/// The choice at a position depends on the position alone, so whoever chooses keeps a counter and nothing else, and workers
+/// The choice at a position depends on the position alone, so a counter is all the state, and workers
 /// that share the counter share the sequence. In any `sum / gcd` consecutive positions every place has exactly its share,
 /// evenly spread: 90 to 10 is nine to one within ten requests. A random choice would be off by several percent even over
 /// hundreds of requests.

@@ -50,7 +50,7 @@ pub enum TracingError {
         "9411 is Zipkin's port, and sidecars send OTLP: set 4317 (gRPC) or 4318 (HTTP), which Jaeger serves, too; nothing is traced"
     )]
     Zipkin,
-    /// The port is none.
+    /// Not the number of a port.
     #[error("Expected a port from 1 to 65535, got {0}; nothing is traced")]
     Port(i64),
     /// The address is neither a name nor an IP address.

@@ -3,7 +3,7 @@
 //! Requests that an HTTPRouteGroup of the split matches, or all traffic without one, go to the backends by weight; all others to
 //! the root itself. A backend without the port is left out of it, as the specification has it. A backend that does not exist
 //! takes its share of the traffic, which is answered with 500 or reset: that traffic is meant for other workloads than the
-//! rest. A split whose requests cannot be told from others is not in force at all.
+//! rest. A split whose requests cannot be distinguished is not in force at all.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
