@@ -244,7 +244,7 @@ impl Destinations {
                 entry.destination = Some(Destination::Blocked(reason.into()));
             }
             ResourceName::Backend(name) => state.references.refuse_backend(name),
-            ResourceName::Routes(name) => state.references.refuse_routes(name),
+            ResourceName::Routes(name) => state.references.end_routes(name),
             ResourceName::Listener { .. } => return,
         }
         state.has_changed(name);
@@ -255,7 +255,7 @@ impl Destinations {
         let mut state = self.lock();
         match name {
             ResourceName::Backend(name) => state.references.remove_backend(name),
-            ResourceName::Routes(name) => state.references.remove_routes(name),
+            ResourceName::Routes(name) => state.references.end_routes(name),
             // Each address is something.
             ResourceName::Destination(_) | ResourceName::Listener { .. } => return,
         }

@@ -182,23 +182,19 @@ impl References {
         }
     }
 
-    /// Routes that are not taken over: none, unless earlier ones stay.
-    pub(super) fn refuse_routes(&mut self, name: &RoutesName) {
-        if self.routes.get(name).is_none_or(|held| held.value.is_none()) {
-            self.remove_routes(name);
-        }
-    }
-
     /// A backend that does not exist has no endpoints.
     pub(super) fn remove_backend(&mut self, name: &BackendRef) {
         let held = self.backends.entry(name.clone()).or_default();
         self.bytes -= held.clear(BalancedBackend::empty(name));
     }
 
-    /// Routes that do not exist have no rules.
-    pub(super) fn remove_routes(&mut self, name: &RoutesName) {
+    /// Routes that do not exist, or are not taken over: none, unless earlier ones stay. These also outlive their end at the
+    /// controller until their destinations change, which may arrive later: requests in between would get 404.
+    pub(super) fn end_routes(&mut self, name: &RoutesName) {
         let held = self.routes.entry(name.clone()).or_default();
-        self.bytes -= held.clear(ActiveRoutes::new(RouteTable::default()));
+        if held.value.is_none() {
+            held.clear(ActiveRoutes::new(RouteTable::default()));
+        }
     }
 
     /// Whether a backend is held and something refers to it.

@@ -205,8 +205,21 @@ fn routes_lead_to_their_backends_and_change_without_them() {
     assert_eq!(destinations.take_subscriptions(), subscriptions(&[], &[first]));
     destinations.remove(&routes_name);
     destinations.settle(true);
-    assert!(endpoints(&destinations, 1).is_empty(), "routes that do not exist lead nowhere");
-    assert_eq!(destinations.take_subscriptions(), subscriptions(&[], &[second]));
+    assert_eq!(endpoints(&destinations, 1), [address(9)], "the destination may change next");
+    respond(&destinations, vec![(name(1), to_cart(81))]);
+    assert_eq!(endpoints(&destinations, 1), [address(9)]);
+    assert_eq!(destinations.take_subscriptions(), subscriptions(&[], &[routes_name]));
+}
+
+#[test]
+fn routes_that_do_not_exist_lead_nowhere() {
+    let destinations = Destinations::default();
+    destinations.connect();
+    destinations.look_up(address(1));
+    destinations.set(&name(1), "v1".into(), routed(), 100).unwrap();
+    destinations.remove(&ResourceName::Routes(routes_name()));
+    destinations.settle(true);
+    assert!(is_known(&destinations, 1) && endpoints(&destinations, 1).is_empty());
 }
 
 #[test]

@@ -331,7 +331,7 @@ async fn an_app_that_does_not_accept_the_connection_in_time_is_504() {
         world.lines.expire(Instant::now() + Limits::default().connect * 2);
         let text = read_until(&mut client, "reset reason: connection timeout").await;
         assert!(text.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"), "{text}");
-        // The client's own connection lives on.
+        // The client's own connection stays open.
         world.lines.for_each(|line, ()| assert_eq!(line.phase(), Phase::Open));
     })
     .await;
