@@ -1,5 +1,5 @@
 //! Between two workloads all that can change does so at once, and no request fails: restarts of both sides, certificates,
-//! roots, policies, endpoints.
+//! roots, policies, routes, endpoints.
 
 // Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -60,6 +60,7 @@ impl Changing {
 
     fn change(&mut self, second: u64) {
         self.mesh.mesh.apply("policy", &policy(second));
+        self.mesh.mesh.apply("routes", &routes(second));
         // Refused until every sidecar has what the step before has issued.
         let answer = self.mesh.mesh.ca.admin_post("/rotation/next", "").unwrap();
         self.rotation_steps += u32::from(answer.status() == 200);
@@ -106,8 +107,29 @@ fn policy(second: u64) -> Vec<Value> {
     ]
 }
 
+/// The routes of the Service in this second: none, a rule for all requests, or one with another before it.
+fn routes(second: u64) -> Vec<Value> {
+    let backends = json!([{"name": "called", "port": 80, "weight": second}]);
+    let other = json!({
+        "matches": [{"path": {"type": "PathPrefix", "value": format!("/never-{second}")}}],
+        "backendRefs": backends,
+    });
+    let all = json!({"backendRefs": backends});
+    let rules = match second % 3 {
+        0 => return Vec::new(),
+        1 => vec![all],
+        _ => vec![other, all],
+    };
+    vec![json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "called", "namespace": "httpbin"},
+        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "called"}], "rules": rules},
+    })]
+}
+
 #[test]
-fn restarts_certificates_roots_policies_and_endpoints_that_change_at_once_cost_no_request() {
+fn restarts_certificates_roots_policies_routes_and_endpoints_that_change_at_once_cost_no_request() {
     let lasts = std::env::var(LASTS_VARIABLE).map_or(LASTS, |text| text.parse().unwrap());
     let mut changing = Changing::start();
     let _app = App::unrecorded(changing.mesh.mesh.app_address(), tidegate_tests::app::echo);
