@@ -36,6 +36,8 @@ pub(crate) struct ActiveRule {
     shares: Box<[ActiveShare]>,
     /// Edits of the responses to requests that have not drawn a share.
     response: HeaderEdits,
+    /// Whether this version does what all of its filters say.
+    is_carried_out: bool,
 }
 
 /// A share of a rule's requests: where it goes, and what the filters of the rule and of the backend change in it together.
@@ -126,7 +128,13 @@ impl ActiveRule {
             position: AtomicU64::new(rand::random()),
             shares: shares.iter().map(|share| ActiveShare::new(rule, share, places)).collect(),
             response: rule.header_edits(None).1,
+            is_carried_out: rule.filters.iter().all(is_carried_out),
         }
+    }
+
+    /// Whether this version does what all of its filters say. If not, requests are answered with an error: none is skipped.
+    pub(crate) fn is_carried_out(&self) -> bool {
+        self.is_carried_out
     }
 
     /// Index of the share of the next request.
@@ -143,8 +151,7 @@ impl ActiveShare {
     fn new(rule: &RouteRule, share: &WeightedBackend, places: &BTreeMap<&BackendRef, usize>) -> Self {
         let filters = || rule.filters.iter().chain(&share.filters);
         let target = match &share.target {
-            // What cannot be carried out is never skipped.
-            _ if !filters().all(is_carried_out) => ShareTarget::Invalid(500),
+            _ if !share.filters.iter().all(is_carried_out) => ShareTarget::Invalid(500),
             BackendTarget::Backend(name) => {
                 places.get(name).copied().map_or(ShareTarget::Invalid(500), ShareTarget::Backend)
             }

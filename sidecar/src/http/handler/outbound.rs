@@ -82,6 +82,10 @@ fn route(
     let found = table.select(&normal).and_then(|found| Some((found, routes.rule(found.index)?)));
     let Some((found, rule)) = found else { return Handled::reply(local_reply::no_route()) };
     let (applied, handled) = match &found.rule.action {
+        _ if !rule.is_carried_out() => {
+            let reply = local_reply::unrouted(500, "direct_response");
+            (AppliedRule::of(rule), Handled::reply(reply))
+        }
         Action::Forward(_) => {
             let (applied, share) = routes.draw(rule);
             (applied, send(destination, share, request))

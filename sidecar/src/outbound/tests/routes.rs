@@ -4,7 +4,7 @@ use ::http::{HeaderValue, Request};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full};
 use tidegate_core::destination::DestinationTarget;
-use tidegate_core::route::filter::{Filter, HeaderEdits, PathEdit, Redirect, Rewrite};
+use tidegate_core::route::filter::{Fault, Filter, Fraction, HeaderEdits, PathEdit, Redirect, Rewrite};
 use tidegate_core::route::matching::PathMatch;
 use tidegate_core::route::{
     Action, BackendTarget, DirectResponse, Route, RouteMatch, RouteRule, RouteTable, RoutesName,
@@ -177,6 +177,23 @@ async fn redirects_of_every_status_name_the_service_s_port_and_keep_the_query() 
     }
     set(&client, vec![below("/", vec![], Action::Redirect(Redirect::new(302).unwrap()))]);
     assert_eq!(ask(&mut client.dial().await, "GET / HTTP/1.0\r\n\r\n").await.0, 400, "it names no host");
+}
+
+#[tokio::test]
+async fn a_filter_that_this_version_does_not_carry_out_is_an_error_and_never_skipped() {
+    let (app, log) = echo().await;
+    let client = client(vec![], backend(BackendProtocol::Http1, 80, app));
+    let fault = || vec![Filter::Fault(Fault { delay: None, abort: Some((418, Fraction::ALL)) })];
+    let of_backend = WeightedBackend { filters: fault(), ..share(1) };
+    for rule in [
+        below("/", fault(), Action::Forward(vec![share(1)])),
+        below("/", fault(), Action::Redirect(Redirect::new(302).unwrap())),
+        below("/", vec![], Action::Forward(vec![of_backend])),
+    ] {
+        set(&client, vec![rule]);
+        assert_eq!(ask(&mut client.dial().await, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.0, 500);
+    }
+    assert!(received(&log).is_empty());
 }
 
 #[tokio::test]
