@@ -16,7 +16,8 @@ use crate::http::h2::http2_target;
 use crate::http::headers::{self, FORWARDED_FOR, Field, REQUEST_ID};
 use crate::telemetry::trace::RequestTrace;
 
-/// The request over HTTP/2 with the changes of the route's rule that applies, without a body; `None` if its target or a field cannot be expressed there.
+/// The request over HTTP/2 with the changes of the route's rule that applies, without a body; `None` if its target or a field
+/// cannot be expressed there.
 pub(in crate::http::h1) fn request(
     head: &RequestHead<'_>,
     connection: &ServedConnection,
