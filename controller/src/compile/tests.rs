@@ -438,6 +438,22 @@ fn without_a_word_for_it_permissive_mode_is_off() {
 }
 
 #[test]
+fn a_policy_says_what_its_workload_is_called_and_where_its_spans_go() {
+    let telemetry = |spec: &str| {
+        let config = PERMISSIVE.replace("{traffic: {enablePermissiveTrafficPolicyMode: true}}", spec);
+        policy(&index(&[HTTPBIN, &config])).telemetry
+    };
+    let untraced = telemetry("{}");
+    assert_eq!((untraced.workload.as_deref(), untraced.tracing), (Some("httpbin-1"), None));
+    let tracing = |fields: &str| telemetry(&format!("{{observability: {{tracing: {{{fields}}}}}}}")).tracing;
+    let traced = tracing("enable: true, sampledFraction: '0.5'").unwrap();
+    assert_eq!(traced.collector.to_string(), "jaeger.tidegate-system.svc.cluster.local:4317");
+    assert_eq!(traced.sampled_per_million, 500_000);
+    assert_eq!(tracing("enable: true, port: 9411"), None);
+    assert_eq!(tracing("port: 4317"), None);
+}
+
+#[test]
 fn a_mesh_config_that_no_pod_can_be_made_with_is_an_error_in_its_status() {
     let index = index(&["apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\n\
                          metadata: {name: osm-mesh-config, namespace: a}\nspec: {}\n"]);

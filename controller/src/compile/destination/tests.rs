@@ -317,6 +317,16 @@ fn a_service_with_session_affinity_says_for_how_long() {
 }
 
 #[test]
+fn endpoints_say_what_their_pods_belong_to() {
+    let of_deployment =
+        pod("cart-v1-7d4b-x", &["10.1.0.1"], "").replace("labels: {", "labels: {pod-template-hash: 7d4b, ");
+    let slice = slice("IPv4", HTTP, &[("10.1.0.1", "cart-v1-7d4b-x", ""), ("10.1.0.2", "b", "")]);
+    let cart = cart(&[&service(CART), &slice, &of_deployment, &plain_pod("b", "10.1.0.2")]);
+    let names: Vec<_> = cart.workloads.values().map(|name| &**name).collect();
+    assert_eq!(names, ["cart-v1", "b"]);
+}
+
+#[test]
 fn a_pod_s_own_address_is_that_pod_for_every_client() {
     // Members of a StatefulSet find each other, and themselves, behind a headless Service.
     let headless = service("clusterIP: None, ports: [{name: http, port: 8080}]");
