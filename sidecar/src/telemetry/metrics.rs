@@ -140,7 +140,7 @@ impl DataPlaneMetrics {
         Self { access_log, ..Self::default() }
     }
 
-    /// Counts that also report what became of spans.
+    /// Counts that also report how many spans were exported, and how many lost.
     pub(crate) fn with_spans(self, spans: Arc<SpanCounts>) -> Self {
         Self { spans: Some(spans), ..self }
     }

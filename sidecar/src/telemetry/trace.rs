@@ -32,7 +32,7 @@ pub(crate) struct SpanSink {
     counts: Arc<SpanCounts>,
 }
 
-/// What became of spans.
+/// How many spans were exported, and how many lost.
 #[derive(Debug, Default)]
 pub(crate) struct SpanCounts {
     pub(crate) exported: AtomicU64,
@@ -55,7 +55,7 @@ pub(crate) fn span_queue() -> (SpanSink, mpsc::Receiver<Vec<FinishedSpan>>) {
 }
 
 impl SpanSink {
-    /// What became of the spans.
+    /// How many were exported, and how many lost.
     pub(crate) fn counts(&self) -> &Arc<SpanCounts> {
         &self.counts
     }

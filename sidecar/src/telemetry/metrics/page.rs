@@ -297,7 +297,7 @@ fn durations(
     Ok(())
 }
 
-/// What became of spans.
+/// How many spans were exported, and how many lost.
 fn span_counts(encoder: &mut DescriptorEncoder<'_>, spans: &SpanCounts) -> Result<(), Error> {
     for (name, help, count) in [
         ("tidegate_spans_exported", "Spans that the collector has taken", &spans.exported),
