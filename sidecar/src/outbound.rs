@@ -61,7 +61,7 @@ pub(crate) async fn serve(
 ) {
     let outbound = OutboundConnection { context, dialled, connection, line, accepted: SystemTime::now() };
     let Ok(destination) = line.guard(Box::pin(outbound.find())).await else { return io.abort() };
-    let carried = carried::carried(&io, line, &context.http.limits, destination.protocol());
+    let carried = carried::carried(&io, line, &context.http.limits, &destination);
     let Some(carried) = Box::pin(carried).await else { return };
     let client = |io| MaybeTls::<TlsStream>::Plain(io);
     match carried {

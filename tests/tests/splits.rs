@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, Connection};
+use tidegate_tests::client::{Client, Connection, End};
 use tidegate_tests::daemon::Daemon;
 use tidegate_tests::load::{Load, Shape};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
@@ -229,4 +229,67 @@ fn routes_of_the_service_take_precedence_over_a_split() {
     shop.apply(&[split.clone(), route], asked, &["v2"]);
     assert_eq!(shop.status("cart")[0], "committed", "port 81 is split");
     shop.apply(&[split], asked, &["v1"]);
+}
+
+/// A TLSRoute or TCPRoute of port 81 of `cart`; `more` are further fields of its spec.
+fn connection_route(kind: &str, name: &str, backends: &Value, more: &Value) -> Value {
+    let parent = json!({"group": "", "kind": "Service", "name": "cart", "port": 81});
+    let mut spec = json!({"parentRefs": [parent], "rules": [{"backendRefs": backends}]});
+    for (field, value) in more.as_object().unwrap() {
+        spec[field] = value.clone();
+    }
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
+        "metadata": {"name": name, "namespace": "httpbin"}, "spec": spec,
+    })
+}
+
+/// A ClientHello that asks for this server (RFC 8446 §4.1.2, RFC 6066 §3).
+fn client_hello(server: &str) -> Vec<u8> {
+    let sized = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
+    let name = sized(&[&[0][..], &sized(server.as_bytes())].concat());
+    let extensions = sized(&[&[0, 0][..], &sized(&name)].concat());
+    let hello = [&[3, 3][..], &[7; 32], &[0], &sized(&[0x13, 1]), &[1, 0], &extensions].concat();
+    let message = [&[1, 0][..], &sized(&hello)].concat();
+    [&[22, 3, 1][..], &sized(&message)].concat()
+}
+
+#[test]
+fn a_tcp_route_shares_connections_by_weight() {
+    let mut shop = Shop::start(81);
+    let backends = json!([
+        {"name": "cart-v1", "port": 81, "weight": 3},
+        {"name": "cart-v2", "port": 81, "weight": 1},
+    ]);
+    shop.apply(&[connection_route("TCPRoute", "cart", &backends, &json!({}))], greeted, &["v2"]);
+    let answers: Vec<_> = (0..100).map(|_| greeted(&shop.way_out)).collect();
+    assert_eq!(answers.iter().filter(|answer| *answer == "v2").count(), 25, "{answers:?}");
+    let gone = json!([{"name": "gone", "port": 81}]);
+    shop.apply(&[connection_route("TCPRoute", "cart", &gone, &json!({}))], greeted, &[""]);
+}
+
+#[test]
+fn the_server_s_name_chooses_among_tls_routes_however_its_bytes_arrive() {
+    let mut shop = Shop::start(81);
+    let route = |name: &str, hostname: &str, backend: &str| {
+        let backends = json!([{"name": backend, "port": 81}]);
+        connection_route("TLSRoute", name, &backends, &json!({"hostnames": [hostname]}))
+    };
+    let hello = |client: &Client, server: &str| {
+        let mut connection = client.connect().unwrap();
+        for part in client_hello(server).chunks(20) {
+            connection.write(part);
+        }
+        // The greeting, and perhaps what the app sends back of the rest.
+        let mut read = connection.read(Duration::from_secs(1)).unwrap_or_default();
+        read.truncate(2);
+        String::from_utf8(read).unwrap()
+    };
+    let routes = [route("one", "db.example", "cart-v1"), route("all", "*.example", "cart-v2")];
+    shop.apply(&routes, |client| hello(client, "other.example"), &["v2"]);
+    assert_eq!(hello(&shop.way_out, "db.example"), "v1");
+    assert_eq!(hello(&shop.way_out, "a.b.example"), "v2");
+    assert_eq!(hello(&shop.way_out, "db.example.org"), "", "a name of no route");
+    let (read, end) = shop.way_out.exchange(b"not TLS", SOON);
+    assert_eq!((read, end), (Vec::new(), End::Reset), "no name at all");
 }

@@ -1,6 +1,6 @@
 //! What clients of a Service's port get in place of the Service's own endpoints, of all kinds of objects about it.
 //!
-//! One kind decides: HTTPRoutes and GRPCRoutes of the client's namespace, else those of the Service's, else the oldest
+//! One kind decides: Gateway API's routes of the client's namespace, else those of the Service's, else the oldest
 //! TrafficSplit of the Service. They are not merged: each replaces what comes after it, as GEP-1294 has it for routes.
 
 use std::sync::Arc;

@@ -273,4 +273,21 @@ ports: [{name: http, port: 8080}]
         let weightless = explained("{backendRefs: [{name: cart, port: 80, weight: 0}]}", "web", "/");
         assert_eq!((weightless.decision, weightless.code), ("deny", Some("no_backend")));
     }
+
+    #[test]
+    fn the_documentation_s_split_is_explained_with_its_shares() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/smi");
+        let index = Index::of(crate::source::folder::FolderSource::new(folder).load().changes);
+        let query = OutboundQuery {
+            caller: "bookbuyer".to_owned(),
+            service: ObjectName::new("bookstore", "bookstore"),
+            port: None,
+            request: HttpRequest::default(),
+        };
+        let found = explain_outbound(&index, &TrustDomain::default(), &query).unwrap();
+        assert_eq!(found.route.as_deref(), Some("TrafficSplit/bookstore/bookstore"));
+        let shares = found.backends.into_iter().map(|share| (share.backend.unwrap(), share.weight));
+        let expected = [("bookstore/bookstore-v1:80", (90, 100)), ("bookstore/bookstore-v2:80", (10, 100))];
+        assert!(shares.eq(expected.map(|(name, weight)| (name.to_owned(), weight))));
+    }
 }

@@ -25,7 +25,7 @@ pub(crate) struct Affected {
     pub(crate) services: BTreeSet<ObjectName>,
     /// The routes that clients of these Services get.
     pub(crate) routed: BTreeSet<ObjectName>,
-    /// The status of the HTTPRoutes and GRPCRoutes with these names.
+    /// The status of Gateway API's routes with these names.
     pub(crate) routes: BTreeSet<ObjectName>,
     /// How many policies of each namespace were searched for the Pods behind them.
     looked_through: BTreeMap<Arc<str>, usize>,

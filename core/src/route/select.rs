@@ -154,11 +154,19 @@ impl RouteTable {
         self.by_host(host_of(request.authority())).find_map(|rules| rules.select(&self.routes, request))
     }
 
-    /// The rule that applies to every request, if requests of all hosts get to one: the rule for connections that carry none.
-    pub fn catch_all(&self) -> Option<Selected<'_>> {
-        let HostRules { regex, prefix, any, .. } = &self.any;
-        let lists = regex.iter().chain(with_path(prefix, b"")).chain(any);
-        lists.filter_map(|entry| entry.resolve(&self.routes)).find(|selected| selected.matching.is_any())
+    /// The rule for connections that carry no requests: the one that applies to every request. Of those for certain hosts, only
+    /// rules for the server that the client asks for apply, the most specific first.
+    pub fn catch_all(&self, server: Option<&str>) -> Option<Selected<'_>> {
+        self.by_host(server.unwrap_or_default()).find_map(|rules| {
+            let HostRules { regex, prefix, any, .. } = rules;
+            let lists = regex.iter().chain(with_path(prefix, b"")).chain(any);
+            lists.filter_map(|entry| entry.resolve(&self.routes)).find(|selected| selected.matching.is_any())
+        })
+    }
+
+    /// Whether rules are for certain hosts.
+    pub fn has_hosts(&self) -> bool {
+        !self.names.is_empty() || !self.suffixes.is_empty() || !self.addresses.is_empty()
     }
 
     /// A rule, and the route that it belongs to.

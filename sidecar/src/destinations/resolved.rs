@@ -89,18 +89,24 @@ impl ResolvedDestination {
 
     /// The first endpoint to try for a connection whose bytes are not parsed. With routes, it goes where the rule leads that
     /// applies to every request, by the weights of its backends: no other rule can be evaluated, and none of a rule's filters
-    /// has a meaning for it.
-    pub(crate) fn choose_for_connection(&self) -> Result<EndpointChoice, NoEndpoint> {
+    /// has a meaning for it. `server`: the name of the server that the client asks for.
+    pub(crate) fn choose_for_connection(&self, server: Option<&str>) -> Result<EndpointChoice, NoEndpoint> {
         let routes = match &self.target {
             ResolvedTarget::Blocked(_) => return Err(NoEndpoint::Blocked),
             ResolvedTarget::Backend(backend) => return self.choose(backend),
             ResolvedTarget::Routes(routes) => routes,
         };
-        let rule = routes.table().catch_all().filter(|found| found.rule.filters.is_empty());
+        let rule = routes.table().catch_all(server).filter(|found| found.rule.filters.is_empty());
         match rule.and_then(|found| routes.rule(found.index)).map(|rule| routes.draw(rule).1) {
             Some(DrawnShare::Backend(backend)) => self.choose(backend),
             Some(DrawnShare::Nothing | DrawnShare::Invalid(_)) | None => Err(NoEndpoint::NoRoute),
         }
+    }
+
+    /// Whether where a connection goes depends on the server that the client asks for.
+    pub(crate) fn needs_server_name(&self) -> bool {
+        self.protocol == AppProtocol::Tcp
+            && matches!(&self.target, ResolvedTarget::Routes(routes) if routes.table().has_hosts())
     }
 
     /// What the topologies of its backends mean to this workload.

@@ -142,7 +142,7 @@ fn a_backend_is_held_once_for_all_its_addresses_and_dropped_with_the_last_of_the
         SubscriptionChanges::default(),
         "the controller has added it itself"
     );
-    let held = known(&destinations, 1).unwrap().choose_for_connection().unwrap();
+    let held = known(&destinations, 1).unwrap().choose_for_connection(None).unwrap();
     let open = known(&destinations, 2).unwrap().endpoints().next().unwrap().open();
     assert_eq!(open, 1, "both count the same");
     drop(held);
@@ -303,7 +303,7 @@ fn where_the_workload_runs_decides_once_it_is_known_and_what_does_not_depend_on_
         target.endpoints().map(|choice| choice.endpoint.address).collect::<Vec<_>>()
     };
     assert_eq!(endpoints(known(1)), []);
-    assert_eq!(known(1).choose_for_connection().err(), Some(NoEndpoint::NotLocal));
+    assert_eq!(known(1).choose_for_connection(None).err(), Some(NoEndpoint::NotLocal));
     let other = known(2);
     let on = |node: &str| Some(Locality { node: Some(node.into()), zone: None });
     for (node, number) in [("a", 11), ("b", 12)] {

@@ -2,13 +2,14 @@
 //!
 //! Where HTTP is declared, the first bytes only tell its versions apart, and from TLS of the app's own. Where nothing is
 //! declared, bytes that begin as HTTP are HTTP. An app that does not send them soon speaks something else, or waits for
-//! its server to speak first.
+//! its server to speak first. Where the name of the server decides where a connection goes, its ClientHello is read.
 
 use bytes::BytesMut;
 use tidegate_core::policy::AppProtocol;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
+use crate::destinations::ResolvedDestination;
 use crate::detect::{self, FirstBytes, HttpStart, Preface};
 use crate::first_bytes::{self, Received};
 use crate::lifeline::{Lifeline, Phase, Wait};
@@ -22,14 +23,15 @@ pub(super) enum Carried {
     Opaque(BytesMut),
 }
 
-/// What a connection to a destination with this protocol carries; `None` if it has ended.
+/// What a connection to a destination carries; `None` if it has ended.
 pub(super) async fn carried(
     io: &TcpStream,
     line: &Lifeline,
     limits: &Limits,
-    protocol: AppProtocol,
+    destination: &ResolvedDestination,
 ) -> Option<Carried> {
-    let carried = match protocol {
+    let carried = match destination.protocol() {
+        _ if destination.needs_server_name() => named(io, line, limits).await?,
         AppProtocol::Tcp | AppProtocol::TcpServerFirst => Carried::Opaque(BytesMut::new()),
         AppProtocol::Http | AppProtocol::H2c => declared(io, line, limits).await?,
         AppProtocol::Undeclared => detected(io, line, limits).await?,
@@ -54,6 +56,15 @@ async fn declared(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Ca
         }
         Received::Bytes(_, bytes) => Some(Carried::Opaque(bytes)),
         Received::Nothing if line.phase() == Phase::Open => Some(Carried::Opaque(BytesMut::new())),
+        Received::Nothing | Received::NoRoom => None,
+    }
+}
+
+/// Bytes that begin with a ClientHello, or should.
+async fn named(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Carried> {
+    line.within(limits.headers, Wait::Headers);
+    match first_bytes::receive(io, line).await {
+        Received::Bytes(_, bytes) => Some(Carried::Opaque(bytes)),
         Received::Nothing | Received::NoRoom => None,
     }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
+use tidegate_core::DnsName;
 use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 
 use super::{Dialled, OutboundConnection};
 use crate::destinations::{EndpointChoice, NoEndpoint, ResolvedDestination};
+use crate::detect::{self, FirstBytes};
 use crate::remotes::RemoteId;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{
@@ -37,7 +39,7 @@ impl OutboundConnection<'_> {
     /// Connects to an endpoint of the destination, and forwards bytes until both are done. `received`: what was already
     /// read from the app.
     pub(super) async fn opaque(&self, io: TcpStream, received: BytesMut, target: Arc<ResolvedDestination>) {
-        let attempt = self.line.guard(Box::pin(self.connect(&target))).await;
+        let attempt = self.line.guard(Box::pin(self.connect(&target, &received))).await;
         let Ok(ConnectAttempt { endpoint, result }) = attempt else { return io.abort() };
         let remote = endpoint.map_or_else(|| self.remote(&target), |endpoint| endpoint.remote);
         let security = ConnectionSecurity::outbound(endpoint.as_ref());
@@ -61,11 +63,11 @@ impl OutboundConnection<'_> {
 
     /// Tries endpoints in the order of the balancer's choice until one accepts. One that does not is ejected for a
     /// while.
-    async fn connect(&self, target: &Arc<ResolvedDestination>) -> ConnectAttempt {
+    async fn connect(&self, target: &Arc<ResolvedDestination>, received: &[u8]) -> ConnectAttempt {
         if let Some(reason) = target.block_reason() {
             self.context.refusals.blocked(self.dialled.address, reason);
         }
-        let mut choice = match target.choose_for_connection() {
+        let mut choice = match first_choice(target, received) {
             Ok(choice) => choice,
             Err(reason) => {
                 return ConnectAttempt { endpoint: None, result: Err(NotConnected::NoEndpoint(reason)) };
@@ -105,6 +107,14 @@ impl OutboundConnection<'_> {
         }
         Ok(upstream)
     }
+}
+
+/// The first endpoint to try for a connection that begins with these bytes.
+fn first_choice(target: &ResolvedDestination, received: &[u8]) -> Result<EndpointChoice, NoEndpoint> {
+    let first = target.needs_server_name().then(|| detect::first_bytes(received));
+    let hello = first.as_ref().and_then(FirstBytes::client_hello);
+    let server = hello.and_then(|hello| hello.server_name.as_ref());
+    target.choose_for_connection(server.map(DnsName::as_str))
 }
 
 /// A connection that has found its endpoint, or none.

@@ -226,7 +226,8 @@ fn a_look_up_allocates_nothing_and_long_paths_cost_no_more_than_the_longest_pref
 
 #[test]
 fn connections_without_requests_get_the_rule_that_applies_to_every_request() {
-    let catch_all = |rules| table(vec![route("r", 0, &[], rules)]).catch_all().map(|found| found.index.rule);
+    let catch_all =
+        |rules| table(vec![route("r", 0, &[], rules)]).catch_all(None).map(|found| found.index.rule);
     let header = HeaderMatch::exact("a", "b").unwrap();
     let some = || vec![prefix("/a"), RouteMatch::new(None, vec![], vec![header.clone()], vec![])];
     assert_eq!(catch_all(vec![rule("some", some())]), None);
@@ -234,5 +235,24 @@ fn connections_without_requests_get_the_rule_that_applies_to_every_request() {
         assert_eq!(catch_all(vec![rule("some", some()), rule("every", every)]), Some(1));
     }
     let of_a_host = table(vec![route("r", 0, &["a.example"], vec![rule("every", vec![])])]);
-    assert_eq!(of_a_host.catch_all(), None);
+    assert_eq!(of_a_host.catch_all(None), None);
+    assert!(of_a_host.has_hosts() && !table(vec![route("r", 0, &[], vec![])]).has_hosts());
+}
+
+#[test]
+fn a_connection_gets_the_rule_of_the_most_specific_host_that_is_the_server_s() {
+    let every = || vec![rule("every", vec![])];
+    let table = table(vec![
+        route("suffix", 0, &["*.example"], every()),
+        route("exact", 1, &["a.example"], every()),
+        route("paths", 0, &["b.example"], vec![rule("some", vec![prefix("/a")])]),
+    ]);
+    let of = |server| table.catch_all(server).map(|found| found.route.origin.name.to_string());
+    assert_eq!(of(Some("a.example")).as_deref(), Some("exact"));
+    assert_eq!(of(Some("A.Example")).as_deref(), Some("exact"));
+    assert_eq!(of(Some("b.example")).as_deref(), Some("suffix"), "its own rule is about requests");
+    assert_eq!(of(Some("a.b.example")).as_deref(), Some("suffix"));
+    for server in [None, Some("example"), Some("other")] {
+        assert_eq!(of(server), None, "{server:?}");
+    }
 }

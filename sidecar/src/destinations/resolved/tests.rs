@@ -49,7 +49,7 @@ fn to(number: u16) -> BackendTarget {
 fn counts(target: &ResolvedDestination, count: usize) -> BTreeMap<u8, usize> {
     let mut counts = BTreeMap::new();
     for _ in 0..count {
-        let number = match target.choose_for_connection() {
+        let number = match target.choose_for_connection(None) {
             Ok(choice) => choice.endpoint.address.to_string().as_bytes()[7] - b'0',
             Err(reason) => {
                 assert_eq!(reason, NoEndpoint::NoRoute);
@@ -67,11 +67,11 @@ fn each_family_of_an_address_leads_to_its_own_endpoints() {
     for (dialled, endpoint) in [("10.96.0.1:80", "10.0.0.1:80"), ("[fd00:96::1]:80", "[fd00::1]:80")] {
         let target = ResolvedDestination::to(dialled.parse().unwrap(), backend.clone());
         for _ in 0..20 {
-            let choice = target.choose_for_connection().unwrap();
+            let choice = target.choose_for_connection(None).unwrap();
             assert_eq!(choice.endpoint.address.to_string(), endpoint);
         }
         assert_eq!(target.endpoints().count(), 1);
-        assert!(!target.choose_for_connection().unwrap().turn(), "the other family's is not tried");
+        assert!(!target.choose_for_connection(None).unwrap().turn(), "the other family's is not tried");
     }
 }
 
@@ -93,7 +93,7 @@ fn the_share_of_a_reference_that_cannot_be_resolved_is_refused_and_not_given_to_
 fn another_endpoint_is_tried_within_the_drawn_backend_only() {
     let target = split(|_| {}, vec![(1, to(1)), (1, to(2))]);
     for _ in 0..10 {
-        assert!(!target.choose_for_connection().unwrap().turn());
+        assert!(!target.choose_for_connection(None).unwrap().turn());
     }
 }
 
@@ -110,7 +110,7 @@ fn bytes_that_are_not_parsed_get_only_a_rule_for_every_request_without_filters()
 #[test]
 fn a_blocked_destination_has_no_endpoints_and_a_reason() {
     let blocked = ResolvedDestination::blocked(dialled(), "no policy".into());
-    assert_eq!(blocked.choose_for_connection().err(), Some(NoEndpoint::Blocked));
+    assert_eq!(blocked.choose_for_connection(None).err(), Some(NoEndpoint::Blocked));
     assert_eq!(blocked.name(), None);
     assert_eq!(blocked.block_reason().map(|reason| &**reason), Some("no policy"));
 }
