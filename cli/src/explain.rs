@@ -167,10 +167,24 @@ impl ExplainOptions {
 
 /// One line for each part of the answer that there is; text from objects is made printable.
 fn text(answer: &Value) -> String {
-    let keys =
-        ["decision", "reason", "rule", "route", "request", "terms", "workload", "serverIdentity", "port"];
+    let keys = [
+        "decision",
+        "reason",
+        "rule",
+        "route",
+        "request",
+        "limits",
+        "terms",
+        "workload",
+        "serverIdentity",
+        "port",
+    ];
     let line = |key: &&str| match answer.get(key) {
         None | Some(Value::Null) => None,
+        Some(Value::Array(values)) => {
+            let values: Vec<_> = values.iter().filter_map(Value::as_str).map(printable).collect();
+            Some(format!("{key:<15} {}\n", values.join("; ")))
+        }
         Some(Value::String(value)) => Some(format!("{key:<15} {}\n", printable(value))),
         Some(value) => Some(format!("{key:<15} {value}\n")),
     };

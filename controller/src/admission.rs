@@ -3,8 +3,8 @@
 //! What OSM accepted is accepted; where it is unlikely to be what its author meant, `kubectl` shows a warning.
 //! Conflicts with other objects, such as two policies for one backend, are reported in the objects' status. The checks
 //! themselves are in [`tidegate_crds::validate`]. The webhook configuration covers `CREATE` and `UPDATE` of
-//! `ingressbackends`, `traffictargets`, `trafficsplits` and `httproutegroups` in the mesh's namespaces, and of `meshconfigs` in
-//! the control plane's own, at path `/validate`, with `sideEffects: None`.
+//! `ingressbackends`, `upstreamtrafficsettings`, `traffictargets`, `trafficsplits` and `httproutegroups` in the mesh's namespaces,
+//! and of `meshconfigs` in the control plane's own, at path `/validate`, with `sideEffects: None`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tidegate_core::contract::names::{self, MESH_CONFIG_NAME, name_in_mesh};
 use tidegate_crds::{
     Finding, HTTPRouteGroupSpec, IngressBackendSpec, MeshConfigSpec, TrafficSplitSpec, TrafficTargetSpec,
-    validate,
+    UpstreamTrafficSettingSpec, validate,
 };
 use tidegate_kubernetes::watch::KindMeter;
 use tidegate_kubernetes::webhook::{
@@ -118,6 +118,12 @@ impl AdmissionReviewer for PolicyReviewer {
             ("specs.smi-spec.io", "HTTPRouteGroup") => {
                 judge(request, |object: &ReviewedObject<HTTPRouteGroupSpec>| {
                     validate::http_route_group(&object.spec)
+                })
+            }
+            ("policy.openservicemesh.io", "UpstreamTrafficSetting") => {
+                judge(request, |object: &ReviewedObject<UpstreamTrafficSettingSpec>| {
+                    let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+                    validate::upstream_traffic_setting(namespace, &object.spec)
                 })
             }
             ("config.openservicemesh.io", "MeshConfig") => judge(request, mesh_config),

@@ -23,6 +23,7 @@ mod targets;
 mod tcp_route;
 mod traffic_split;
 mod traffic_target;
+mod upstream_traffic_setting;
 mod workload;
 
 #[cfg(test)]

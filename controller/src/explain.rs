@@ -79,6 +79,9 @@ pub struct Explanation {
     /// The request that was decided about, if rules distinguish requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
+    /// The rate limits that apply to what is allowed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
     /// How the connection would go on after its first bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub terms: Option<&'static str>,
@@ -129,6 +132,7 @@ impl Explanation {
             code: Some(Reason::NoPolicy.code()),
             rule: None,
             request: None,
+            limits: Vec::new(),
             terms: None,
             ..self
         }
@@ -206,17 +210,47 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
             ("deny", denial.to_string(), Some(denial.reason.code()), denial.origin.as_ref().map(in_namespace))
         }
     };
+    let limits = match (word, opening) {
+        ("allow", Opening::Mesh(protocol)) => limits(policy, port, protocol, &query.request)?,
+        _ => Vec::new(),
+    };
     Ok(Explanation {
         decision: word,
         reason,
         code,
         rule,
         request,
+        limits,
         terms: terms.map(describe),
         workload: policy.workload.to_string(),
         server_identity: policy.identity.to_string(),
         port,
     })
+}
+
+/// The rate limits of a mesh peer's connection and of its request.
+fn limits(
+    policy: &InboundPolicy,
+    port: u16,
+    protocol: MeshProtocol,
+    request: &HttpRequest,
+) -> Result<Vec<String>, ExplainError> {
+    let mut all = Vec::new();
+    for limits in policy.ports.get(&port).into_iter().flat_map(|port| &port.rate_limits) {
+        let audit = if limits.is_audit { ", audit mode" } else { "" };
+        let origin = &limits.origin;
+        all.extend(limits.connections.map(|rate| format!("connections: {rate} ({origin}{audit})")));
+        if protocol == MeshProtocol::Tcp {
+            continue;
+        }
+        let limit =
+            request.limit(limits).map_err(|error| ExplainError::NoPath(request.to_string(), error))?;
+        all.extend(limit.map(|limit| {
+            let of = if limit.bucket.is_empty() { String::new() } else { format!(" for {:?}", limit.bucket) };
+            format!("requests{of}: {} ({origin}{audit})", limit.rate)
+        }));
+    }
+    Ok(all)
 }
 
 /// `rule` of an explanation: a namespace and a name without the kind.

@@ -19,6 +19,7 @@ mod services;
 mod tcp_routes;
 mod traffic_splits;
 mod traffic_targets;
+mod upstream_traffic_settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -27,7 +28,9 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
-use tidegate_crds::{IngressBackend, MeshConfig, MeshConfigSpec, TCPRoute, TrafficSplit, TrafficTarget};
+use tidegate_crds::{
+    IngressBackend, MeshConfig, MeshConfigSpec, TCPRoute, TrafficSplit, TrafficTarget, UpstreamTrafficSetting,
+};
 
 use crate::object::kinds::kinds;
 use crate::object::pod::{has_ended, service_account};
@@ -41,6 +44,7 @@ pub(crate) use gateway_routes::{RouteObject, RouteWeight, backend_of, parent_of}
 pub(crate) use http_route_groups::{CompiledMatch, NamedMatches, RouteGroup};
 pub(crate) use pods::pod_addresses;
 pub(crate) use traffic_splits::{backend_of as split_backend, root_of as split_root};
+pub(crate) use upstream_traffic_settings::setting_service;
 
 use endpoint_slices::pods_of;
 use ingress_backends::opened;
@@ -258,6 +262,14 @@ impl Index {
         self.parts.http_route_groups.iter()
     }
 
+    /// HTTPRouteGroups of a namespace.
+    pub(crate) fn route_groups_in(
+        &self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&ObjectName, &RouteGroup)> {
+        self.parts.http_route_groups.in_namespace(namespace)
+    }
+
     /// An HTTPRouteGroup.
     pub(crate) fn route_group(&self, name: &ObjectName) -> Option<&RouteGroup> {
         self.parts.http_route_groups.of(name)
@@ -271,6 +283,29 @@ impl Index {
     /// A TCPRoute.
     pub(crate) fn tcp_route(&self, name: &ObjectName) -> Option<&Arc<TCPRoute>> {
         TCPRoute::get(&self.parts.tcp_routes, name)
+    }
+
+    /// Every UpstreamTrafficSetting.
+    pub(crate) fn upstream_traffic_settings(
+        &self,
+    ) -> impl Iterator<Item = (&ObjectName, &Arc<UpstreamTrafficSetting>)> {
+        self.parts.upstream_traffic_settings.iter()
+    }
+
+    /// UpstreamTrafficSettings of a namespace.
+    pub(crate) fn upstream_traffic_settings_in(
+        &self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&ObjectName, &Arc<UpstreamTrafficSetting>)> {
+        self.parts.upstream_traffic_settings.in_namespace(namespace)
+    }
+
+    /// The UpstreamTrafficSettings about a Service.
+    pub(crate) fn upstream_traffic_settings_about(
+        &self,
+        service: &ObjectName,
+    ) -> impl Iterator<Item = (&ObjectName, &Arc<UpstreamTrafficSetting>)> {
+        self.parts.upstream_traffic_settings.about(service)
     }
 
     /// Every route of Gateway API.
@@ -442,6 +477,7 @@ impl Index {
                 if kind == Kind::HTTPRouteGroup {
                     let roots = self.parts.traffic_splits.roots_by_group(&name);
                     roots.iter().for_each(|root| self.affect_parent(root, affected));
+                    self.affect_limited_routes(&name.namespace, affected);
                 }
             }
             Effect::Route(route, parents) => {
@@ -529,6 +565,17 @@ impl Index {
         for (name, backend) in self.parts.ingress_backends.with_source(service) {
             affected.policies.insert(name.namespace.clone());
             self.affect_opened(&opened(name, backend), affected);
+        }
+    }
+
+    /// The paths of HTTPRouteGroups are those that limits are for.
+    fn affect_limited_routes(&self, namespace: &str, affected: &mut Affected) {
+        for (name, object) in self.upstream_traffic_settings_in(namespace) {
+            if let (Some(service), Some(_)) =
+                (setting_service(name, object), object.spec.limited_routes().next())
+            {
+                self.affect_opened(&[service], affected);
+            }
         }
     }
 

@@ -12,11 +12,16 @@ const NAMESPACE: &str = "tidegate-system";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
 const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
 /// The kinds besides those of Tidegate that have a status, by collection.
-const OTHERS: [(&str, &str, &str); 8] = [
+const OTHERS: [(&str, &str, &str); 9] = [
     ("access.smi-spec.io/v1alpha3/traffictargets", "access.smi-spec.io/v1alpha3", "TrafficTarget"),
     ("split.smi-spec.io/v1alpha4/trafficsplits", "split.smi-spec.io/v1alpha4", "TrafficSplit"),
     ("specs.smi-spec.io/v1alpha4/httproutegroups", "specs.smi-spec.io/v1alpha4", "HTTPRouteGroup"),
     ("specs.smi-spec.io/v1alpha4/tcproutes", "specs.smi-spec.io/v1alpha4", "TCPRoute"),
+    (
+        "policy.openservicemesh.io/v1alpha1/upstreamtrafficsettings",
+        "policy.openservicemesh.io/v1alpha1",
+        "UpstreamTrafficSetting",
+    ),
     ("gateway.networking.k8s.io/v1/httproutes", "gateway.networking.k8s.io/v1", "HTTPRoute"),
     ("gateway.networking.k8s.io/v1/grpcroutes", "gateway.networking.k8s.io/v1", "GRPCRoute"),
     ("gateway.networking.k8s.io/v1/tlsroutes", "gateway.networking.k8s.io/v1", "TLSRoute"),
@@ -190,6 +195,7 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
         json!({"service": "none", "backends": []}),
         json!({"matches": [{"name": "all", "methods": ["GET"]}]}),
         json!({"matches": {"ports": [80]}}),
+        json!({"host": "app-0.ns-0.svc.cluster.local"}),
         json!({"parentRefs": [service]}),
         json!({"parentRefs": [service]}),
         json!({"parentRefs": [service]}),

@@ -27,6 +27,7 @@ pub mod principal;
 pub mod route;
 pub mod san;
 pub mod telemetry;
+pub mod token_bucket;
 pub mod weighted;
 
 pub use certificate::PeerCertificate;

@@ -10,6 +10,8 @@
 //! Where rules for mesh peers distinguish HTTP requests, [`InboundPolicy::request_rules`] are those that remain for a
 //! connection, and each of its requests is decided by them.
 //!
+//! What they allow may exceed a rate limit ([`RateLimits`]), for which the caller keeps the buckets.
+//!
 //! Rules are grants. A connection that no rule grants is refused, with the reason of the rule that came closest.
 
 mod decision;
@@ -20,6 +22,7 @@ mod naive;
 #[cfg(test)]
 mod naive_peers;
 mod peers;
+mod rate_limits;
 mod reason;
 
 pub use decision::{Decision, Denial, Grant};
@@ -29,4 +32,5 @@ pub use model::{
     IngressTransport, MeshRule, PeerRule, PeerRuleState, PeerTraffic, PortPolicy, RuleState, Sources,
 };
 pub use peers::{Granting, RequestRules};
+pub use rate_limits::{RateLimits, RouteRateLimit};
 pub use reason::Reason;

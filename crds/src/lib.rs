@@ -24,6 +24,7 @@ pub mod stored;
 pub mod tcp_route;
 pub mod traffic_split;
 pub mod traffic_target;
+pub mod upstream_traffic_setting;
 pub mod validate;
 
 pub use http_route_group::{HTTPRouteGroup, HTTPRouteGroupSpec};
@@ -33,4 +34,5 @@ pub use smi_status::SmiStatus;
 pub use tcp_route::{TCPRoute, TCPRouteSpec};
 pub use traffic_split::{TrafficSplit, TrafficSplitSpec};
 pub use traffic_target::{TrafficTarget, TrafficTargetSpec};
+pub use upstream_traffic_setting::{UpstreamTrafficSetting, UpstreamTrafficSettingSpec};
 pub use validate::{Finding, Severity};

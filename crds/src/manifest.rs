@@ -6,7 +6,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 
 use crate::mesh_config::{MESH_CONFIG, OLDER_MESH_CONFIG};
-use crate::{HTTPRouteGroup, IngressBackend, MeshConfig, TCPRoute, TrafficSplit, TrafficTarget};
+use crate::{
+    HTTPRouteGroup, IngressBackend, MeshConfig, TCPRoute, TrafficSplit, TrafficTarget, UpstreamTrafficSetting,
+};
 
 /// Every CRD with the name of its file in `crds/yaml`.
 pub fn all() -> Vec<(&'static str, CustomResourceDefinition)> {
@@ -17,6 +19,7 @@ pub fn all() -> Vec<(&'static str, CustomResourceDefinition)> {
         ("split.smi-spec.io_trafficsplits.yaml", traffic_split()),
         ("specs.smi-spec.io_httproutegroups.yaml", HTTPRouteGroup::crd()),
         ("specs.smi-spec.io_tcproutes.yaml", TCPRoute::crd()),
+        ("policy.openservicemesh.io_upstreamtrafficsettings.yaml", UpstreamTrafficSetting::crd()),
     ]
 }
 

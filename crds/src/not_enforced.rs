@@ -8,7 +8,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 16] = [
         &[
             ("Egress", "workloads can reach destinations outside the mesh with and without it"),
             ("EgressGateway", "traffic leaves the mesh from each Pod itself"),
-            ("UpstreamTrafficSetting", "its limits on connections and requests are not enforced"),
+            ("UpstreamTrafficSetting", ""),
             ("Retry", "requests are not retried"),
             ("Telemetry", "the MeshConfig and flags configure logs and metrics"),
             ("AccessControl", "it has no effect: use an IngressBackend, which has the same fields"),
@@ -103,6 +103,7 @@ mod tests {
         );
         for (version, kind) in [
             ("policy.openservicemesh.io/v1alpha1", "IngressBackend"),
+            ("policy.openservicemesh.io/v1alpha1", "UpstreamTrafficSetting"),
             ("config.openservicemesh.io/v1alpha2", "MeshConfig"),
             ("access.smi-spec.io/v1alpha3", "TrafficTarget"),
             ("specs.smi-spec.io/v1alpha4", "TCPRoute"),

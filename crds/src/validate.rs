@@ -11,6 +11,7 @@ mod ingress_backend;
 mod mesh_config;
 mod traffic_split;
 mod traffic_target;
+mod upstream_traffic_setting;
 
 use std::fmt;
 
@@ -20,6 +21,7 @@ pub use ingress_backend::{IngressProtocol, ingress_backend};
 pub use mesh_config::mesh_config;
 pub use traffic_split::traffic_split;
 pub use traffic_target::traffic_target;
+pub use upstream_traffic_setting::upstream_traffic_setting;
 
 /// An error or warning about one field.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,6 +18,7 @@ mod identity;
 mod object_ref;
 mod policy;
 mod protocol;
+mod rate;
 mod routes;
 mod telemetry;
 mod topology;

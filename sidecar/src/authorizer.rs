@@ -1,5 +1,6 @@
 //! Authorizes the requests of one connection against the current policy.
 
+mod limits;
 mod requests;
 
 use std::cell::{Cell, RefCell};
@@ -11,6 +12,7 @@ use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Reason,
 use crate::connection_info::ConnectionInfo;
 use crate::snapshot::{Snapshot, Snapshots};
 
+pub(crate) use self::limits::{Exceeded, LimitDecisions};
 pub(crate) use self::requests::RequestDecisions;
 
 /// Decisions of the policy about one connection, cached per policy generation.
@@ -32,6 +34,8 @@ struct CachedDecision {
     differs_by_name: bool,
     /// The decisions about requests, if rules distinguish them.
     requests: Option<Rc<RequestDecisions>>,
+    /// The limits of a mesh peer, if there are any.
+    limits: Option<Rc<LimitDecisions>>,
 }
 
 /// The effect of a new snapshot on an open connection.
@@ -50,7 +54,10 @@ impl CachedDecision {
         let differs_by_name = policy.is_some_and(|policy| policy.differs_by_name(&info.session()));
         let requests = policy.and_then(|policy| policy.request_rules(&info.session()));
         let requests = requests.map(|rules| RequestDecisions::new(rules).into());
-        Self { snapshot, decision, differs_by_name, requests }
+        // Ingress clients are not limited, as in OSM.
+        let limiters = snapshot.limiters.of(info.port).filter(|_| matches!(info.terms, Terms::MeshTls(_)));
+        let limits = limiters.map(|limiters| LimitDecisions::new(limiters.clone()).into());
+        Self { snapshot, decision, differs_by_name, requests, limits }
     }
 
     /// The denial, if the newer decision may refuse requests that this one or an earlier one granted.
@@ -115,6 +122,11 @@ impl Authorizer {
     /// The decisions about requests by the policy of the last decision, if its rules distinguish requests.
     pub(crate) fn requests(&self) -> Option<Rc<RequestDecisions>> {
         self.decision.borrow().requests.clone()
+    }
+
+    /// The rate limits of the connection and of its requests by the policy of the last decision, if there are any.
+    pub(crate) fn limits(&self) -> Option<Rc<LimitDecisions>> {
+        self.decision.borrow().limits.clone()
     }
 
     /// The app's protocol, by the newest policy.

@@ -226,6 +226,10 @@ impl InboundConnection<'_> {
             stream.abort();
             return None;
         }
+        if self.exceeds_limit(&authorizer) {
+            stream.abort();
+            return None;
+        }
         self.line.at_ease();
         if let Some(client) = &authorizer.info().client {
             self.line.identify(&client.names);
@@ -243,6 +247,19 @@ impl InboundConnection<'_> {
         let service = port.and_then(|port| port.services.first()).cloned();
         let workload = WorkloadLabels::of_certificate(names);
         self.context.remotes.id(RemoteLabels { workload, service })
+    }
+
+    /// Whether a connection that the policy allows exceeds a rate limit. What exceeds one in audit mode is reported.
+    fn exceeds_limit(&self, authorizer: &Authorizer) -> bool {
+        // What the policy refuses takes no token.
+        let limits = authorizer.limits().filter(|_| matches!(*authorizer.decide(), Decision::Allow(_)));
+        let exceeded = limits.and_then(|limits| limits.take_connection());
+        match &exceeded {
+            Some(Decision::Deny(denial)) => self.refused_connection(authorizer.info(), denial),
+            Some(report @ Decision::Allow(_)) => self.reported_connection(authorizer.info(), report),
+            None => {}
+        }
+        matches!(exceeded, Some(Decision::Deny(_)))
     }
 
     /// Runs the TLS handshake; `None` if the connection has ended.

@@ -28,6 +28,7 @@ pub mod options;
 mod outbound;
 mod places;
 mod probes;
+mod rate_limits;
 mod refusal_log;
 pub mod remotes;
 pub mod sidecar;

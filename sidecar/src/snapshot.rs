@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tidegate_core::policy::InboundPolicy;
 use tokio::sync::watch;
 
+use crate::rate_limits::PortLimiters;
 use crate::tls::{OriginTls, PeerTls, ServerTls};
 
 /// All that decides about connections, at one moment.
@@ -17,6 +18,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// The workload's policy; without one everything is refused.
     pub policy: Option<Arc<InboundPolicy>>,
+    /// The buckets of the policy's rate limits.
+    pub(crate) limiters: PortLimiters,
     /// TLS for the certificate and trust bundle of this moment; without it no TLS is spoken.
     pub tls: Option<Arc<ServerTls>>,
     /// TLS towards other sidecars, for the same certificate and trust bundle.
@@ -51,6 +54,9 @@ impl Publisher {
         self.sender.send_modify(|snapshot| {
             let mut next = Snapshot::clone(snapshot);
             change(&mut next);
+            if next.policy.as_ref().map(Arc::as_ptr) != snapshot.policy.as_ref().map(Arc::as_ptr) {
+                next.limiters = PortLimiters::new(next.policy.as_deref(), &snapshot.limiters);
+            }
             next.generation += 1;
             let generation = next.generation;
             *snapshot = Arc::new(next);

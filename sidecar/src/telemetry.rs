@@ -47,6 +47,8 @@ pub enum ResponseFlag {
     Refused,
     /// `NR`: the policy has no rule for the port, no route's rule applies to the request, or it leads to no backend.
     NoRoute,
+    /// `RL`: more than a rate limit allows.
+    RateLimited,
     /// `OM`: the sidecar has reached a limit.
     Overload,
 }
@@ -316,6 +318,7 @@ impl ResponseFlag {
     pub fn of_refusal(reason: &Reason) -> Self {
         match reason {
             Reason::NoPolicy | Reason::NoSuchPort | Reason::NoIngressBackend => Self::NoRoute,
+            Reason::ConnectionRateLimited | Reason::RequestRateLimited(_) => Self::RateLimited,
             _ => Self::Refused,
         }
     }
@@ -335,6 +338,7 @@ impl ResponseFlag {
             Self::DownstreamTimeout => "DT",
             Self::Refused => "RBAC",
             Self::NoRoute => "NR",
+            Self::RateLimited => "RL",
             Self::Overload => "OM",
         }
     }

@@ -198,7 +198,16 @@ pub(crate) fn policy() -> InboundPolicy {
                 Port::Mesh => MeshRule::AnyPeer,
                 _ => MeshRule::Deny("permissive mode is off".into()),
             };
-            (port as u16, PortPolicy { protocol, services: vec!["httpbin/httpbin".into()], mesh, ingress })
+            (
+                port as u16,
+                PortPolicy {
+                    protocol,
+                    services: vec!["httpbin/httpbin".into()],
+                    mesh,
+                    ingress,
+                    rate_limits: vec![],
+                },
+            )
         })
         .collect();
     InboundPolicy {

@@ -13,13 +13,14 @@ use tidegate_tests::helm::Helm;
 use tidegate_tests::kubernetes::Cluster;
 use tidegate_tests::kubernetes::mesh::VALUES;
 
-const DEFINITIONS: [(&str, &str, &[&str]); 6] = [
+const DEFINITIONS: [(&str, &str, &[&str]); 7] = [
     ("ingressbackends.policy.openservicemesh.io", "IngressBackend", &["v1alpha1"]),
     ("meshconfigs.config.openservicemesh.io", "MeshConfig", &["v1alpha1", "v1alpha2"]),
     ("traffictargets.access.smi-spec.io", "TrafficTarget", &["v1alpha3"]),
     ("trafficsplits.split.smi-spec.io", "TrafficSplit", &["v1alpha2", "v1alpha4"]),
     ("httproutegroups.specs.smi-spec.io", "HTTPRouteGroup", &["v1alpha4"]),
     ("tcproutes.specs.smi-spec.io", "TCPRoute", &["v1alpha4"]),
+    ("upstreamtrafficsettings.policy.openservicemesh.io", "UpstreamTrafficSetting", &["v1alpha1"]),
 ];
 
 /// Runs a `tidegate` command for the mesh of this name, with this Helm; returns its messages.

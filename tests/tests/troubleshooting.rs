@@ -170,6 +170,7 @@ fn every_status_of_a_policy_is_explained() {
             "controller/src/compile/traffic_split/shares.rs",
             "controller/src/compile/traffic_target.rs",
             "controller/src/compile/traffic_target/rules.rs",
+            "controller/src/compile/upstream_traffic_setting.rs",
             "controller/src/index/namespaces.rs",
             "controller/src/object/unreadable.rs",
             "controller/src/admission.rs",
@@ -192,6 +193,7 @@ fn every_finding_in_a_manifest_is_explained() {
         "crds/src/validate/mesh_config.rs",
         "crds/src/validate/traffic_split.rs",
         "crds/src/validate/traffic_target.rs",
+        "crds/src/validate/upstream_traffic_setting.rs",
         "controller/src/source/folder/document.rs",
     ]);
     // Each setting without effect has a row in docs/differences.md; this page has one row for all.

@@ -28,6 +28,7 @@ const KINDS: &[(&str, &str)] = &[
     ("TrafficSplit", "split.smi-spec.io/v1alpha4/trafficsplits"),
     ("HTTPRouteGroup", "specs.smi-spec.io/v1alpha4/httproutegroups"),
     ("TCPRoute", "specs.smi-spec.io/v1alpha4/tcproutes"),
+    ("UpstreamTrafficSetting", "policy.openservicemesh.io/v1alpha1/upstreamtrafficsettings"),
     ("Egress", "policy.openservicemesh.io/v1alpha1/egresses"),
     ("CustomResourceDefinition", "apiextensions.k8s.io/v1/customresourcedefinitions"),
     ("MutatingWebhookConfiguration", "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"),

@@ -211,9 +211,11 @@ kinds!(define_statuses);
 fn unreadable_status(object: &Unreadable) -> ObjectStatus {
     let status = ObjectStatus::new(Some(object.reason()), Vec::new(), &object.metadata);
     match object.kind {
-        Kind::TrafficTarget | Kind::TrafficSplit | Kind::HTTPRouteGroup | Kind::TCPRoute => {
-            status.with_condition("Unreadable")
-        }
+        Kind::TrafficTarget
+        | Kind::TrafficSplit
+        | Kind::HTTPRouteGroup
+        | Kind::TCPRoute
+        | Kind::UpstreamTrafficSetting => status.with_condition("Unreadable"),
         _ => status,
     }
 }

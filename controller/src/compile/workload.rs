@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use tidegate_core::backend::Locality;
 use tidegate_core::identity::IdentityError;
 use tidegate_core::policy::{
-    InboundPolicy, IngressRule, MeshRule, PeerRule, PeerRuleState, PortPolicy, RuleState,
+    InboundPolicy, IngressRule, MeshRule, PeerRule, PeerRuleState, PortPolicy, RateLimits, RuleState,
 };
 use tidegate_core::route::MAX_EXPRESSIONS;
 use tidegate_core::telemetry::{TelemetrySettings, TracingSettings};
@@ -24,6 +24,7 @@ use super::mesh_config::tracing;
 use super::peers::NamespacePeers;
 use super::status::{self, PortRule};
 use super::traffic_target::{self, rules as target_rules};
+use super::upstream_traffic_setting::limits::{self, NamespaceLimits};
 use crate::index::Index;
 use crate::object::pod::{self, node_name, service_account};
 use crate::object::unreadable::Unreadable;
@@ -64,7 +65,7 @@ impl CompiledWorkload {
             ENTRY
                 + size_of::<PortPolicy>()
                 + 2 * size_of::<Arc<str>>() * port.services.len()
-                + 2 * size_of::<Arc<PeerRule>>() * peer_rules(&port.mesh).len()
+                + 2 * size_of::<Arc<PeerRule>>() * (peer_rules(&port.mesh).len() + port.rate_limits.len())
                 + hosts.sum::<usize>()
         });
         let peers: HashMap<_, _> = self
@@ -75,7 +76,14 @@ impl CompiledWorkload {
             .map(|rule| (Arc::as_ptr(rule), rule))
             .collect();
         let peers = peers.into_values().map(|rule| target_rules::own_bytes(rule));
-        WORKLOAD + ports.sum::<usize>() + peers.sum::<usize>() + ENTRY * self.left_out.len()
+        let limits = self.policy.ports.values().flat_map(|port| &port.rate_limits);
+        let limits: HashMap<_, _> = limits.map(|limits| (Arc::as_ptr(limits), limits)).collect();
+        let limits = limits.into_values().map(|limits| limits::own_bytes(limits));
+        WORKLOAD
+            + ports.sum::<usize>()
+            + peers.sum::<usize>()
+            + limits.sum::<usize>()
+            + ENTRY * self.left_out.len()
     }
 }
 
@@ -101,6 +109,7 @@ pub(crate) struct NamespaceRules<'i> {
     unreadable: Vec<Arc<Unreadable>>,
     peers: NamespacePeers,
     tracing: Option<TracingSettings>,
+    limits: NamespaceLimits,
     trust_domain: TrustDomain,
 }
 
@@ -125,6 +134,7 @@ impl<'i> NamespaceRules<'i> {
             unreadable: unreadable.take(MOST_UNREADABLE).cloned().collect(),
             peers: NamespacePeers::new(index, namespace, trust_domain),
             tracing: tracing(index),
+            limits: NamespaceLimits::new(index, namespace),
             trust_domain: trust_domain.clone(),
         }
     }
@@ -150,11 +160,13 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
         services: Vec::new(),
         mesh: rules.peers.rule(account, number, protocol),
         ingress: Vec::new(),
+        rate_limits: Vec::new(),
     };
     for Behind { service, ports: behind } in rules.fronts.of(pod) {
         for (number, protocol) in behind {
             let port = ports.entry(number).or_insert_with(|| open(number, protocol));
             port.services.push(service.clone());
+            port.rate_limits.extend(rules.limits.of(&service).cloned());
         }
     }
     for (number, protocol) in declared_ports(pod) {
@@ -167,6 +179,9 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
     }
     for port in ports.values_mut() {
         room.take_peers(&mut port.mesh);
+    }
+    for port in ports.values_mut() {
+        port.rate_limits.retain(|limits| room.take_limits(limits));
     }
     for object in &rules.unreadable {
         let (origin, state) = (object.name().to_ref(object.kind), RuleState::Invalid(object.reason().into()));
@@ -197,6 +212,8 @@ struct RuleBudget {
     left_out: BTreeSet<ObjectRef>,
     /// Rules for mesh peers that have been taken, each with what stands in the policy for it. Ports share them.
     peers: HashMap<*const PeerRule, Option<Arc<PeerRule>>>,
+    /// Limits that have been taken, or left out. Ports share them.
+    limits: HashMap<*const RateLimits, bool>,
 }
 
 impl RuleBudget {
@@ -206,7 +223,31 @@ impl RuleBudget {
             expressions: MAX_EXPRESSIONS,
             left_out: BTreeSet::new(),
             peers: HashMap::new(),
+            limits: HashMap::new(),
         }
+    }
+
+    /// Whether there is room for limits at one more port. Those without room are not enforced, as their status says.
+    fn take_limits(&mut self, limits: &Arc<RateLimits>) -> bool {
+        let Some(rest) = self.bytes.checked_sub(4) else {
+            self.left_out.insert(limits.origin.clone());
+            return false;
+        };
+        self.bytes = rest;
+        if let Some(is_taken) = self.limits.get(&Arc::as_ptr(limits)) {
+            return *is_taken;
+        }
+        let rest = self.bytes.checked_sub(limits::wire_bytes(limits));
+        let expressions = self.expressions.checked_sub(limits::expressions(limits));
+        let is_taken = if let (Some(rest), Some(expressions)) = (rest, expressions) {
+            (self.bytes, self.expressions) = (rest, expressions);
+            true
+        } else {
+            self.left_out.insert(limits.origin.clone());
+            false
+        };
+        self.limits.insert(Arc::as_ptr(limits), is_taken);
+        is_taken
     }
 
     /// Like [`RuleBudget::take`], for the rules of a port for mesh peers.

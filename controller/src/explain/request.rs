@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::fmt;
 
 use tidegate_core::path::{self, PathError};
-use tidegate_core::policy::{Decision, RequestRules};
+use tidegate_core::policy::{Decision, RateLimits, RequestRules};
 use tidegate_core::route::RequestView;
+use tidegate_core::route::filter::LocalRateLimit;
 
 /// A request over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,12 @@ impl HttpRequest {
     pub fn header(text: &str) -> Option<(String, String)> {
         let (name, value) = text.split_once(':')?;
         Some((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+    }
+
+    /// The rate limit of the request. The error is that sidecars answer it with 400.
+    pub(crate) fn limit<'l>(&self, limits: &'l RateLimits) -> Result<Option<&'l LocalRateLimit>, PathError> {
+        let place = limits.select(&self.normal(limits.needs_normal_path())?);
+        Ok(place.and_then(|place| limits.of_requests().nth(place)))
     }
 
     /// The decision about the request. The error is that sidecars answer it with 400.

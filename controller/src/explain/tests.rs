@@ -124,9 +124,8 @@ fn a_request_of_a_mesh_peer_is_explained_by_the_target_that_allows_it_or_came_cl
     );
 }
 
-/// The rows of the table of docs/smi.md that begins with this heading, without their backticks.
-fn documented(heading: &str) -> Vec<Vec<String>> {
-    let page = include_str!("../../../docs/smi.md");
+/// The rows of the table of a page that begins with this heading, without their backticks.
+fn documented(page: &str, heading: &str) -> Vec<Vec<String>> {
     let (_, table) = page.split_once(heading).unwrap();
     let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
     let cells =
@@ -140,7 +139,8 @@ fn the_example_of_the_documentation_decides_as_its_table_says() {
     let loaded = crate::source::folder::FolderSource::new(folder).load();
     assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
     let index = Index::of(loaded.changes);
-    let rows = documented("| request | to port | from service account | decision |");
+    let page = include_str!("../../../docs/smi.md");
+    let rows = documented(page, "| request | to port | from service account | decision |");
     assert_eq!(rows.len(), 6);
     for row in rows {
         let [sent, port, account, expected] = row.as_slice() else { panic!("{row:?}") };
@@ -160,5 +160,33 @@ fn the_example_of_the_documentation_decides_as_its_table_says() {
         };
         let found = explain(&index, &TrustDomain::default(), &query).unwrap();
         assert_eq!(found.code.unwrap_or(found.decision), expected, "{row:?}");
+    }
+}
+
+#[test]
+fn the_example_of_limits_has_those_that_the_documentation_says() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/limits");
+    let loaded = crate::source::folder::FolderSource::new(folder).load();
+    assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+    let index = Index::of(loaded.changes);
+    let rows = documented(include_str!("../../../docs/limits.md"), "| what | limits |");
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        let [sent, expected] = row.as_slice() else { panic!("{row:?}") };
+        let query = Query {
+            backend: ObjectName::new("bookstore", "bookstore"),
+            port: None,
+            speaks: if sent.starts_with("bytes") { Speaks::MeshTcp } else { Speaks::Mesh },
+            request: HttpRequest {
+                path: sent.strip_prefix("GET ").unwrap_or("/").into(),
+                ..HttpRequest::default()
+            },
+            ..with_principal("bookbuyer.bookbuyer.cluster.local")
+        };
+        let found = explain(&index, &TrustDomain::default(), &query).unwrap();
+        assert_eq!(found.decision, "allow");
+        let origin = " (UpstreamTrafficSetting bookstore/bookstore)";
+        let limits: Vec<_> = found.limits.iter().map(|limit| limit.strip_suffix(origin).unwrap()).collect();
+        assert_eq!(limits.join("; "), *expected, "{row:?}");
     }
 }

@@ -13,7 +13,7 @@ use tidegate_core::route::RouteMatch;
 use tidegate_crds::http_route_group::HttpMatch;
 use tidegate_crds::{HTTPRouteGroup, HTTPRouteGroupSpec, validate};
 
-use super::part::{Effect, Indexed};
+use super::part::{Effect, Indexed, in_namespace};
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
 use crate::object::stored::{CustomKind, Stored};
@@ -41,6 +41,11 @@ impl HttpRouteGroups {
     /// Every HTTPRouteGroup.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&ObjectName, &RouteGroup)> {
         self.0.iter()
+    }
+
+    /// HTTPRouteGroups of a namespace.
+    pub(crate) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = (&ObjectName, &RouteGroup)> {
+        in_namespace(&self.0, namespace)
     }
 
     /// An HTTPRouteGroup.

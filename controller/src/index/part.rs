@@ -47,11 +47,11 @@ pub(crate) enum Effect {
     Service(ObjectName),
     /// The statuses of a namespace.
     Statuses(Arc<str>),
-    /// The Pods behind these Services, which one policy opens.
+    /// The Pods behind these Services, which one policy opens or limits.
     Opened(Vec<ObjectName>),
     /// The Pods of a service account.
     Account(ObjectName),
-    /// The TrafficTargets and TrafficSplits that refer to the object of this kind and name.
+    /// The TrafficTargets and TrafficSplits that refer to the object of this kind and name, and limits of its paths.
     Target(Kind, ObjectName),
     /// The workloads on a node.
     Node(Arc<str>),

@@ -28,6 +28,8 @@ macro_rules! kinds {
             HTTPRouteGroup(tidegate_crds::HTTPRouteGroup): http_route_groups,
             /// Ports; `specs.smi-spec.io/v1alpha4`.
             TCPRoute(tidegate_crds::TCPRoute): tcp_routes,
+            /// Limits of the traffic to a Service; `policy.openservicemesh.io/v1alpha1`.
+            UpstreamTrafficSetting(tidegate_crds::UpstreamTrafficSetting): upstream_traffic_settings,
             /// The mesh's settings; `config.openservicemesh.io/v1alpha2`.
             MeshConfig(tidegate_crds::MeshConfig): mesh_configs,
             /// Where HTTP requests for a Service go; `gateway.networking.k8s.io/v1`.

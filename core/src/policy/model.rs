@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::rate_limits::RateLimits;
 use crate::backend::Locality;
 use crate::cidr::CidrSet;
 use crate::dns_name::DnsPattern;
@@ -44,6 +45,9 @@ pub struct PortPolicy {
     pub mesh: MeshRule,
     /// Rules for other clients. One grant suffices.
     pub ingress: Vec<IngressRule>,
+    /// Rate limits of what mesh peers send. What is allowed must exceed none of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rate_limits: Vec<Arc<RateLimits>>,
 }
 
 /// Protocol of the app behind a port.

@@ -102,6 +102,7 @@ fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
         services: vec!["httpbin/httpbin".into()],
         mesh,
         ingress: rules.iter().map(compile).collect(),
+        rate_limits: vec![],
     };
     InboundPolicy {
         workload: "httpbin/httpbin-0".into(),

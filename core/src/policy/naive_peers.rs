@@ -87,7 +87,13 @@ fn identity(account: &str) -> Identity {
 }
 
 fn policy(mesh: MeshRule) -> InboundPolicy {
-    let port = PortPolicy { protocol: AppProtocol::Http, services: vec![], mesh, ingress: vec![] };
+    let port = PortPolicy {
+        protocol: AppProtocol::Http,
+        services: vec![],
+        mesh,
+        ingress: vec![],
+        rate_limits: vec![],
+    };
     InboundPolicy {
         workload: "ns/pod".into(),
         identity: identity("server"),

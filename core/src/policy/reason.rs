@@ -36,6 +36,10 @@ pub enum Reason {
     NotParsed,
     /// No rule for the mesh peer matches the request.
     RequestNotAllowed,
+    /// More connections of mesh peers than a rate limit allows.
+    ConnectionRateLimited,
+    /// More requests of mesh peers than a rate limit allows; the path that the limit is for, or nothing.
+    RequestRateLimited(Arc<str>),
     /// The connection was opened for another protocol than that which the port has now.
     ProtocolChanged,
     /// The request's host is among the `sniHosts` of another rule than the connection's server name.
@@ -61,6 +65,8 @@ impl Reason {
             Self::PeerNotAllowed => "peer_not_allowed",
             Self::NotParsed => "not_parsed",
             Self::RequestNotAllowed => "request_not_allowed",
+            Self::ConnectionRateLimited => "connection_rate_limited",
+            Self::RequestRateLimited(_) => "request_rate_limited",
             Self::ProtocolChanged => "protocol_changed",
             Self::Misdirected => "misdirected",
         }
@@ -95,6 +101,13 @@ impl fmt::Display for Reason {
             ),
             Self::RequestNotAllowed => {
                 f.write_str("the mesh peer is not allowed a request with this method, path and header fields")
+            }
+            Self::ConnectionRateLimited => f.write_str("the rate limit of connections is exceeded"),
+            Self::RequestRateLimited(path) if path.is_empty() => {
+                f.write_str("the rate limit of requests is exceeded")
+            }
+            Self::RequestRateLimited(path) => {
+                write!(f, "the rate limit of requests for {path:?} is exceeded")
             }
             Self::ProtocolChanged => f.write_str("the port is served by another protocol now"),
             Self::Misdirected => f.write_str(

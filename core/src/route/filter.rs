@@ -23,6 +23,7 @@ pub use self::rewrite::{PathEdit, Rewrite};
 use super::RouteRule;
 use super::error::{Problem, RouteError};
 use crate::object_ref::ObjectRef;
+use crate::token_bucket::TokenRate;
 
 /// One filter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -60,8 +61,7 @@ pub struct Fault {
     pub abort: Option<(u16, Fraction)>,
 }
 
-/// A token bucket (OSM: `UpstreamTrafficSetting`). It starts full, with `requests + burst` tokens, and gains `requests`
-/// tokens every `per`.
+/// A limit of requests, by a token bucket (OSM: `UpstreamTrafficSetting`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LocalRateLimit {
@@ -69,16 +69,12 @@ pub struct LocalRateLimit {
     pub origin: ObjectRef,
     /// Name of the limit within the object, such as its path. Empty if the object has only one.
     pub bucket: Arc<str>,
-    /// Requests per period.
-    pub requests: u32,
-    /// The period.
-    pub per: Duration,
-    /// Additional capacity of the bucket.
-    pub burst: u32,
+    /// How fast requests may come.
+    pub rate: TokenRate,
     /// Status of the response above the limit, 400 to 599; Envoy's default is 429.
     pub status: u16,
     /// Headers of that response.
-    pub headers: HeaderEdits,
+    pub headers: Arc<HeaderEdits>,
 }
 
 /// Checks that filters are consistent with each other and with their rule.
@@ -117,6 +113,19 @@ pub(super) fn check_path_edit(
     }
 }
 
+impl LocalRateLimit {
+    /// Checks the values that its type does not constrain.
+    pub fn check(&self) -> Result<(), RouteError> {
+        if !(400..=599).contains(&self.status) {
+            return Err(RouteError::new("status", self.status, Problem::Status("400 to 599")));
+        }
+        if self.rate.per.is_zero() {
+            return Err(RouteError::new("per", format!("{:?}", self.rate.per), Problem::Empty));
+        }
+        Ok(())
+    }
+}
+
 impl Filter {
     /// Its type in Gateway API's spelling.
     pub fn kind(&self) -> &'static str {
@@ -139,12 +148,7 @@ impl Filter {
             Self::Fault(Fault { abort: Some((status, _)), .. }) if !(200..=599).contains(status) => {
                 Err(RouteError::new("abort.status", status, Problem::Status("200 to 599")))
             }
-            Self::LocalRateLimit(limit) if !(400..=599).contains(&limit.status) => {
-                Err(RouteError::new("status", limit.status, Problem::Status("400 to 599")))
-            }
-            Self::LocalRateLimit(limit) if limit.per.is_zero() => {
-                Err(RouteError::new("per", format!("{:?}", limit.per), Problem::Empty))
-            }
+            Self::LocalRateLimit(limit) => limit.check(),
             _ => Ok(()),
         }
     }

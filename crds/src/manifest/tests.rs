@@ -17,6 +17,7 @@ const TRAFFIC_TARGET: &str = include_str!("../../testdata/traffic_target.yaml");
 const HTTP_ROUTE_GROUP: &str = include_str!("../../testdata/http_route_group.yaml");
 const TRAFFIC_SPLIT: &str = include_str!("../../testdata/traffic_split.yaml");
 const TCP_ROUTE: &str = include_str!("../../testdata/tcp_route.yaml");
+const UPSTREAM_TRAFFIC_SETTING: &str = include_str!("../../testdata/upstream_traffic_setting.yaml");
 const MESH_CONFIG: &str = include_str!("../../testdata/mesh_config.yaml");
 
 #[test]
@@ -65,6 +66,10 @@ fn names_are_osm_s() {
         names(TCPRoute::crd()),
         r#"specs.smi-spec.io TCPRoute tcproutes Some("tcproute") Some(["tr"]) Namespaced"#
     );
+    assert_eq!(
+        names(UpstreamTrafficSetting::crd()),
+        r#"policy.openservicemesh.io UpstreamTrafficSetting upstreamtrafficsettings Some("upstreamtrafficsetting") Some(["upstreamtrafficsetting"]) Namespaced"#
+    );
 }
 
 #[test]
@@ -87,6 +92,7 @@ fn a_manifest_of_an_osm_user_fits_the_schema_and_comes_back_whole() {
     assert_round_trip::<TrafficSplit>(TRAFFIC_SPLIT);
     assert_round_trip::<HTTPRouteGroup>(HTTP_ROUTE_GROUP);
     assert_round_trip::<TCPRoute>(TCP_ROUTE);
+    assert_round_trip::<UpstreamTrafficSetting>(UPSTREAM_TRAFFIC_SETTING);
 }
 
 #[test]

@@ -7,10 +7,11 @@
 //! A rule that the controller could not compile is still sent, with its reason, so that a refusal can name it.
 //! Everything that restricts a rule distinguishes absent from empty: absent source ranges admit any address, an empty
 //! list admits none; an absent client check is an error, not "no certificate required"; an absent mesh rule is an
-//! error, not "any peer". Rules for mesh peers are a list of the whole policy, to which its ports refer. Principals are the exception to strictness: one that cannot be parsed is kept as a
+//! error, not "any peer". Rules for mesh peers and rate limits are lists of the whole policy, to which its ports refer. Principals are the exception to strictness: one that cannot be parsed is kept as a
 //! principal that matches no certificate, because the others of its list still hold.
 
 mod peers;
+mod rate_limits;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,11 +19,12 @@ use std::sync::Arc;
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::policy::{
     ActiveIngressRule, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PeerRule,
-    PortPolicy, RuleState, Sources,
+    PortPolicy, RateLimits, RuleState, Sources,
 };
 use tidegate_core::{CidrSet, Principal};
 
 use self::peers::{PeerRuleList, peer_rules_from_wire, referred};
+use self::rate_limits::{RateLimitList, rate_limits_from_wire, referred_limits};
 use super::protocol::{app_protocol_from_wire, app_protocol_to_wire};
 use super::telemetry::{telemetry_from_wire, telemetry_to_wire};
 use super::topology::{locality_from_wire, locality_to_wire};
@@ -34,9 +36,11 @@ use crate::discovery as wire;
 
 impl From<&InboundPolicy> for wire::InboundPolicy {
     fn from(policy: &InboundPolicy) -> Self {
-        let mut peer_rules = PeerRuleList::default();
+        let (mut peer_rules, mut rate_limits) = (PeerRuleList::default(), RateLimitList::default());
         let ports = policy.ports.iter();
-        let ports = ports.map(|(port, policy)| port_to_wire(*port, policy, &mut peer_rules)).collect();
+        let ports = ports
+            .map(|(port, policy)| port_to_wire(*port, policy, &mut peer_rules, &mut rate_limits))
+            .collect();
         Self {
             workload: policy.workload.to_string(),
             identity: Some(identity_to_wire(&policy.identity)),
@@ -44,6 +48,7 @@ impl From<&InboundPolicy> for wire::InboundPolicy {
             peer_rules: peer_rules.to_wire(),
             locality: policy.locality.as_ref().map(locality_to_wire),
             telemetry: Some(telemetry_to_wire(&policy.telemetry)),
+            rate_limits: rate_limits.to_wire(),
         }
     }
 }
@@ -55,11 +60,12 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
         let identity = policy.identity.ok_or_else(|| missing("identity"))?;
         let identity = identity_from_wire("identity", &identity)?;
         let peer_rules = peer_rules_from_wire(policy.peer_rules)?;
+        let rate_limits = rate_limits_from_wire(policy.rate_limits)?;
         let mut ports = BTreeMap::new();
         for port in policy.ports {
             let number = port_number("ports[].port", port.port)?;
             let path = format!("ports[{number}]");
-            if ports.insert(number, port_from_wire(&path, port, &peer_rules)?).is_some() {
+            if ports.insert(number, port_from_wire(&path, port, &peer_rules, &rate_limits)?).is_some() {
                 return Err(bad(&path, "duplicate port"));
             }
         }
@@ -74,6 +80,7 @@ fn port_to_wire<'p>(
     port: u16,
     policy: &'p PortPolicy,
     peer_rules: &mut PeerRuleList<'p>,
+    rate_limits: &mut RateLimitList<'p>,
 ) -> wire::PortPolicy {
     let mesh = match &policy.mesh {
         MeshRule::Deny(why) => wire::mesh_rule::Rule::DenyReason(why.to_string()),
@@ -87,6 +94,7 @@ fn port_to_wire<'p>(
         services: policy.services.iter().map(ToString::to_string).collect(),
         mesh: Some(wire::MeshRule { rule: Some(mesh) }),
         ingress: policy.ingress.iter().map(rule_to_wire).collect(),
+        rate_limits: rate_limits.places(&policy.rate_limits),
     }
 }
 
@@ -95,6 +103,7 @@ fn port_from_wire(
     path: &str,
     port: wire::PortPolicy,
     peer_rules: &[Arc<PeerRule>],
+    rate_limits: &[Arc<RateLimits>],
 ) -> Result<PortPolicy, ConversionError> {
     let protocol = app_protocol_from_wire(&format!("{path}.protocol"), port.protocol)?;
     let mesh_path = format!("{path}.mesh");
@@ -110,6 +119,7 @@ fn port_from_wire(
         services: port.services.into_iter().map(Into::into).collect(),
         mesh,
         ingress: port.ingress.into_iter().enumerate().map(rule).collect::<Result<_, _>>()?,
+        rate_limits: referred_limits(&format!("{path}.rate_limits"), &port.rate_limits, rate_limits)?,
     })
 }
 
@@ -198,11 +208,15 @@ fn principals_from_wire(principals: &wire::Principals) -> Vec<Principal> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use prost::Message;
     use tidegate_core::backend::Locality;
-    use tidegate_core::policy::{ActivePeerRule, AppProtocol, PeerRuleState, PeerTraffic};
+    use tidegate_core::policy::{ActivePeerRule, AppProtocol, PeerRuleState, PeerTraffic, RouteRateLimit};
+    use tidegate_core::route::filter::{HeaderEdits, LocalRateLimit};
     use tidegate_core::route::matching::{HeaderMatch, PathMatch, RouteMatch};
     use tidegate_core::telemetry::{TelemetrySettings, TraceCollector, TracingSettings};
+    use tidegate_core::token_bucket::TokenRate;
     use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
     use super::*;
@@ -227,6 +241,31 @@ mod tests {
         .map(|state| Arc::new(PeerRule { origin: origin.clone(), state }))
     }
 
+    fn rate_limits() -> RateLimits {
+        let origin = ObjectRef::new("UpstreamTrafficSetting", "a", "c");
+        let rate = TokenRate { tokens: 3, per: Duration::from_secs(60), burst: 2 };
+        let limit = |bucket: &str, headers: &[(&str, &str)]| LocalRateLimit {
+            origin: origin.clone(),
+            bucket: bucket.into(),
+            rate,
+            status: 503,
+            headers: Arc::new(HeaderEdits::new(headers, &[], &[]).unwrap()),
+        };
+        let path = PathMatch::regex("/books.*").unwrap();
+        let route = RouteRateLimit {
+            requests: RouteMatch::new(Some(path), vec![], vec![], vec![]),
+            limit: limit("/books.*", &[]),
+        };
+        let requests = Some(limit("", &[("x-limited", "yes")]));
+        RateLimits {
+            origin: origin.clone(),
+            is_audit: true,
+            connections: Some(rate),
+            requests,
+            routes: vec![route],
+        }
+    }
+
     fn policy() -> InboundPolicy {
         let [requests, any, invalid] = peer_rules();
         let active = |sources, transport| RuleState::Active(ActiveIngressRule { sources, transport });
@@ -239,8 +278,14 @@ mod tests {
         };
         let principals =
             vec![Principal::Any, Principal::parse("a.b.c"), Principal::parse("spiffe://td/ns/a/sa/b")];
-        let port =
-            |protocol, mesh, ingress| PortPolicy { protocol, services: vec!["a/c".into()], mesh, ingress };
+        let limits = Arc::new(rate_limits());
+        let port = |protocol, mesh, ingress| PortPolicy {
+            protocol,
+            services: vec!["a/c".into()],
+            mesh,
+            ingress,
+            rate_limits: vec![limits.clone()],
+        };
         InboundPolicy {
             workload: "a/pod".into(),
             identity: Identity::new(TrustDomain::default(), "a", "b").unwrap(),
@@ -299,9 +344,9 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_for_mesh_peers_is_sent_once_for_all_ports() {
+    fn a_rule_for_mesh_peers_and_a_limit_are_sent_once_for_all_ports() {
         let sent = wire::InboundPolicy::from(&policy());
-        assert_eq!(sent.peer_rules.len(), 3);
+        assert_eq!((sent.peer_rules.len(), sent.rate_limits.len()), (3, 1));
         let InboundPolicy { ports, .. } = InboundPolicy::try_from(sent).unwrap();
         let (MeshRule::Rules(of_3), MeshRule::Audit(of_5)) = (&ports[&3].mesh, &ports[&5].mesh) else {
             panic!()
@@ -327,6 +372,21 @@ mod tests {
         assert_eq!(nameless, "ports[1].ingress[1].origin.kind: missing");
         assert_eq!(spoil(|p| p.peer_rules[2].state = None), "peer_rules[2]: missing");
         assert_eq!(spoil(|p| p.peer_rules[0].origin = None), "peer_rules[0].origin: missing");
+        let limited = |change: fn(&mut wire::RateLimits)| {
+            let mut policy = wire::InboundPolicy::from(&policy());
+            change(&mut policy.rate_limits[0]);
+            InboundPolicy::try_from(policy).unwrap_err().to_string()
+        };
+        assert_eq!(spoil(|p| p.rate_limits.clear()), "ports[1].rate_limits: there are no limits 0");
+        assert_eq!(limited(|l| l.routes[0].requests = None), "rate_limits[0].routes[0].requests: missing");
+        assert_eq!(
+            limited(|l| l.connections = Some(wire::TokenRate::default())),
+            "rate_limits[0].connections.per: missing"
+        );
+        assert_eq!(
+            limited(|l| l.requests.as_mut().unwrap().status = 200),
+            "rate_limits[0].requests.status: \"200\" is not a status of 400 to 599"
+        );
         assert_eq!(spoil(|p| p.peer_rules.truncate(1)), "ports[3].mesh: there is no rule 1");
         let active = |change: fn(&mut wire::ActivePeerRule)| {
             move |p: &mut wire::InboundPolicy| {

@@ -10,7 +10,7 @@
 //! duration with a second or more of nanoseconds, and more than 1,024 regular expressions, because compiled ones take
 //! memory.
 
-mod filter;
+pub(super) mod filter;
 pub(super) mod matching;
 mod retry;
 #[cfg(test)]
@@ -226,7 +226,7 @@ fn timeouts_from_wire(path: &str, timeouts: &wire::Timeouts) -> Result<Timeouts,
 }
 
 /// A number that may be a status; the model checks its range.
-fn status(path: &str, status: u32) -> Result<u16, ConversionError> {
+pub(super) fn status(path: &str, status: u32) -> Result<u16, ConversionError> {
     u16::try_from(status).map_err(|_| bad(path, format!("{status} is not a status")))
 }
 
@@ -236,7 +236,7 @@ fn unknown(path: &str, value: i32) -> ConversionError {
 }
 
 /// The model's error about a field of the message at `path`.
-fn inner(path: &str, error: &RouteError) -> ConversionError {
+pub(super) fn inner(path: &str, error: &RouteError) -> ConversionError {
     bad(&format!("{path}.{}", error.field), value_and_problem(error))
 }
 

@@ -20,6 +20,7 @@ use ::http::Request;
 use bytes::BytesMut;
 use tidegate_core::backend::Endpoint;
 use tidegate_core::policy::MeshProtocol;
+use tidegate_core::route::filter::HeaderEdits;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::body::BodyError;
@@ -102,7 +103,7 @@ enum Next {
     /// There is none.
     End,
     /// Answer it ourselves.
-    Reply(LocalReply),
+    Reply(LocalReply, Option<Arc<HeaderEdits>>),
     /// Pass it on over HTTP/1. Its head and what is there of its body are ready to be sent.
     Forward(Forward),
     /// Pass it on over HTTP/2.
@@ -128,7 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         loop {
             let after = match self.next().await {
                 Next::End => After::Close,
-                Next::Reply(reply) => self.reply(reply).await,
+                Next::Reply(reply, headers) => self.reply_with(reply, headers).await,
                 Next::Forward(forward) => self.forward(forward).await,
                 Next::Bridge(forward, request) => Box::pin(bridge::forward(self, forward, *request)).await,
             };
@@ -166,7 +167,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                     let reply = local_reply::too_much_unfinished();
                     self.env.telemetry.totals().unfinished.add(1);
                     self.refuse_unread(&reply);
-                    return Next::Reply(reply);
+                    return Next::Reply(reply, None);
                 }
             }
             let (inbound, client, env) = (&mut self.inbound, &mut self.client, self.env);
@@ -179,12 +180,12 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 Err(Ended(Cause::Deadline(Wait::Headers))) => {
                     let reply = local_reply::request_timeout("request_header_timeout");
                     self.refuse_unread(&reply);
-                    return Next::Reply(reply);
+                    return Next::Reply(reply, None);
                 }
                 Err(Ended(Cause::NoRoom)) => {
                     let reply = local_reply::too_much_unfinished();
                     self.refuse_unread(&reply);
-                    return Next::Reply(reply);
+                    return Next::Reply(reply, None);
                 }
                 Err(Ended(_)) if !is_partial && self.has_more().await => self.exchange.start = Instant::now(),
                 // The client has gone.
@@ -221,7 +222,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             Err(error) => {
                 let reply = error.reply();
                 self.refuse_unread(&reply);
-                return Some(Next::Reply(reply));
+                return Some(Next::Reply(reply, None));
             }
         };
         self.examined = 0;
@@ -236,7 +237,8 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         head.request.path = path.as_deref().unwrap_or(head.request.path);
         let (length, connection) = (head.length, self.handler.connection());
         let next = match action {
-            HandlerAction::Reply(reply) => Err(reply),
+            HandlerAction::Reply(reply) => Err((reply, None)),
+            HandlerAction::ReplyWith(reply, headers) => Err((reply, Some(headers))),
             HandlerAction::Forward(forward) if forward.protocol == UpstreamProtocol::Http1 => {
                 exchange.write_head(&head, connection, &self.env.buffers);
                 Ok(Next::Forward(forward))
@@ -248,13 +250,13 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                         exchange.notes = bridge::note(&head, &request, &mut exchange.noted);
                         Ok(Next::Bridge(forward, Box::new(request)))
                     }
-                    None => Err(local_reply::bad_request("http1.invalid_url")),
+                    None => Err((local_reply::bad_request("http1.invalid_url"), None)),
                 }
             }
         };
-        let next = next.unwrap_or_else(|reply| {
+        let next = next.unwrap_or_else(|(reply, headers)| {
             self.tell_unsent(&reply, head.request.record());
-            Next::Reply(reply)
+            Next::Reply(reply, headers)
         });
         self.inbound.consume(length);
         if let Next::Forward(_) = next
@@ -262,7 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         {
             let reply = local_reply::bad_request(error.details());
             self.tell(&reply);
-            return Some(Next::Reply(reply));
+            return Some(Next::Reply(reply, None));
         }
         Some(next)
     }
@@ -445,7 +447,12 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     }
 
     /// Sends an answer of our own.
-    async fn reply(&mut self, reply: LocalReply) -> After {
+    fn reply(&mut self, reply: LocalReply) -> impl Future<Output = After> {
+        self.reply_with(reply, None)
+    }
+
+    /// Sends an answer of our own with these header fields.
+    async fn reply_with(&mut self, reply: LocalReply, headers: Option<Arc<HeaderEdits>>) -> After {
         let asked = self.exchange.asked;
         let is_drainable = self.exchange.is_drainable();
         let close = reply.close || !asked.keep_alive || self.line.is_finishing() || !is_drainable;
@@ -453,8 +460,10 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         self.env.buffers.give(out);
         *out = self.env.buffers.take(512);
         let persistence = Persistence::new(close, asked.version);
-        let rule = self.exchange.rule.as_ref();
-        forward::write_local(&reply, asked.form, persistence, rule, &self.env.clock.date(), out);
+        let (rule, date) = (self.exchange.rule.as_ref(), self.env.clock.date());
+        let edits = headers.as_deref().or_else(|| rule.map(AppliedRule::response_edits));
+        let location = rule.and_then(AppliedRule::location);
+        forward::write_local(&reply, asked.form, persistence, (edits, location), &date, out);
         self.line.within(DRAIN, Wait::Body);
         let client = &mut self.client;
         let written = self.line.guard(poll_fn(|context| {

@@ -49,6 +49,19 @@ pub(super) fn denied(reason: &Reason) -> LocalReply {
     }
 }
 
+/// The request exceeds a rate limit with this status.
+pub(super) fn rate_limited(status: u16) -> LocalReply {
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    LocalReply {
+        status,
+        reason: reason.unwrap_or_default(),
+        body: "local_rate_limited",
+        close: false,
+        flag: ResponseFlag::RateLimited,
+        details: "local_rate_limited",
+    }
+}
+
 /// The request is malformed in the way that `details` names.
 pub(super) fn bad_request(details: &'static str) -> LocalReply {
     client_error(400, "Bad Request", details)

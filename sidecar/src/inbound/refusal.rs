@@ -164,6 +164,11 @@ impl InboundConnection<'_> {
         self.record_refusal(info, Some(&decision), flag, denial.reason.code());
     }
 
+    /// Logs a connection that would have been refused after its handshake.
+    pub(super) fn reported_connection(&self, info: &ConnectionInfo, decision: &Decision) {
+        self.record_refusal(info, Some(decision), ResponseFlag::None, "audit_mode");
+    }
+
     /// Writes the access log record of a connection that carried no request.
     fn record_refusal(
         &self,

@@ -264,6 +264,7 @@ pub(crate) fn handler(
             backend: "httpbin/httpbin".into(),
             state: RuleState::Active(rule),
         }],
+        rate_limits: vec![],
     };
     let policy = InboundPolicy {
         workload: "httpbin/httpbin-1".into(),

@@ -72,6 +72,7 @@ async fn healthy() -> (TestCluster, String) {
         crd("trafficsplits", "split.smi-spec.io", "v1alpha4"),
         crd("httproutegroups", "specs.smi-spec.io", "v1alpha4"),
         crd("tcproutes", "specs.smi-spec.io", "v1alpha4"),
+        crd("upstreamtrafficsettings", "policy.openservicemesh.io", "v1alpha1"),
         webhooks("MutatingWebhookConfiguration", "tidegate-injector", "pods", &pem),
         webhooks("ValidatingWebhookConfiguration", "tidegate-controller", "ingressbackends", &pem),
         bundle("tidegate-system", &pem),

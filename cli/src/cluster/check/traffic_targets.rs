@@ -1,10 +1,10 @@
-//! Check of SMI's objects: whether each is committed.
+//! Check of SMI's objects and UpstreamTrafficSettings: whether each is committed.
 
 use std::collections::BTreeSet;
 
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, ResourceExt};
 use tidegate_crds::injection::namespace_is_in_mesh;
-use tidegate_crds::{HTTPRouteGroup, TCPRoute, TrafficSplit, TrafficTarget};
+use tidegate_crds::{HTTPRouteGroup, TCPRoute, TrafficSplit, TrafficTarget, UpstreamTrafficSetting};
 
 use super::{Check, CheckOutcome, CheckReport};
 use crate::cluster::client::Cluster;
@@ -13,7 +13,7 @@ use crate::cluster::namespace;
 const STATUS: Check = Check {
     id: "traffic-targets-committed",
     category: "Policies",
-    title: "each TrafficTarget, TrafficSplit, HTTPRouteGroup and TCPRoute is committed",
+    title: "each TrafficTarget, TrafficSplit, HTTPRouteGroup, TCPRoute and UpstreamTrafficSetting is committed",
     hint: "correct the object, or what it refers to; `tidegate policy list` shows every status",
 };
 
@@ -36,6 +36,7 @@ async fn outcome(cluster: &Cluster) -> anyhow::Result<Option<CheckOutcome>> {
         ApiResource::erase::<TrafficSplit>(&()),
         ApiResource::erase::<HTTPRouteGroup>(&()),
         ApiResource::erase::<TCPRoute>(&()),
+        ApiResource::erase::<UpstreamTrafficSetting>(&()),
     ];
     let (mut count, mut errors) = (0, Vec::new());
     for resource in kinds {

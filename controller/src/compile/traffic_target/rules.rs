@@ -343,7 +343,8 @@ fn identity_bytes(identity: &Identity) -> usize {
         + 12
 }
 
-fn match_bytes(one: &RouteMatch) -> usize {
+/// Bytes of a match on the wire, about.
+pub(crate) fn match_bytes(one: &RouteMatch) -> usize {
     let value = |value: &ValueMatch| match value {
         ValueMatch::Exact(text) => text.len(),
         ValueMatch::Regex(pattern) => pattern.as_str().len(),

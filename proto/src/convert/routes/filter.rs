@@ -4,13 +4,12 @@
 //! authorization and JWT are references to the objects that configure them. A filter of an unknown kind decodes as an
 //! absent one and is refused: skipping it might skip an authorization.
 
-use tidegate_core::route::filter::{
-    Fault, Filter, Fraction, HeaderEdits, LocalRateLimit, Mirror, PathEdit, Rewrite,
-};
+use tidegate_core::route::filter::{Fault, Filter, Fraction, HeaderEdits, Mirror, PathEdit, Rewrite};
 use tidegate_core::route::{FieldName, FieldValue};
 
 use super::super::backend::backend_ref_to_wire;
 use super::super::duration::{duration_from_wire, duration_to_wire};
+use super::super::rate::{limit_from_wire, limit_to_wire};
 use super::super::{ConversionError, missing, object_from_wire, object_to_wire};
 use super::{backend_from_wire, inner, status};
 use crate::discovery as wire;
@@ -39,15 +38,7 @@ pub(super) fn filter_to_wire(filter: &Filter) -> wire::Filter {
                 fraction: Some(fraction_to_wire(fraction)),
             }),
         }),
-        Filter::LocalRateLimit(limit) => Kind::LocalRateLimit(wire::LocalRateLimit {
-            origin: Some(object_to_wire(&limit.origin)),
-            bucket: limit.bucket.to_string(),
-            requests: limit.requests,
-            per: Some(duration_to_wire(limit.per)),
-            burst: limit.burst,
-            status: limit.status.into(),
-            headers: Some(edits_to_wire(&limit.headers)),
-        }),
+        Filter::LocalRateLimit(limit) => Kind::LocalRateLimit(limit_to_wire(limit)),
         Filter::GlobalRateLimit(object) => Kind::GlobalRateLimit(object_to_wire(object)),
         Filter::ExternalAuth(object) => Kind::ExternalAuth(object_to_wire(object)),
         Filter::Jwt(object) => Kind::Jwt(object_to_wire(object)),
@@ -68,15 +59,7 @@ pub(super) fn filter_from_wire(path: &str, filter: wire::Filter) -> Result<Filte
             fraction: fraction_from_wire(path, mirror.fraction)?,
         }),
         Kind::Fault(fault) => Filter::Fault(fault_from_wire(path, fault)?),
-        Kind::LocalRateLimit(limit) => Filter::LocalRateLimit(LocalRateLimit {
-            origin: object_from_wire(&format!("{path}.origin"), limit.origin)?,
-            bucket: limit.bucket.into(),
-            requests: limit.requests,
-            per: duration_from_wire(&format!("{path}.per"), limit.per)?,
-            burst: limit.burst,
-            status: status(&format!("{path}.status"), limit.status)?,
-            headers: edits_from_wire(&format!("{path}.headers"), &limit.headers.unwrap_or_default())?,
-        }),
+        Kind::LocalRateLimit(limit) => Filter::LocalRateLimit(limit_from_wire(path, limit)?),
         Kind::GlobalRateLimit(reference) => Filter::GlobalRateLimit(object(reference)?),
         Kind::ExternalAuth(reference) => Filter::ExternalAuth(object(reference)?),
         Kind::Jwt(reference) => Filter::Jwt(object(reference)?),
@@ -121,7 +104,7 @@ fn fault_from_wire(path: &str, fault: wire::Fault) -> Result<Fault, ConversionEr
     Ok(Fault { delay: fault.delay.map(delay).transpose()?, abort: fault.abort.map(abort).transpose()? })
 }
 
-fn edits_to_wire(edits: &HeaderEdits) -> wire::HeaderEdits {
+pub(in crate::convert) fn edits_to_wire(edits: &HeaderEdits) -> wire::HeaderEdits {
     let header = |(name, value): (&FieldName, &FieldValue)| wire::Header {
         name: name.to_string(),
         value: value.as_str().to_owned(),
@@ -133,7 +116,10 @@ fn edits_to_wire(edits: &HeaderEdits) -> wire::HeaderEdits {
 }
 
 /// Only removals and additions arrive; the constructor's list of fields to set stays empty.
-fn edits_from_wire(path: &str, edits: &wire::HeaderEdits) -> Result<HeaderEdits, ConversionError> {
+pub(in crate::convert) fn edits_from_wire(
+    path: &str,
+    edits: &wire::HeaderEdits,
+) -> Result<HeaderEdits, ConversionError> {
     let dropped: Vec<_> = edits.dropped.iter().map(String::as_str).collect();
     let appended: Vec<_> =
         edits.appended.iter().map(|header| (header.name.as_str(), header.value.as_str())).collect();

@@ -9,6 +9,7 @@ use tidegate_core::route::filter::{
 use tidegate_core::route::matching::{HeaderMatch, PathMatch, QueryMatch, RouteMatch, RpcMatch, ValueMatch};
 use tidegate_core::route::retry::{Backoff, Budget, RetryMethods, RetryOn};
 use tidegate_core::route::{Method, RetryPolicy};
+use tidegate_core::token_bucket::TokenRate;
 
 use super::*;
 
@@ -102,8 +103,9 @@ fn full_path() -> impl Strategy<Value = PathEdit> {
 fn local_rate_limit() -> impl Strategy<Value = Filter> {
     (object(), "[a-z/]{0,3}", any::<u32>(), duration(), any::<u32>(), 400_u16..=599, edits()).prop_map(
         |(origin, bucket, requests, per, burst, status, headers)| {
-            let bucket = bucket.into();
-            Filter::LocalRateLimit(LocalRateLimit { origin, bucket, requests, per, burst, status, headers })
+            let (bucket, headers) = (bucket.into(), headers.into());
+            let rate = TokenRate { tokens: requests, per, burst };
+            Filter::LocalRateLimit(LocalRateLimit { origin, bucket, rate, status, headers })
         },
     )
 }

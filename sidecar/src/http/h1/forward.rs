@@ -329,18 +329,17 @@ pub(super) fn write_switch(head: &ResponseHead<'_>, edits: Option<&HeaderEdits>,
     out.push(b"\r\n\r\n");
 }
 
-/// Writes an answer of our own with a rule's changes, in the order of fields that its readers know.
+/// Writes an answer of our own with changes of its fields and a location, in the order of fields that its readers know.
 pub(super) fn write_local(
     reply: &LocalReply,
     form: ReplyForm,
     persistence: Persistence,
-    rule: Option<&AppliedRule>,
+    (edits, location): (Option<&HeaderEdits>, Option<&[u8]>),
     date: &[u8],
     out: &mut Buffer,
 ) {
-    let edits = rule.map(AppliedRule::response_edits);
     put_local_fields(reply, form, edits, date, out);
-    if let Some(location) = rule.and_then(AppliedRule::location) {
+    if let Some(location) = location {
         put_field(out, b"location", location);
     }
     put_appended_fields(edits, out);

@@ -105,6 +105,12 @@ impl Exchanges {
                 log.log_fields(&head.headers);
                 return at_once(local(reply, log, form));
             }
+            HandlerAction::ReplyWith(reply, edits) => {
+                log.log_fields(&head.headers);
+                let mut response = local(reply, log, form);
+                rules::edit(response.headers_mut(), &edits);
+                return at_once(response);
+            }
             HandlerAction::Forward(forward) => forward,
         };
         if let Some(path) = path {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tidegate_core::backend::Endpoint;
 use tidegate_core::policy::Decision;
+use tidegate_core::route::filter::HeaderEdits;
 
 use crate::destinations::{AppliedRule, EndpointChoice};
 use crate::http::local_reply::LocalReply;
@@ -27,6 +28,8 @@ pub(in crate::http) struct Handled {
 pub(in crate::http) enum HandlerAction {
     /// Send this response.
     Reply(LocalReply),
+    /// Send this response, with these header fields.
+    ReplyWith(LocalReply, Arc<HeaderEdits>),
     /// Forward the request, and return the response.
     Forward(Forward),
 }

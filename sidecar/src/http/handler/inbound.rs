@@ -4,10 +4,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tidegate_core::backend::{Endpoint, Transport};
-use tidegate_core::policy::{AppProtocol, Decision, Terms};
+use tidegate_core::policy::{AppProtocol, Decision, Grant, Terms};
 
 use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
-use crate::authorizer::Authorizer;
+use crate::authorizer::{Authorizer, Exceeded};
 use crate::http::headers::is_grpc;
 use crate::http::local_reply;
 use crate::http::request::{NormalRequest, Request, Version};
@@ -18,14 +18,38 @@ pub(super) struct Inbound {
     app: Arc<Endpoint>,
 }
 
+/// A request that may be forwarded.
+struct Allowed {
+    decision: Rc<Decision>,
+    /// Path and query to forward instead of the request's.
+    path: Option<Box<[u8]>>,
+}
+
 impl Inbound {
     pub(super) fn new(authorizer: Rc<Authorizer>) -> Self {
         let app = Arc::new(Endpoint::new(authorizer.info().app, Transport::Plain));
         Self { authorizer, app }
     }
 
-    /// Decides about a request by the newest policy.
+    /// Decides about a request by the newest policy, and by the rate limits of what that allows.
     pub(super) fn handle(&self, request: &Request<'_>) -> Handled {
+        let decided = self.authorize(request).and_then(|allowed| self.limit(request, allowed));
+        match decided {
+            Ok(Allowed { decision, path }) => Handled {
+                decision: Some(decision),
+                rule: None,
+                path,
+                action: HandlerAction::Forward(Forward {
+                    target: ForwardTarget::App(self.app.clone()),
+                    protocol: app_version(&self.authorizer, request),
+                }),
+            },
+            Err((decision, action)) => Handled { decision: Some(decision), ..action.into() },
+        }
+    }
+
+    /// What the policy allows. The error is the response to what it does not.
+    fn authorize(&self, request: &Request<'_>) -> Result<Allowed, (Rc<Decision>, HandlerAction)> {
         let authorizer = &self.authorizer;
         let authority = std::str::from_utf8(request.authority).unwrap_or_default();
         let mut decision = authorizer.decide_on(authority);
@@ -39,21 +63,50 @@ impl Inbound {
                     path = normal.into_other_path().filter(|_| !is_audit);
                 }
                 Err(_) if is_audit => decision = requests.refuse_any(),
-                Err(_) => {
-                    let reply = local_reply::bad_request("path_without_normal_form");
-                    return Handled { decision: Some(decision), ..Handled::reply(reply) };
-                }
+                Err(_) => return Err((decision, path_without_normal_form())),
             }
         }
-        let action = match &*decision {
-            Decision::Deny(denial) => HandlerAction::Reply(local_reply::denied(&denial.reason)),
-            Decision::Allow(_) => HandlerAction::Forward(Forward {
-                target: ForwardTarget::App(self.app.clone()),
-                protocol: app_version(authorizer, request),
-            }),
-        };
-        Handled { decision: Some(decision), rule: None, path, action }
+        match &*decision {
+            Decision::Deny(denial) => {
+                let reply = local_reply::denied(&denial.reason);
+                Err((decision, HandlerAction::Reply(reply)))
+            }
+            Decision::Allow(_) => Ok(Allowed { decision, path }),
+        }
     }
+
+    /// What exceeds no rate limit of what the policy allows. What exceeds one in audit mode is reported, unless the policy has
+    /// something to report.
+    fn limit(
+        &self,
+        request: &Request<'_>,
+        mut allowed: Allowed,
+    ) -> Result<Allowed, (Rc<Decision>, HandlerAction)> {
+        let Some(limits) = self.authorizer.limits() else { return Ok(allowed) };
+        let mut request = *request;
+        request.path = allowed.path.as_deref().unwrap_or(request.path);
+        let Ok(normal) = NormalRequest::new(&request, limits.needs_normal_path()) else {
+            return Err((allowed.decision, path_without_normal_form()));
+        };
+        let exceeded = limits.take_request(&normal);
+        let other_path = normal.into_other_path();
+        if let Some(Exceeded { decision, limit }) = exceeded {
+            if let Decision::Deny(_) = *decision {
+                let reply = local_reply::rate_limited(limit.status);
+                return Err((decision, HandlerAction::ReplyWith(reply, limit.headers.clone())));
+            }
+            if !matches!(*allowed.decision, Decision::Allow(Grant::Audit(_))) {
+                allowed.decision = decision;
+            }
+        }
+        allowed.path = other_path.or(allowed.path);
+        Ok(allowed)
+    }
+}
+
+/// Where rules distinguish paths, the request's has to have a normal form.
+fn path_without_normal_form() -> HandlerAction {
+    HandlerAction::Reply(local_reply::bad_request("path_without_normal_form"))
 }
 
 /// The version towards the app. As in OSM: where its port declares no protocol, the client's decides, and gRPC over

@@ -90,6 +90,7 @@ impl World {
                 backend: "httpbin/httpbin".into(),
                 state: RuleState::Active(rule),
             }],
+            rate_limits: vec![],
         };
         let policy = InboundPolicy {
             workload: "httpbin/httpbin-1".into(),

@@ -191,7 +191,8 @@ impl Sidecar {
             state: RuleState::Active(rule),
         };
         let mesh = MeshRule::Deny("tests have no mesh".into());
-        let port = PortPolicy { protocol, services: vec![], mesh, ingress: vec![ingress] };
+        let port =
+            PortPolicy { protocol, services: vec![], mesh, ingress: vec![ingress], rate_limits: vec![] };
         let policy = InboundPolicy {
             workload: "a/pod".into(),
             identity: Identity::from_spiffe_uri("spiffe://cluster.local/ns/a/sa/app").unwrap(),

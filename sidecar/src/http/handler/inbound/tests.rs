@@ -1,4 +1,5 @@
 mod mesh_peers;
+mod rate_limits;
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -62,7 +63,13 @@ impl World {
             state: RuleState::Active(rule),
         });
         let mesh = MeshRule::Deny("closed".into());
-        self.publish_port(PortPolicy { protocol, services: vec![], mesh, ingress: ingress.collect() });
+        self.publish_port(PortPolicy {
+            protocol,
+            services: vec![],
+            mesh,
+            ingress: ingress.collect(),
+            rate_limits: vec![],
+        });
     }
 
     fn publish_port(&self, port: PortPolicy) {

@@ -1,6 +1,8 @@
 //! Requests of mesh peers, where rules distinguish requests.
 
-use tidegate_core::policy::{ActivePeerRule, Grant, MeshProtocol, PeerRule, PeerRuleState, PeerTraffic};
+use tidegate_core::policy::{
+    ActivePeerRule, Grant, MeshProtocol, PeerRule, PeerRuleState, PeerTraffic, RateLimits,
+};
 use tidegate_core::route::Method;
 use tidegate_core::route::matching::{HeaderMatch, PathMatch, RouteMatch};
 use tidegate_core::{DnsName, PeerCertificate, San};
@@ -20,12 +22,12 @@ fn certificate(peer: &Identity) -> Rc<VerifiedCertificate> {
     VerifiedCertificate { leaf, chain: vec![], forwarded: "".into(), names: "".into() }.into()
 }
 
-fn get(path: &str) -> RouteMatch {
+pub(super) fn get(path: &str) -> RouteMatch {
     let path = PathMatch::regex(path).unwrap();
     RouteMatch::new(Some(path), vec![Method::parse("GET").unwrap()], vec![], vec![])
 }
 
-fn rule(name: &str, sources: &[&str], matches: Vec<RouteMatch>) -> Arc<PeerRule> {
+pub(super) fn rule(name: &str, sources: &[&str], matches: Vec<RouteMatch>) -> Arc<PeerRule> {
     let sources = sources.iter().map(|account| identity(account)).collect();
     let traffic = match matches.is_empty() {
         true => PeerTraffic::Any,
@@ -36,10 +38,15 @@ fn rule(name: &str, sources: &[&str], matches: Vec<RouteMatch>) -> Arc<PeerRule>
 }
 
 /// A connection of `shop/cart`.
-struct Peer(World);
+pub(super) struct Peer(World);
 
 impl Peer {
     fn new(mesh: MeshRule) -> Self {
+        Self::limited(mesh, vec![])
+    }
+
+    /// With rate limits.
+    pub(super) fn limited(mesh: MeshRule, rate_limits: Vec<Arc<RateLimits>>) -> Self {
         let info = ConnectionInfo {
             peer: "10.0.0.7:4321".parse().unwrap(),
             local: "10.0.0.1:14001".parse().unwrap(),
@@ -54,23 +61,32 @@ impl Peer {
             accepted: SystemTime::UNIX_EPOCH,
         };
         let peer = Self(World::of(info));
-        peer.publish(mesh);
+        peer.publish_limited(mesh, rate_limits);
         peer
     }
 
     fn publish(&self, mesh: MeshRule) {
+        self.publish_limited(mesh, vec![]);
+    }
+
+    pub(super) fn publish_limited(&self, mesh: MeshRule, rate_limits: Vec<Arc<RateLimits>>) {
         self.0.publish_port(PortPolicy {
             protocol: AppProtocol::Http,
             services: vec![],
             mesh,
             ingress: vec![],
+            rate_limits,
         });
     }
 
+    pub(super) fn handle(&self, request: &Request<'_>) -> Handled {
+        self.0.handler.handle(request)
+    }
+
     fn ask(&self, request: &Request<'_>) -> String {
-        let Handled { decision, path, action, .. } = self.0.handler.handle(request);
+        let Handled { decision, path, action, .. } = self.handle(request);
         let action = match (action, path) {
-            (HandlerAction::Reply(reply), _) => reply.status.to_string(),
+            (HandlerAction::Reply(reply) | HandlerAction::ReplyWith(reply, _), _) => reply.status.to_string(),
             (HandlerAction::Forward(_), Some(path)) => String::from_utf8(path.into()).unwrap(),
             (HandlerAction::Forward(_), None) => "as sent".to_owned(),
         };
@@ -84,7 +100,7 @@ impl Peer {
         format!("{action}, {decision}")
     }
 
-    fn get(&self, path: &str) -> String {
+    pub(super) fn get(&self, path: &str) -> String {
         let fields = HeaderMap::new();
         self.ask(&Request::from_map(b"GET", b"a", path.as_bytes(), &fields))
     }

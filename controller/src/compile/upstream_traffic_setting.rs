@@ -1,0 +1,91 @@
+//! Whether an UpstreamTrafficSetting is in force. What it limits is in `limits`.
+
+pub(super) mod limits;
+
+use tidegate_core::contract::annotations::AUDIT;
+use tidegate_crds::{Finding, UpstreamTrafficSetting, validate};
+
+use self::limits::{RoutePaths, is_audit, oldest};
+use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
+use crate::index::{Index, setting_service};
+use crate::object::{ObjectName, OfKind};
+
+/// Why limits are not enforced at a workload that has no room for them.
+const TOO_LARGE: &str = "all rules and limits of one workload may take 512 KiB and 1024 regular expressions; this one is beyond that";
+
+impl Compiled for UpstreamTrafficSetting {
+    fn statuses(scope: &StatusScope<'_>) -> Vec<Judged> {
+        let wanted = scope.index.upstream_traffic_settings().filter(|(name, _)| Self::is_wanted(scope, name));
+        wanted.map(|(name, object)| judge(scope, name, object)).collect()
+    }
+}
+
+fn judge(scope: &StatusScope<'_>, name: &ObjectName, object: &UpstreamTrafficSetting) -> Judged {
+    let findings = validate::upstream_traffic_setting(&name.namespace, &object.spec);
+    let fault = fault(scope.index, name, object, &findings);
+    let has_room = !scope.without_room.contains(&name.to_ref(UpstreamTrafficSetting::KIND));
+    let is_incomplete = matches!(fault, Some(("ReferenceNotFound", _)));
+    let (error, word) = match fault {
+        Some((word, reason)) => (Some(reason), word),
+        None if !has_room => (Some(TOO_LARGE.to_owned()), "TooLarge"),
+        None => (None, ACCEPTED),
+    };
+    let warnings = findings.iter().map(Finding::to_string).filter(|warning| error.as_ref() != Some(warning));
+    let warnings = warnings.chain(audit_effect(object)).collect();
+    Judged {
+        name: name.clone(),
+        status: ObjectStatus::new(error, warnings, &object.metadata).with_condition(word),
+        uid: object.metadata.uid.clone(),
+        is_incomplete,
+    }
+}
+
+/// What keeps all limits of an object, or one of them, from being in force, in a word and in a sentence.
+fn fault(
+    index: &Index,
+    name: &ObjectName,
+    object: &UpstreamTrafficSetting,
+    findings: &[Finding],
+) -> Option<(&'static str, String)> {
+    if let Some(reason) = index.outside_mesh(&name.namespace) {
+        return Some(("Invalid", reason));
+    }
+    // Settings that are not read yet are warnings only.
+    let is_fault = |finding: &&Finding| finding.path != "spec.connectionSettings";
+    if let Some(finding) = findings.iter().find(is_fault) {
+        return Some(("Invalid", finding.to_string()));
+    }
+    let service = setting_service(name, object)?;
+    if index.service(&service).is_none() {
+        return Some(("ReferenceNotFound", format!("spec.host: Service {service} does not exist")));
+    }
+    if let Some(older) = oldest(index, &service).filter(|older| *older != name) {
+        let reason = format!("spec.host: UpstreamTrafficSetting {older} is older and has the same host");
+        return Some(("Conflicted", reason));
+    }
+    let paths = RoutePaths::new(index, &name.namespace);
+    let unknown = object.spec.limited_routes().find(|(_, route, _)| !paths.contains(&route.path));
+    unknown.map(|(i, route, _)| {
+        let reason = format!(
+            "spec.httpRoutes[{i}].path: no HTTPRouteGroup of the namespace has a match with pathRegex '{}', so this limit has \
+             no effect",
+            route.path
+        );
+        ("ReferenceNotFound", reason)
+    })
+}
+
+fn audit_effect(object: &UpstreamTrafficSetting) -> Option<String> {
+    match object.metadata.annotations.as_ref()?.get(AUDIT)?.as_str() {
+        _ if is_audit(object) => {
+            Some("audit mode: what exceeds the limits is counted and logged, not refused".to_owned())
+        }
+        "false" => None,
+        value => Some(format!(
+            "annotation {AUDIT}: expected \"true\" or \"false\", got {value:?}; this is enforced"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! UpstreamTrafficSettings as rate limits of the ports behind their Services.
+//!
+//! Of several for one Service the oldest counts. A limit whose path or fields are wrong, or whose path no HTTPRouteGroup has,
+//! is left out; the others are in force.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tidegate_core::ObjectRef;
+use tidegate_core::contract::annotations::AUDIT;
+use tidegate_core::policy::{RateLimits, RouteRateLimit};
+use tidegate_core::route::RouteMatch;
+use tidegate_core::route::filter::LocalRateLimit;
+use tidegate_core::route::matching::PathMatch;
+use tidegate_core::token_bucket::TokenRate;
+use tidegate_crds::UpstreamTrafficSetting;
+use tidegate_crds::upstream_traffic_setting::{HttpRateLimitSpec, TcpRateLimitSpec};
+
+use super::super::traffic_target::rules::match_bytes;
+use crate::index::{Index, setting_service};
+use crate::object::{ObjectName, OfKind};
+
+/// Status of the response above a limit that names none.
+const TOO_MANY_REQUESTS: u16 = 429;
+
+/// The limits of a namespace's Services.
+pub(crate) struct NamespaceLimits {
+    /// By `<namespace>/<name>`.
+    by_service: HashMap<Arc<str>, Arc<RateLimits>>,
+}
+
+/// The paths that routes of a namespace have, as they are written.
+pub(crate) struct RoutePaths<'i>(HashSet<&'i str>);
+
+impl NamespaceLimits {
+    pub(crate) fn new(index: &Index, namespace: &str) -> Self {
+        if index.outside_mesh(namespace).is_some() {
+            return Self { by_service: HashMap::new() };
+        }
+        let paths = RoutePaths::new(index, namespace);
+        let mut by_service = HashMap::new();
+        for (name, object) in index.upstream_traffic_settings_in(namespace) {
+            let service = setting_service(name, object);
+            let service = service.filter(|service| oldest(index, service) == Some(name));
+            if let (Some(service), Some(limits)) = (service, compile(name, object, &paths)) {
+                by_service.insert(service.to_shared(), Arc::new(limits));
+            }
+        }
+        Self { by_service }
+    }
+
+    /// Those of a Service, `<namespace>/<name>`.
+    pub(crate) fn of(&self, service: &str) -> Option<&Arc<RateLimits>> {
+        self.by_service.get(service)
+    }
+}
+
+impl<'i> RoutePaths<'i> {
+    pub(crate) fn new(index: &'i Index, namespace: &str) -> Self {
+        let groups = index.route_groups_in(namespace);
+        let matches = groups.flat_map(|(_, group)| &group.object.spec.matches);
+        let path = |path: &'i Option<String>| path.as_deref().filter(|path| !path.is_empty());
+        Self(matches.filter_map(|one| path(&one.path_regex)).collect())
+    }
+
+    /// Whether a route has this path. `.*` is that of every request.
+    pub(crate) fn contains(&self, path: &str) -> bool {
+        path == ".*" || self.0.contains(path)
+    }
+}
+
+/// The UpstreamTrafficSetting that counts for a Service.
+pub(crate) fn oldest<'i>(index: &'i Index, service: &ObjectName) -> Option<&'i ObjectName> {
+    let about = index.upstream_traffic_settings_about(service);
+    let oldest = about.min_by_key(|(name, object)| (object.metadata.creation_timestamp.clone(), *name));
+    oldest.map(|(name, _)| name)
+}
+
+/// Whether an object is in audit mode. Only `true` is: another value enforces, as its status says.
+pub(crate) fn is_audit(object: &UpstreamTrafficSetting) -> bool {
+    let annotations = object.metadata.annotations.as_ref();
+    annotations.and_then(|annotations| annotations.get(AUDIT)).is_some_and(|value| value == "true")
+}
+
+/// `None` without any limit.
+fn compile(name: &ObjectName, object: &UpstreamTrafficSetting, paths: &RoutePaths<'_>) -> Option<RateLimits> {
+    let origin = name.to_ref(UpstreamTrafficSetting::KIND);
+    let local = object.spec.local();
+    let limited = object.spec.limited_routes().filter(|(_, route, _)| paths.contains(&route.path));
+    let mut routes: Vec<RouteRateLimit> = Vec::new();
+    for (_, route, limit) in limited {
+        let is_new = routes.iter().all(|known| *known.limit.bucket != *route.path);
+        if let (true, Ok(path)) = (is_new, PathMatch::regex(&route.path)) {
+            let requests = RouteMatch::new(Some(path), vec![], vec![], vec![]).without_programs();
+            routes.push(RouteRateLimit { requests, limit: request_limit(&origin, &route.path, limit) });
+        }
+    }
+    let limits = RateLimits {
+        connections: local.and_then(|local| local.tcp.as_ref()).map(connection_rate),
+        requests: local.and_then(|local| local.http.as_ref()).map(|http| request_limit(&origin, "", http)),
+        routes,
+        is_audit: is_audit(object),
+        origin,
+    };
+    let is_any = limits.connections.is_some() || limits.of_requests().next().is_some();
+    is_any.then_some(limits)
+}
+
+fn connection_rate(spec: &TcpRateLimitSpec) -> TokenRate {
+    TokenRate { tokens: spec.connections, per: spec.unit.duration(), burst: spec.burst.unwrap_or_default() }
+}
+
+fn request_limit(origin: &ObjectRef, path: &str, spec: &HttpRateLimitSpec) -> LocalRateLimit {
+    LocalRateLimit {
+        origin: origin.clone(),
+        bucket: path.into(),
+        rate: TokenRate {
+            tokens: spec.requests,
+            per: spec.unit.duration(),
+            burst: spec.burst.unwrap_or_default(),
+        },
+        status: spec.response_status_code.unwrap_or(TOO_MANY_REQUESTS),
+        // The limit holds without fields that cannot be sent.
+        headers: spec.response_headers().unwrap_or_default().into(),
+    }
+}
+
+/// Bytes of limits on the wire, about.
+pub(crate) fn wire_bytes(limits: &RateLimits) -> usize {
+    let origin = ref_bytes(&limits.origin);
+    let paths: usize = limits.routes.iter().map(|route| match_bytes(&route.requests)).sum();
+    let of_request = |limit: &LocalRateLimit| origin + limit.bucket.len() + header_bytes(limit) + 48;
+    origin + paths + limits.of_requests().map(of_request).sum::<usize>() + 48
+}
+
+/// Bytes of memory of limits.
+pub(crate) fn own_bytes(limits: &RateLimits) -> usize {
+    let per_route = size_of::<RouteRateLimit>() + 256;
+    size_of::<RateLimits>() + 2 * wire_bytes(limits) + per_route * (limits.routes.len() + 1)
+}
+
+/// Number of regular expressions of limits.
+pub(crate) fn expressions(limits: &RateLimits) -> usize {
+    limits.routes.iter().map(|route| route.requests.expressions()).sum()
+}
+
+fn ref_bytes(ObjectRef { kind, namespace, name }: &ObjectRef) -> usize {
+    kind.len() + namespace.len() + name.len() + 8
+}
+
+fn header_bytes(limit: &LocalRateLimit) -> usize {
+    let appended =
+        limit.headers.appended().map(|(name, value)| name.as_str().len() + value.as_str().len() + 8);
+    let dropped = limit.headers.dropped().iter().map(|name| name.as_str().len() + 4);
+    appended.chain(dropped).sum()
+}

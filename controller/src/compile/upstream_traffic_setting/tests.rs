@@ -1,0 +1,243 @@
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tidegate_core::TrustDomain;
+use tidegate_core::policy::{InboundPolicy, RateLimits};
+
+use crate::compile::status::{self, CurrentStatus, ObjectStatus, StatusScope};
+use crate::compile::workload;
+use crate::explain::HttpRequest;
+use crate::index::{Affected, Index};
+use crate::object::{Kind, ObjectName};
+use crate::source::folder::FolderSource;
+use crate::testing::{BOOKS, HTTPBIN, NOT_PERMISSIVE, PERMISSIVE, index};
+
+fn policy(index: &Index) -> InboundPolicy {
+    let pod = index.pod(&ObjectName::new("httpbin", "httpbin-1")).unwrap();
+    workload(index, pod, &TrustDomain::default()).unwrap()
+}
+
+fn limits(index: &Index) -> Vec<Arc<RateLimits>> {
+    policy(index).ports[&14001].rate_limits.clone()
+}
+
+fn status(index: &Index, name: &str) -> ObjectStatus {
+    let all = status::statuses(&StatusScope::everything(index));
+    let found = all
+        .into_iter()
+        .find(|(kind, judged)| *kind == Kind::UpstreamTrafficSetting && &*judged.name.name == name);
+    found.unwrap_or_else(|| panic!("no {name}")).1.status
+}
+
+/// The status as its condition's reason, the reason in full and the first warning.
+fn told(index: &Index, name: &str) -> [String; 3] {
+    let status = status(index, name);
+    assert_eq!(status.current == CurrentStatus::Committed, status.condition == Some("Accepted"));
+    let warning = status.warnings.first().cloned().unwrap_or_default();
+    [status.condition.unwrap().to_owned(), status.reason, warning]
+}
+
+/// An UpstreamTrafficSetting of `httpbin`; `spec` is a YAML map without its brackets and its host.
+fn setting(name: &str, more: &str, service: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: policy.openservicemesh.io/v1alpha1\nkind: UpstreamTrafficSetting\n\
+         metadata: {{{more}name: {name}, namespace: httpbin}}\n\
+         spec: {{host: {service}.httpbin.svc.cluster.local, {spec}}}\n"
+    )
+}
+
+fn route(path: &str, requests: u32) -> String {
+    format!("{{path: '{path}', rateLimit: {{local: {{requests: {requests}, unit: minute, burst: 2}}}}}}")
+}
+
+/// What each limit says of connections and of requests for a path.
+fn answer(index: &Index, path: &str) -> Vec<String> {
+    let request = HttpRequest { path: path.into(), ..HttpRequest::default() };
+    let one = |limits: &Arc<RateLimits>| {
+        let mut text = limits.origin.name.to_string();
+        limits.connections.iter().for_each(|rate| write!(text, ", connections {rate}").unwrap());
+        let limit = request.limit(limits).unwrap();
+        limit.iter().for_each(|limit| write!(text, ", requests {} {}", limit.rate, limit.status).unwrap());
+        text
+    };
+    limits(index).iter().map(one).collect()
+}
+
+#[test]
+fn a_setting_limits_connections_requests_and_those_with_the_path_of_a_route() {
+    let spec = format!(
+        "rateLimit: {{local: {{tcp: {{connections: 5, unit: hour}}, http: {{requests: 9, unit: second, burst: 1, \
+         responseStatusCode: 503, responseHeadersToAdd: [{{name: X-Limited, value: a}}]}}}}}}, httpRoutes: [{}]",
+        route("/books.*", 3)
+    );
+    let index = index(&[HTTPBIN, NOT_PERMISSIVE, BOOKS, &setting("a", "", "httpbin", &spec)]);
+    assert_eq!(
+        answer(&index, "/x"),
+        ["a, connections 5 per hour, requests 9 per second and a burst of 1 503"]
+    );
+    assert_eq!(
+        answer(&index, "/books/1"),
+        ["a, connections 5 per hour, requests 3 per minute and a burst of 2 429"]
+    );
+    let of_service = limits(&index)[0].requests.clone().unwrap();
+    let header = of_service.headers.appended().map(|(name, value)| format!("{name}: {}", value.as_str()));
+    assert_eq!(header.collect::<Vec<_>>(), ["x-limited: a"]);
+    assert_eq!(told(&index, "a")[0], "Accepted");
+}
+
+#[test]
+fn a_limit_whose_path_no_route_group_has_is_left_out_and_reported_and_the_others_hold() {
+    let spec = format!("httpRoutes: [{}, {}]", route("/books/1", 1), route("/books.*", 3));
+    let with = |groups| index(&[HTTPBIN, NOT_PERMISSIVE, groups, &setting("a", "", "httpbin", &spec)]);
+    let index = with(BOOKS);
+    assert_eq!(answer(&index, "/books/1"), ["a, requests 3 per minute and a burst of 2 429"]);
+    assert_eq!(
+        told(&index, "a"),
+        [
+            "ReferenceNotFound",
+            "spec.httpRoutes[0].path: no HTTPRouteGroup of the namespace has a match with pathRegex '/books/1', so this limit \
+             has no effect",
+            ""
+        ]
+    );
+    assert_eq!(answer(&with(PERMISSIVE), "/books/1"), Vec::<String>::new());
+}
+
+#[test]
+fn the_path_of_everything_needs_no_route_group() {
+    let spec = format!("httpRoutes: [{}]", route(".*", 4));
+    let index = index(&[HTTPBIN, PERMISSIVE, &setting("a", "", "httpbin", &spec)]);
+    assert_eq!(answer(&index, "/x"), ["a, requests 4 per minute and a burst of 2 429"]);
+    assert_eq!(told(&index, "a")[0], "Accepted");
+}
+
+#[test]
+fn of_two_settings_for_a_service_the_older_counts_and_the_other_says_so() {
+    let of = |created: &str| format!("creationTimestamp: '{created}', ");
+    let spec =
+        |requests: u32| format!("rateLimit: {{local: {{http: {{requests: {requests}, unit: hour}}}}}}");
+    let index = index(&[
+        HTTPBIN,
+        PERMISSIVE,
+        &setting("a", &of("2026-02-02T00:00:00Z"), "httpbin", &spec(1)),
+        &setting("b", &of("2026-01-01T00:00:00Z"), "httpbin", &spec(2)),
+    ]);
+    assert_eq!(answer(&index, "/x"), ["b, requests 2 per hour 429"]);
+    assert_eq!(
+        told(&index, "a")[..2],
+        ["Conflicted", "spec.host: UpstreamTrafficSetting httpbin/b is older and has the same host"]
+    );
+    assert_eq!(told(&index, "b")[0], "Accepted");
+}
+
+#[test]
+fn what_is_wrong_is_said_in_the_status() {
+    let limit = "rateLimit: {local: {http: {requests: 1, unit: hour}}}";
+    let of = |more: &str, service: &str, spec: &str| {
+        let index = index(&[HTTPBIN, PERMISSIVE, &setting("a", more, service, spec)]);
+        (told(&index, "a"), answer(&index, "/x").len())
+    };
+    let (missing, _) = of("", "other", limit);
+    assert_eq!(missing[..2], ["ReferenceNotFound", "spec.host: Service httpbin/other does not exist"]);
+    let (elsewhere, _) = of("", "httpbin.x", limit);
+    assert_eq!(elsewhere[0], "Invalid");
+    assert!(elsewhere[1].contains("is not the host of a Service of namespace httpbin"), "{elsewhere:?}");
+    let audit = "annotations: {tidegate.io/audit: \"true\"}, ";
+    let (audited, count) = of(audit, "httpbin", limit);
+    assert_eq!((audited[0].as_str(), count), ("Accepted", 1));
+    assert!(audited[2].starts_with("audit mode"), "{audited:?}");
+    let (typo, _) = of(&audit.replace("true", "yes"), "httpbin", limit);
+    assert_eq!(
+        typo[2],
+        "annotation tidegate.io/audit: expected \"true\" or \"false\", got \"yes\"; this is enforced"
+    );
+    let (open, count) = of("", "httpbin", "connectionSettings: {tcp: {maxConnections: 1}}");
+    assert_eq!((open[0].as_str(), count), ("Accepted", 0));
+    assert!(open[2].contains("not enforced yet"), "{open:?}");
+}
+
+/// A setting as written: its Service, whether it is the older one, limits of connections and requests, and of routes.
+type Written = (bool, u8, Option<u32>, Option<u32>, Vec<(usize, u32)>);
+
+const PATHS: [&str; 4] = ["/a", "/b", "/c", ".*"];
+
+fn manifest(name: &str, (is_of_httpbin, day, connections, requests, routes): &Written) -> String {
+    let service = if *is_of_httpbin { "httpbin" } else { "other" };
+    let created = format!("creationTimestamp: '2026-01-0{day}T00:00:00Z', ");
+    let tcp = connections.map(|count| format!("tcp: {{connections: {count}, unit: second}}, "));
+    let http = requests.map(|count| format!("http: {{requests: {count}, unit: second}}"));
+    let routes: Vec<_> = routes.iter().map(|(path, count)| route(PATHS[*path], *count)).collect();
+    let spec = format!(
+        "rateLimit: {{local: {{{}{}}}}}, httpRoutes: [{}]",
+        tcp.unwrap_or_default(),
+        http.unwrap_or_default(),
+        routes.join(", ")
+    );
+    setting(name, &created, service, &spec)
+}
+
+/// One sentence of the documentation per line.
+fn naive(settings: &[(&str, Written)], groups: &[usize], path: &str) -> Vec<String> {
+    let mut of_service: Vec<_> = settings.iter().filter(|(_, written)| written.0).collect();
+    of_service.sort_by_key(|(name, written)| (written.1, *name));
+    let Some((name, (_, _, connections, requests, routes))) = of_service.first() else { return vec![] };
+    let is_known = |place: usize| place == 3 || groups.contains(&place);
+    let mut routes = routes.iter().filter(|(place, _)| is_known(*place));
+    if connections.is_none() && requests.is_none() && routes.clone().next().is_none() {
+        return vec![];
+    }
+    let of_route = routes.find(|(place, _)| *place == 3 || PATHS[*place] == path);
+    let limit = of_route.map(|(_, count)| format!(", requests {count} per minute and a burst of 2 429"));
+    let limit = limit.or(requests.map(|count| format!(", requests {count} per second 429")));
+    let connections = connections.map(|count| format!(", connections {count} per second"));
+    vec![format!("{name}{}{}", connections.unwrap_or_default(), limit.unwrap_or_default())]
+}
+
+proptest! {
+    #[test]
+    fn compiled_limits_are_those_that_the_documentation_describes(
+        settings in prop::collection::vec(
+            (
+                any::<bool>(),
+                1_u8..4,
+                prop::option::of(1_u32..9),
+                prop::option::of(1_u32..9),
+                prop::collection::vec((0_usize..4, 1_u32..9), 0..4),
+            ),
+            0..4,
+        ),
+        groups in prop::sample::subsequence(vec![0_usize, 1, 2], 0..=3),
+        path in prop::sample::select(vec!["/a", "/b", "/c", "/d"]),
+    ) {
+        let settings: Vec<_> = ["s1", "s2", "s3"].into_iter().zip(settings).collect();
+        let matches: Vec<_> =
+            groups.iter().map(|place| format!("{{name: m{place}, pathRegex: {}}}", PATHS[*place])).collect();
+        let group = format!(
+            "apiVersion: specs.smi-spec.io/v1alpha4\nkind: HTTPRouteGroup\nmetadata: {{name: g, namespace: httpbin}}\n\
+             spec: {{matches: [{}]}}\n",
+            matches.join(", ")
+        );
+        let manifests: Vec<_> = settings.iter().map(|(name, written)| manifest(name, written)).collect();
+        let documents: Vec<_> =
+            [HTTPBIN, PERMISSIVE, &group].into_iter().chain(manifests.iter().map(String::as_str)).collect();
+        prop_assert_eq!(answer(&index(&documents), path), naive(&settings, &groups, path));
+    }
+}
+
+#[test]
+fn a_change_of_a_setting_or_of_a_route_group_compiles_the_pods_behind_its_service() {
+    let spec = format!("httpRoutes: [{}]", route("/books.*", 3));
+    let before = setting("a", "", "httpbin", &spec);
+    for changed in [setting("a", "", "httpbin", ""), BOOKS.to_owned()] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("changed.yaml"), &changed).unwrap();
+        let mut index = index(&[HTTPBIN, PERMISSIVE, &before]);
+        let mut affected = Affected::default();
+        for change in FolderSource::new(folder.path()).load().changes {
+            index.apply(change, &mut affected);
+        }
+        assert!(affected.pods.contains(&ObjectName::new("httpbin", "httpbin-1")), "{changed}");
+        assert!(affected.policies.contains("httpbin"), "{changed}");
+    }
+}
