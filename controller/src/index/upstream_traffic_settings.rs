@@ -90,6 +90,7 @@ impl Stored for UpstreamTrafficSetting {
         Some(CustomKind {
             definition: || &DEFINITION,
             older_versions: &[],
+            are_older_deprecated: false,
             findings: |object| {
                 let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
                 validate::upstream_traffic_setting(namespace, &object.spec)

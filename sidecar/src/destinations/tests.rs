@@ -196,7 +196,7 @@ fn routes_lead_to_their_backends_and_change_without_them() {
     destinations.set(&first, "v1".into(), backend(80, &[8]), 100).unwrap();
     destinations.settle(false);
     assert!(!is_known(&destinations, 1), "a backend is not there yet");
-    respond(&destinations, vec![(second.clone(), backend(81, &[9]))]);
+    respond(&destinations, vec![(second, backend(81, &[9]))]);
     assert_eq!(endpoints(&destinations, 1), [address(8), address(9)]);
     assert_eq!(destinations.take_subscriptions(), SubscriptionChanges::default());
 
