@@ -194,7 +194,7 @@ impl AppliedRule {
         self.share().map(|share| &share.request)
     }
 
-    /// Edits of the response's headers, whoever has generated it.
+    /// Edits of the headers of the response, also of one that the sidecar generates.
     pub(crate) fn response_edits(&self) -> &HeaderEdits {
         self.share().map_or(&self.rule.response, |share| &share.response)
     }

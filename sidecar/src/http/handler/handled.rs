@@ -63,7 +63,7 @@ impl Handled {
 }
 
 impl From<HandlerAction> for Handled {
-    /// Nothing is known of the request but what happens to it.
+    /// Neither a policy nor a rule has decided.
     fn from(action: HandlerAction) -> Self {
         Self { decision: None, rule: None, path: None, action }
     }
