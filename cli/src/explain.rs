@@ -174,6 +174,7 @@ fn text(answer: &Value) -> String {
         "route",
         "request",
         "limits",
+        "authorizer",
         "terms",
         "workload",
         "serverIdentity",

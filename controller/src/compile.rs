@@ -8,6 +8,7 @@
 mod backend;
 pub(crate) mod destination;
 mod endpoint_choice;
+mod external_authorization;
 mod fronts;
 pub(crate) mod gateway_route;
 mod http_route_group;

@@ -15,8 +15,8 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use tidegate_core::path::PathError;
 use tidegate_core::policy::{
-    Decision, Grant, InboundPolicy, IngressTransport, MeshProtocol, Opening, Reason, RuleState, Session,
-    Terms,
+    Decision, Denial, ExternalAuthorizationState, Grant, InboundPolicy, IngressTransport, MeshProtocol,
+    Opening, Reason, RuleState, Session, Terms,
 };
 use tidegate_core::{DnsName, Identity, ObjectRef, San, TrustDomain};
 
@@ -82,6 +82,9 @@ pub struct Explanation {
     /// The rate limits that apply to what is allowed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<String>,
+    /// The server that also decides about each request, and what its failure means.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authorizer: Option<String>,
     /// How the connection would go on after its first bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub terms: Option<&'static str>,
@@ -133,6 +136,7 @@ impl Explanation {
             rule: None,
             request: None,
             limits: Vec::new(),
+            authorizer: None,
             terms: None,
             ..self
         }
@@ -197,6 +201,14 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
         }
         None => (decision, None),
     };
+    let external = policy.external_authorization.as_ref().filter(|_| terms.is_some_and(is_http));
+    let decision = match (decision, external.map(|external| (external, &external.state))) {
+        (Decision::Allow(_), Some((external, ExternalAuthorizationState::Invalid(why)))) => {
+            let reason = Reason::ExternalAuthorizationInvalid(why.clone());
+            Decision::Deny(Denial { reason, origin: Some(external.origin.clone()) })
+        }
+        (decision, _) => decision,
+    };
     let (word, reason, code, rule) = match decision {
         Decision::Allow(grant) => {
             let rule = match &grant {
@@ -221,6 +233,7 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
         rule,
         request,
         limits,
+        authorizer: external.map(ToString::to_string),
         terms: terms.map(describe),
         workload: policy.workload.to_string(),
         server_identity: policy.identity.to_string(),
@@ -331,6 +344,11 @@ fn names(domain: &TrustDomain, query: &Query, opening: Opening<'_>) -> Result<Ve
         }
     }
     Ok(names)
+}
+
+/// Whether requests are parsed.
+fn is_http(terms: Terms) -> bool {
+    !matches!(terms, Terms::Opaque | Terms::BadRequest | Terms::MeshTls(MeshProtocol::Tcp))
 }
 
 fn describe(terms: Terms) -> &'static str {

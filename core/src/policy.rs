@@ -10,12 +10,14 @@
 //! Where rules for mesh peers distinguish HTTP requests, [`InboundPolicy::request_rules`] are those that remain for a
 //! connection, and each of its requests is decided by them.
 //!
-//! What they allow may exceed a rate limit ([`RateLimits`]), for which the caller keeps the buckets.
+//! What they allow may exceed a rate limit ([`RateLimits`]), for which the caller keeps the buckets. A request may then be
+//! subject to an [`ExternalAuthorization`], too.
 //!
 //! Rules are grants. A connection that no rule grants is refused, with the reason of the rule that came closest.
 
 mod decision;
 mod evaluate;
+mod external_authorization;
 mod model;
 #[cfg(test)]
 mod naive;
@@ -27,6 +29,9 @@ mod reason;
 
 pub use decision::{Decision, Denial, Grant};
 pub use evaluate::{MeshProtocol, Opening, Session, Terms};
+pub use external_authorization::{
+    AuthorizationServer, ExternalAuthorization, ExternalAuthorizationState, MOST_CHECK_TIMEOUT, ServerAddress,
+};
 pub use model::{
     ActiveIngressRule, ActivePeerRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule,
     IngressTransport, MeshRule, PeerRule, PeerRuleState, PeerTraffic, PortPolicy, RuleState, Sources,

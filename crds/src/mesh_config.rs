@@ -21,7 +21,7 @@ pub use feature_flags::FeatureFlags;
 pub use observability::ObservabilitySpec;
 pub use sidecar::{ResourceRequirements, SidecarSpec};
 pub use tracing::{TracingError, TracingSpec};
-pub use traffic::{ExternalAuthorization, TrafficSpec};
+pub use traffic::{ExternalAuthorization, FieldProblem, TrafficSpec};
 
 /// The `apiVersion` of MeshConfigs.
 pub(crate) const MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha2";
@@ -122,6 +122,12 @@ impl MeshConfigSpec {
     pub fn is_permissive(&self) -> bool {
         let traffic = self.traffic.as_ref();
         traffic.and_then(|traffic| traffic.enable_permissive_traffic_policy_mode).unwrap_or(false)
+    }
+
+    /// The external authorization of requests, if it is enabled.
+    pub fn external_authorization(&self) -> Option<&ExternalAuthorization> {
+        let external = self.traffic.as_ref()?.inbound_external_authorization.as_ref();
+        external.filter(|external| external.enable == Some(true))
     }
 
     /// The ingress controller's client certificate to issue, if configured.

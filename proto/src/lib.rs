@@ -1,8 +1,9 @@
 //! The gRPC messages between Tidegate's parts.
 //!
 //! [`istio_ca`] is the certificate API that existing clients of Istio's CA use; [`discovery`] is our own stream of
-//! compiled policy, destinations, routes and backends, whose resources a [`ResourceName`] names. `convert` translates
-//! messages into [`tidegate_core`]'s values and back; it rejects whatever it does not fully understand.
+//! compiled policy, destinations, routes and backends, whose resources a [`ResourceName`] names;
+//! [`external_authorization`] is Envoy's `ext_authz`, which sidecars call. `convert` translates discovery's messages into
+//! [`tidegate_core`]'s values and back; it rejects whatever it does not fully understand.
 //!
 //! The `.proto` files in `proto/` are the contract. An upgrade does not restart workloads, so a sidecar speaks to
 //! controllers of later versions: fields keep their numbers, and a resource that a sidecar does not fully understand
@@ -25,6 +26,12 @@ pub mod istio_ca {
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 pub mod otlp {
     tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+}
+
+/// `envoy.service.auth.v3`: authorization of requests by a server that users run.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+pub mod external_authorization {
+    tonic::include_proto!("envoy.service.auth.v3");
 }
 
 /// `tidegate.discovery.v1`: the policy stream.

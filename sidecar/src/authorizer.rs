@@ -7,7 +7,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tidegate_core::policy::{AppProtocol, Decision, Denial, MeshProtocol, Reason, Terms};
+use tidegate_core::policy::{
+    AppProtocol, Decision, Denial, ExternalAuthorization, MeshProtocol, Reason, Terms,
+};
 
 use crate::connection_info::ConnectionInfo;
 use crate::snapshot::{Snapshot, Snapshots};
@@ -127,6 +129,11 @@ impl Authorizer {
     /// The rate limits of the connection and of its requests by the policy of the last decision, if there are any.
     pub(crate) fn limits(&self) -> Option<Rc<LimitDecisions>> {
         self.decision.borrow().limits.clone()
+    }
+
+    /// What also authorizes each request, by the policy of the last decision.
+    pub(crate) fn external_authorization(&self) -> Option<Arc<ExternalAuthorization>> {
+        self.decision.borrow().snapshot.policy.as_ref()?.external_authorization.clone()
     }
 
     /// The app's protocol, by the newest policy.

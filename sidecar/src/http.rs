@@ -4,9 +4,11 @@
 //! responses. [`h1`] is our own HTTP/1 implementation: one task drives client and app. [`h2`] uses the h2 crate. The
 //! connections to apps and other upstreams are in `crate::upstream`. `headers` has the rules for header fields that
 //! clients send, `target` those for request targets, `local_reply` the responses that the sidecar generates itself.
+//! `external_authorization` calls the server that also authorizes requests.
 
 mod buffer;
 pub(crate) mod clock;
+mod external_authorization;
 pub mod h1;
 pub mod h2;
 pub mod handler;
@@ -18,6 +20,7 @@ mod target;
 use std::rc::Rc;
 use std::time::Instant;
 
+use self::external_authorization::ExternalAuthorizations;
 use crate::limits::Limits;
 use crate::snapshot::Snapshots;
 use crate::telemetry::Telemetry;
@@ -31,6 +34,8 @@ pub struct HttpContext {
     pub telemetry: Rc<Telemetry>,
     /// Connections to upstreams.
     pub upstreams: Upstreams,
+    /// The servers that also authorize requests.
+    pub external_authorizations: ExternalAuthorizations,
     /// The streams of clients that speak HTTP/2.
     pub streams: h2::Streams,
     /// Spare buffers for bytes in transit.
@@ -46,6 +51,7 @@ impl HttpContext {
             upstreams: Upstreams::new(limits.clone(), snapshots),
             limits,
             telemetry,
+            external_authorizations: ExternalAuthorizations::default(),
             streams: h2::Streams::default(),
             buffers: buffer::Buffers::default(),
             clock: clock::DateClock::new(),
@@ -56,6 +62,7 @@ impl HttpContext {
     pub fn tick(&self) {
         let now = Instant::now();
         self.upstreams.sweep(now);
+        self.external_authorizations.sweep(now);
         self.streams.expire(now);
         self.telemetry.flush();
     }

@@ -17,6 +17,7 @@ pub mod detect;
 mod discovery;
 mod first_bytes;
 mod flow;
+mod grpc;
 mod held;
 pub mod http;
 mod inbound;

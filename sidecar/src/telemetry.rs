@@ -49,8 +49,25 @@ pub enum ResponseFlag {
     NoRoute,
     /// `RL`: more than a rate limit allows.
     RateLimited,
+    /// `UAEX`: refused by the external authorization.
+    ExternallyDenied,
     /// `OM`: the sidecar has reached a limit.
     Overload,
+}
+
+/// The result of a check by the external authorization.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckResult {
+    /// The server allows the request.
+    Ok,
+    /// The server refuses the request.
+    Denied,
+    /// The check has failed.
+    Error,
+    /// The check has taken too long.
+    Timeout,
+    /// The check has failed, and its request is forwarded nevertheless. Counted besides `Error` or `Timeout`.
+    FailureModeAllowed,
 }
 
 /// The facts about a finished request or opaque connection. Borrowed: nothing is copied unless it is logged.
@@ -297,6 +314,11 @@ impl Telemetry {
         self.metrics.limited(limit);
     }
 
+    /// Counts the result of a check by the external authorization.
+    pub fn checked(&self, result: CheckResult) {
+        self.metrics.checked(result);
+    }
+
     /// Passes buffered log lines to the writing thread, and spans to the exporter; called on every tick of the worker.
     pub fn flush(&self) {
         self.tracer.flush();
@@ -313,12 +335,28 @@ impl Default for Telemetry {
     }
 }
 
+impl CheckResult {
+    /// The label's value.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Denied => "denied",
+            Self::Error => "error",
+            Self::Timeout => "timeout",
+            Self::FailureModeAllowed => "failure_mode_allowed",
+        }
+    }
+}
+
 impl ResponseFlag {
     /// The flag for a request or connection that the policy refuses.
     pub fn of_refusal(reason: &Reason) -> Self {
         match reason {
             Reason::NoPolicy | Reason::NoSuchPort | Reason::NoIngressBackend => Self::NoRoute,
             Reason::ConnectionRateLimited | Reason::RequestRateLimited(_) => Self::RateLimited,
+            Reason::ExternalAuthorizationInvalid(_)
+            | Reason::ExternalAuthorizationFailed
+            | Reason::ExternallyDenied => Self::ExternallyDenied,
             _ => Self::Refused,
         }
     }
@@ -339,6 +377,7 @@ impl ResponseFlag {
             Self::Refused => "RBAC",
             Self::NoRoute => "NR",
             Self::RateLimited => "RL",
+            Self::ExternallyDenied => "UAEX",
             Self::Overload => "OM",
         }
     }

@@ -215,6 +215,7 @@ pub(crate) fn policy() -> InboundPolicy {
         identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
         locality: None,
         telemetry: Default::default(),
+        external_authorization: None,
         ports,
     }
 }

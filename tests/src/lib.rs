@@ -14,6 +14,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod app;
+pub mod authorizer;
 pub mod caller;
 pub mod capture;
 pub mod client;

@@ -17,6 +17,7 @@ use tidegate_core::route::MAX_EXPRESSIONS;
 use tidegate_core::telemetry::{TelemetrySettings, TracingSettings};
 use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
+use super::external_authorization::MeshExternalAuthorization;
 use super::fronts::{Behind, Fronts};
 use super::ingress_backend::TOO_LARGE;
 use super::ingress_backend::rules;
@@ -110,6 +111,7 @@ pub(crate) struct NamespaceRules<'i> {
     peers: NamespacePeers,
     tracing: Option<TracingSettings>,
     limits: NamespaceLimits,
+    external: MeshExternalAuthorization,
     trust_domain: TrustDomain,
 }
 
@@ -135,6 +137,7 @@ impl<'i> NamespaceRules<'i> {
             peers: NamespacePeers::new(index, namespace, trust_domain),
             tracing: tracing(index),
             limits: NamespaceLimits::new(index, namespace),
+            external: MeshExternalAuthorization::of(index),
             trust_domain: trust_domain.clone(),
         }
     }
@@ -195,7 +198,9 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
     let (workload, locality) = (name.to_shared(), Some(locality(rules.index, pod)));
     let telemetry =
         TelemetrySettings { workload: Some(pod::workload(pod).into()), tracing: rules.tracing.clone() };
-    let policy = InboundPolicy { workload, identity, locality, telemetry, ports };
+    let services = ports.values().flat_map(|port| &port.services);
+    let external_authorization = rules.external.for_workload(&name, services);
+    let policy = InboundPolicy { workload, identity, locality, telemetry, ports, external_authorization };
     Ok(CompiledWorkload { policy, left_out: room.left_out })
 }
 

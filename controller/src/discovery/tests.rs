@@ -504,8 +504,14 @@ async fn serve_nothing(
     let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();
     let workload = crate::object::ObjectName::new("httpbin", "httpbin-1");
     let (shared, ports) = (workload.to_shared(), Default::default());
-    let policy =
-        InboundPolicy { workload: shared, identity, locality: None, telemetry: Default::default(), ports };
+    let policy = InboundPolicy {
+        workload: shared,
+        identity,
+        locality: None,
+        telemetry: Default::default(),
+        external_authorization: None,
+        ports,
+    };
     workloads.publish(&workload, policy);
     workloads.mark_synced();
     let resources =

@@ -190,3 +190,26 @@ fn the_example_of_limits_has_those_that_the_documentation_says() {
         assert_eq!(limits.join("; "), *expected, "{row:?}");
     }
 }
+
+#[test]
+fn an_external_authorization_is_named_where_requests_are_parsed() {
+    let config = |port: &str| {
+        format!(
+            "apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\n\
+             metadata: {{name: osm-mesh-config, namespace: tidegate-system}}\n\
+             spec: {{traffic: {{enablePermissiveTrafficPolicyMode: true, \
+             inboundExternalAuthorization: {{enable: true, address: opa.opa{port}}}}}}}\n"
+        )
+    };
+    let http = ingress_backend("ib", &backend("http", ""), FROM_GATEWAY);
+    let allowed = asked(&[HTTPBIN, GATEWAY, &http, &config(", port: 9191")], &query());
+    let authorizer = allowed.authorizer.as_deref();
+    assert_eq!(allowed.decision, "allow");
+    assert_eq!(authorizer, Some("opa.opa:9191 decides within 1s; its failure refuses the request"));
+    let bytes = Query { speaks: Speaks::MeshTcp, ..with_principal("a.b.cluster.local") };
+    assert_eq!(asked(&[HTTPBIN, GATEWAY, &config(", port: 9191")], &bytes).authorizer, None);
+
+    let refused = asked(&[HTTPBIN, GATEWAY, &http, &config("")], &query());
+    assert_eq!((refused.decision, refused.code), ("deny", Some("external_authorization_invalid")));
+    assert_eq!(refused.rule.as_deref(), Some("tidegate-system/osm-mesh-config"));
+}

@@ -19,6 +19,8 @@ pub struct Unreadable {
     backends: Vec<PerhapsOpened>,
     /// The service account of a TrafficTarget's destination, if it can be read.
     account: Option<Box<str>>,
+    /// Whether a MeshConfig may enable the external authorization.
+    may_authorize_externally: bool,
 }
 
 /// A backend, as far as it could be read.
@@ -43,12 +45,15 @@ impl Unreadable {
             None => vec![PerhapsOpened::default()],
         };
         let account = object["spec"]["destination"]["name"].as_str().map(Into::into);
-        Self { kind, metadata, finding, backends, account }
+        let enable = object["spec"]["traffic"].get("inboundExternalAuthorization").map(|it| &it["enable"]);
+        let is_off = enable.is_none_or(|enable| matches!(enable, Value::Null | Value::Bool(false)));
+        Self { kind, metadata, finding, backends, account, may_authorize_externally: !is_off }
     }
 
     /// An object excluded because of `finding`, whatever its content.
     pub(crate) fn about_anything(kind: Kind, metadata: ObjectMeta, finding: Finding) -> Self {
-        Self { kind, metadata, finding, backends: vec![PerhapsOpened::default()], account: None }
+        let backends = vec![PerhapsOpened::default()];
+        Self { kind, metadata, finding, backends, account: None, may_authorize_externally: true }
     }
 
     /// Bytes of memory that it takes, without its metadata.
@@ -74,6 +79,11 @@ impl Unreadable {
     /// The service account of a TrafficTarget's destination; `None` if it may be any of the namespace.
     pub(crate) fn account(&self) -> Option<&str> {
         self.account.as_deref()
+    }
+
+    /// Whether it is a MeshConfig that may enable the external authorization.
+    pub(crate) fn may_authorize_externally(&self) -> bool {
+        self.may_authorize_externally
     }
 
     /// Whether it might open this port of this Service (`<namespace>/<name>`).

@@ -12,6 +12,7 @@ use crate::cidr::CidrSet;
 use crate::dns_name::DnsPattern;
 use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
+use crate::policy::external_authorization::ExternalAuthorization;
 use crate::principal::Principal;
 use crate::route::RouteMatch;
 use crate::telemetry::TelemetrySettings;
@@ -31,6 +32,8 @@ pub struct InboundPolicy {
     pub telemetry: TelemetrySettings,
     /// Policies by the pod's port, which is a Service's `targetPort`. Connections to other ports are refused.
     pub ports: BTreeMap<u16, PortPolicy>,
+    /// What also authorizes each HTTP request that the rules of a port grant. `None`: nothing.
+    pub external_authorization: Option<Arc<ExternalAuthorization>>,
 }
 
 /// The policy of one port of the pod.

@@ -109,6 +109,7 @@ fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
         identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
         locality: None,
         telemetry: Default::default(),
+        external_authorization: None,
         ports: BTreeMap::from([(14001, port)]),
     }
 }

@@ -99,6 +99,7 @@ fn policy(mesh: MeshRule) -> InboundPolicy {
         identity: identity("server"),
         locality: None,
         telemetry: Default::default(),
+        external_authorization: None,
         ports: BTreeMap::from([(80, port)]),
     }
 }

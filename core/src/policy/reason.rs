@@ -44,6 +44,12 @@ pub enum Reason {
     ProtocolChanged,
     /// The request's host is among the `sniHosts` of another rule than the connection's server name.
     Misdirected,
+    /// The setting of the external authorization cannot be understood; the reason.
+    ExternalAuthorizationInvalid(Arc<str>),
+    /// The external authorization has no answer for the request.
+    ExternalAuthorizationFailed,
+    /// The external authorization refuses the request.
+    ExternallyDenied,
 }
 
 impl Reason {
@@ -69,6 +75,9 @@ impl Reason {
             Self::RequestRateLimited(_) => "request_rate_limited",
             Self::ProtocolChanged => "protocol_changed",
             Self::Misdirected => "misdirected",
+            Self::ExternalAuthorizationInvalid(_) => "external_authorization_invalid",
+            Self::ExternalAuthorizationFailed => "external_authorization_failed",
+            Self::ExternallyDenied => "externally_denied",
         }
     }
 }
@@ -113,6 +122,15 @@ impl fmt::Display for Reason {
             Self::Misdirected => f.write_str(
                 "the request's host is among the sniHosts of another rule than the connection's server name",
             ),
+            Self::ExternalAuthorizationInvalid(why) => {
+                write!(f, "the external authorization cannot be carried out: {why}")
+            }
+            Self::ExternalAuthorizationFailed => {
+                f.write_str("the server of the external authorization gave no valid answer")
+            }
+            Self::ExternallyDenied => {
+                f.write_str("the server of the external authorization refuses the request")
+            }
         }
     }
 }

@@ -1,7 +1,11 @@
 //! `spec.traffic`.
 
+use std::time::Duration;
+
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use tidegate_core::go_duration;
+use tidegate_core::policy::{AuthorizationServer, MOST_CHECK_TIMEOUT, ServerAddress};
 
 use super::bounds::{MOST_CHARACTERS, MOST_ITEMS, optional_text, port_list, texts};
 use crate::ingress_backend::port_number;
@@ -51,23 +55,23 @@ pub struct TrafficSpec {
     /// Accepted, but has no effect yet: each IngressBackend sets it.
     #[serde(default, rename = "useHTTPSIngress", skip_serializing_if = "Option::is_none")]
     pub use_https_ingress: Option<bool>,
-    /// An external service that authorizes each request. Default: none. Accepted, but has no effect yet.
+    /// A server that also authorizes each HTTP request that policy allows. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inbound_external_authorization: Option<ExternalAuthorization>,
 }
 
-/// Envoy's gRPC `ext_authz` service.
+/// A server of Envoy's gRPC `ext_authz` protocol, `envoy.service.auth.v3.Authorization`.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ExternalAuthorization {
-    /// Default: false. Accepted, but has no effect yet.
+    /// Whether requests are subject to it. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable: Option<bool>,
-    /// Host name or address of the service. Accepted, but has no effect yet.
+    /// DNS name or IP address of the server. Required if it is enabled.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(length(max = MOST_CHARACTERS))]
     pub address: Option<String>,
-    /// Port of the service. Accepted, but has no effect yet.
+    /// Port of the server. Required if it is enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "port_number")]
     pub port: Option<u16>,
@@ -75,13 +79,64 @@ pub struct ExternalAuthorization {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "stat_prefix")]
     pub stat_prefix: Option<String>,
-    /// Timeout of a call. Default: 1s. Accepted, but has no effect yet.
+    /// Time for one check, at most 60s. Default: 1s.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_text")]
     #[schemars(schema_with = "timeout")]
     pub timeout: Option<String>,
-    /// Whether requests pass if the service does not answer. Default: false. Accepted, but has no effect yet.
+    /// Whether a request is forwarded if its check fails. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_mode_allow: Option<bool>,
+}
+
+/// A field that keeps a setting from being carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldProblem {
+    /// The field within the setting.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// Time for one check if none is set, as in OSM.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl ExternalAuthorization {
+    /// The server to call.
+    ///
+    /// # Errors
+    ///
+    /// If it is unknown where the server is.
+    pub fn server(&self) -> Result<AuthorizationServer, FieldProblem> {
+        let problem = |field, problem: String| FieldProblem { field, problem };
+        let port = self.port.filter(|port| *port > 0);
+        let port = port.ok_or_else(|| problem("port", "must be set from 1 to 65535".into()))?;
+        let address = ServerAddress::parse(self.address.as_deref().unwrap_or_default(), port)
+            .map_err(|error| problem("address", error.to_string()))?;
+        let timeout = self.check_timeout().unwrap_or_else(|(timeout, _)| timeout);
+        Ok(AuthorizationServer {
+            address,
+            timeout,
+            failure_mode_allow: self.failure_mode_allow == Some(true),
+        })
+    }
+
+    /// The time for one check.
+    ///
+    /// # Errors
+    ///
+    /// If that is not the time which is set: the time that applies instead, and why.
+    pub fn check_timeout(&self) -> Result<Duration, (Duration, String)> {
+        let Some(text) = &self.timeout else { return Ok(CHECK_TIMEOUT) };
+        match go_duration::parse(text) {
+            Ok(Duration::ZERO) => Err((CHECK_TIMEOUT, "0 is too short; 1s applies".into())),
+            Ok(timeout) if timeout > MOST_CHECK_TIMEOUT => {
+                let message = format!("a request waits for 60s at most, which applies instead of {text}");
+                Err((MOST_CHECK_TIMEOUT, message))
+            }
+            Ok(timeout) => Ok(timeout),
+            Err(error) => Err((CHECK_TIMEOUT, format!("{error}; 1s applies"))),
+        }
+    }
 }
 
 fn ports(generator: &mut SchemaGenerator) -> Schema {

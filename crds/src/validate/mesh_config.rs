@@ -9,7 +9,7 @@ use tidegate_core::identity::both_spellings;
 use tidegate_core::{CidrSet, DnsName, Identity, Principal, San, go_duration, is_interface};
 
 use super::Finding;
-use crate::mesh_config::{IngressGatewayCertificate, MeshConfigSpec};
+use crate::mesh_config::{ExternalAuthorization, FieldProblem, IngressGatewayCertificate, MeshConfigSpec};
 use crate::quantity::{CONTAINER_RESOURCES, is_quantity};
 
 /// Errors and probable mistakes in a MeshConfig, and its settings without effect. OSM had no admission check for it,
@@ -29,6 +29,9 @@ pub fn mesh_config(spec: &MeshConfigSpec) -> Vec<Finding> {
     let tracing = spec.observability.as_ref().and_then(|observability| observability.tracing.as_ref());
     if let Some(Err(problem)) = tracing.map(|tracing| tracing.settings("")) {
         findings.push(Finding::warning(problem.path(), problem.to_string()));
+    }
+    if let Some(external) = spec.external_authorization() {
+        external_authorization(external, &mut findings);
     }
     let Some(certificate) = &spec.certificate else { return findings };
     if let Err(problem) = certificate.service_cert_validity() {
@@ -76,6 +79,17 @@ fn ranges(which: &str, list: Option<&[String]>, findings: &mut Vec<Finding>) {
     }
 }
 
+/// Without a server that can be called, each request is refused.
+fn external_authorization(external: &ExternalAuthorization, findings: &mut Vec<Finding>) {
+    const PATH: &str = "spec.traffic.inboundExternalAuthorization";
+    if let Err(FieldProblem { field, problem }) = external.server() {
+        findings.push(Finding::error(format!("{PATH}.{field}"), problem));
+    }
+    if let Err((_, problem)) = external.check_timeout() {
+        findings.push(Finding::warning(format!("{PATH}.timeout"), problem));
+    }
+}
+
 fn ingress_gateway(gateway: &IngressGatewayCertificate, findings: &mut Vec<Finding>) {
     const PATH: &str = "spec.certificate.ingressGateway";
     for (i, name) in gateway.subject_alt_names.iter().enumerate() {
@@ -120,6 +134,38 @@ mod tests {
             "Expected CIDR notation 'a.b.c.d/x', got '10.0.0.1'",
         );
         assert_eq!(found, [expected]);
+    }
+
+    #[test]
+    fn an_external_authorization_needs_a_server_that_can_be_called() {
+        let found = |fields: serde_json::Value| {
+            let traffic = serde_json::json!({"traffic": {"inboundExternalAuthorization": fields}});
+            let spec: MeshConfigSpec = serde_json::from_value(traffic).unwrap();
+            let findings = mesh_config(&spec).into_iter();
+            findings.map(|finding| (finding.is_error(), finding.to_string())).collect::<Vec<_>>()
+        };
+        let of = |field: &str| format!("spec.traffic.inboundExternalAuthorization.{field}: ");
+        assert_eq!(found(serde_json::json!({"enable": false, "timeout": "soon"})), []);
+        let good = serde_json::json!({"enable": true, "address": "opa.opa", "port": 9191, "timeout": "60s"});
+        assert_eq!(found(good), []);
+        for (fields, is_error, start) in [
+            (serde_json::json!({"enable": true, "address": "opa.opa"}), true, of("port")),
+            (serde_json::json!({"enable": true, "port": 9191}), true, of("address")),
+            (serde_json::json!({"enable": true, "port": 9191, "address": "http://opa"}), true, of("address")),
+            (
+                serde_json::json!({"enable": true, "port": 1, "address": "a", "timeout": "2m"}),
+                false,
+                of("timeout") + "a request waits for 60s at most",
+            ),
+            (
+                serde_json::json!({"enable": true, "port": 1, "address": "a", "timeout": "soon"}),
+                false,
+                of("timeout"),
+            ),
+        ] {
+            let [(error, text)] = found(fields).try_into().unwrap();
+            assert!(error == is_error && text.starts_with(&start), "{text}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! error, not "any peer". Rules for mesh peers and rate limits are lists of the whole policy, to which its ports refer. Principals are the exception to strictness: one that cannot be parsed is kept as a
 //! principal that matches no certificate, because the others of its list still hold.
 
+mod external_authorization;
 mod peers;
 mod rate_limits;
 
@@ -23,6 +24,7 @@ use tidegate_core::policy::{
 };
 use tidegate_core::{CidrSet, Principal};
 
+use self::external_authorization::{external_from_wire, external_to_wire};
 use self::peers::{PeerRuleList, peer_rules_from_wire, referred};
 use self::rate_limits::{RateLimitList, rate_limits_from_wire, referred_limits};
 use super::protocol::{app_protocol_from_wire, app_protocol_to_wire};
@@ -49,6 +51,7 @@ impl From<&InboundPolicy> for wire::InboundPolicy {
             locality: policy.locality.as_ref().map(locality_to_wire),
             telemetry: Some(telemetry_to_wire(&policy.telemetry)),
             rate_limits: rate_limits.to_wire(),
+            external_authorization: policy.external_authorization.as_deref().map(external_to_wire),
         }
     }
 }
@@ -71,7 +74,10 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
         }
         let locality = policy.locality.map(locality_from_wire);
         let telemetry = policy.telemetry.map(telemetry_from_wire).transpose()?.unwrap_or_default();
-        Ok(Self { workload: policy.workload.into(), identity, locality, telemetry, ports })
+        let external = policy.external_authorization.map(external_from_wire).transpose()?;
+        let external_authorization = external.map(Arc::new);
+        let workload = policy.workload.into();
+        Ok(Self { workload, identity, locality, telemetry, ports, external_authorization })
     }
 }
 
@@ -329,6 +335,7 @@ mod tests {
                 ),
                 (5, port(AppProtocol::Undeclared, MeshRule::Audit(vec![requests, any]), vec![])),
             ]),
+            external_authorization: None,
         }
     }
 

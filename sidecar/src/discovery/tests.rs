@@ -74,7 +74,14 @@ impl Sidecar {
 fn listener(account: &str) -> Option<Body> {
     let identity = Identity::new(TrustDomain::default(), "shop", account).unwrap();
     let (workload, ports) = ("shop/client".into(), Default::default());
-    let policy = InboundPolicy { workload, identity, locality: None, telemetry: Default::default(), ports };
+    let policy = InboundPolicy {
+        workload,
+        identity,
+        locality: None,
+        telemetry: Default::default(),
+        external_authorization: None,
+        ports,
+    };
     Some(Body::Listener((&policy).into()))
 }
 

@@ -3,7 +3,7 @@
 //! [`serve`] is a connection's story: read a head, decide, write the head and what is there of the body to the app in
 //! one write, read the answer's head, write it and what is there of its body in one write, pump the rest. `head`
 //! reads heads, `body` finds the ends of bodies, `forward` writes what goes to the next hop, `exchange` drives the
-//! two directions at once, `watch` sees that the client is still there. After `101 Switching Protocols` the bytes are a
+//! two directions at once, `watch` sees that the client is still there, `checked` waits for an external authorization. After `101 Switching Protocols` the bytes are a
 //! tunnel's ([`crate::tunnel`]); `websocket` has the last word where that was a switch to one.
 //!
 //! A connection that waits for a request holds no buffers. A request in a steady state allocates nothing, spawns
@@ -27,12 +27,13 @@ use self::body::BodyError;
 use self::exchange::{Asked, Exchange, ExchangeOutcome, MOST_DRAINED, UploadState, make_room};
 use self::forward::{Persistence, Span};
 use self::glimpse::Glimpse;
-use self::head::{Storage, has_bare_line_feed};
+use self::head::{RequestHead, Storage, has_bare_line_feed};
 use self::websocket::Followed;
 use super::HttpContext;
 use super::buffer::{Buffer, MEDIUM, SMALL};
-use super::handler::{Forward, Handled, Handler, HandlerAction, UpstreamProtocol};
-use super::local_reply::{self, LocalReply};
+use super::external_authorization::RefusalResponse;
+use super::handler::{Forward, Handled, Handler, HandlerAction, PendingCheck, UpstreamProtocol};
+use super::local_reply::{self, LocalReply, ReplyForm};
 use crate::destinations::AppliedRule;
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::{Abort, MaybeTls};
@@ -42,6 +43,7 @@ use crate::upstream::{ConnectError, Deadline, UpstreamError, UpstreamTls};
 
 pub mod body;
 mod bridge;
+mod checked;
 mod exchange;
 mod forward;
 mod glimpse;
@@ -108,6 +110,8 @@ enum Next {
     Forward(Forward),
     /// Pass it on over HTTP/2.
     Bridge(Forward, Box<Request<()>>),
+    /// Wait for a verdict on it. Its head is still unread.
+    Check(Box<PendingCheck>),
 }
 
 /// What to do with the client's connection after an answer.
@@ -123,6 +127,32 @@ enum After {
     Abort,
 }
 
+/// An answer that is not the app's.
+#[derive(Clone, Copy)]
+enum OwnAnswer<'r> {
+    /// The sidecar's, with these header fields.
+    Local(&'r LocalReply, Option<&'r HeaderEdits>),
+    /// That of the server which refuses the request.
+    Refusal(&'r RefusalResponse),
+}
+
+/// What the access log says of an answer to a request that the app does not get.
+struct UnsentRecord {
+    status: u16,
+    flag: ResponseFlag,
+    details: &'static str,
+    /// Bytes of its body.
+    length: u64,
+}
+
+impl UnsentRecord {
+    /// Of a local reply in the form that the client gets.
+    fn of(reply: &LocalReply, form: ReplyForm) -> Self {
+        let LocalReply { flag, details, .. } = *reply;
+        Self { status: reply.status_in(form), flag, details, length: reply.body_in(form).len() as u64 }
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     /// One request after the other until the connection ends. It closes as the last one requires.
     async fn run(&mut self) {
@@ -132,6 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 Next::Reply(reply, headers) => self.reply_with(reply, headers).await,
                 Next::Forward(forward) => self.forward(forward).await,
                 Next::Bridge(forward, request) => Box::pin(bridge::forward(self, forward, *request)).await,
+                Next::Check(check) => Box::pin(checked::serve(self, *check)).await,
             };
             self.release();
             match after {
@@ -235,38 +266,34 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         exchange.trace = head.request.trace(&self.env.telemetry);
         let mut head = head;
         head.request.path = path.as_deref().unwrap_or(head.request.path);
-        let (length, connection) = (head.length, self.handler.connection());
+        let length = head.length;
         let next = match action {
             HandlerAction::Reply(reply) => Err((reply, None)),
             HandlerAction::ReplyWith(reply, headers) => Err((reply, Some(headers))),
-            HandlerAction::Forward(forward) if forward.protocol == UpstreamProtocol::Http1 => {
-                exchange.write_head(&head, connection, &self.env.buffers);
-                Ok(Next::Forward(forward))
-            }
             HandlerAction::Forward(forward) => {
-                let changes = (exchange.rule.as_ref(), exchange.trace.as_deref());
-                match bridge::request(&head, connection, changes) {
-                    Some(request) => {
-                        exchange.notes = bridge::note(&head, &request, &mut exchange.noted);
-                        Ok(Next::Bridge(forward, Box::new(request)))
-                    }
-                    None => Err((local_reply::bad_request("http1.invalid_url"), None)),
-                }
+                let prepared = prepare(exchange, &head, forward, (self.handler, self.env));
+                prepared.map_err(|reply| (reply, None))
             }
+            HandlerAction::Check(check) => return Some(Next::Check(check)),
         };
         let next = next.unwrap_or_else(|(reply, headers)| {
-            self.tell_unsent(&reply, head.request.record());
+            self.tell_unsent(UnsentRecord::of(&reply, self.exchange.asked.form), head.request.record());
             Next::Reply(reply, headers)
         });
+        Some(self.pass_head(length, next))
+    }
+
+    /// The head, of this length, has been read: what is there of the body goes with it.
+    fn pass_head(&mut self, length: usize, next: Next) -> Next {
         self.inbound.consume(length);
         if let Next::Forward(_) = next
             && let Err(error) = self.begin_upload()
         {
             let reply = local_reply::bad_request(error.details());
             self.tell(&reply);
-            return Some(Next::Reply(reply, None));
+            return Next::Reply(reply, None);
         }
-        Some(next)
+        next
     }
 
     /// Puts what is there of the body behind the head, so that both go out in one write.
@@ -453,19 +480,38 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
 
     /// Sends an answer of our own with these header fields.
     async fn reply_with(&mut self, reply: LocalReply, headers: Option<Arc<HeaderEdits>>) -> After {
+        let close = self.write_reply(reply.close, OwnAnswer::Local(&reply, headers.as_deref()));
+        self.send_reply(close).await
+    }
+
+    /// Writes an answer of our own to the buffer for the client. Returns whether the connection is closed after it, as it is
+    /// with `close`.
+    fn write_reply(&mut self, close: bool, answer: OwnAnswer<'_>) -> bool {
         let asked = self.exchange.asked;
         let is_drainable = self.exchange.is_drainable();
-        let close = reply.close || !asked.keep_alive || self.line.is_finishing() || !is_drainable;
+        let close = close || !asked.keep_alive || self.line.is_finishing() || !is_drainable;
         let out = &mut self.exchange.down.out;
         self.env.buffers.give(out);
         *out = self.env.buffers.take(512);
-        let persistence = Persistence::new(close, asked.version);
-        let (rule, date) = (self.exchange.rule.as_ref(), self.env.clock.date());
-        let edits = headers.as_deref().or_else(|| rule.map(AppliedRule::response_edits));
-        let location = rule.and_then(AppliedRule::location);
-        forward::write_local(&reply, asked.form, persistence, (edits, location), &date, out);
+        let (persistence, date) = (Persistence::new(close, asked.version), self.env.clock.date());
+        match answer {
+            OwnAnswer::Local(reply, headers) => {
+                let rule = self.exchange.rule.as_ref();
+                let edits = headers.or_else(|| rule.map(AppliedRule::response_edits));
+                let location = rule.and_then(AppliedRule::location);
+                forward::write_local(reply, asked.form, persistence, (edits, location), &date, out);
+            }
+            OwnAnswer::Refusal(response) => {
+                forward::write_refusal(response, asked.form, persistence, &date, out);
+            }
+        }
+        close
+    }
+
+    /// Sends what [`ClientConnection::write_reply`] has written.
+    async fn send_reply(&mut self, close: bool) -> After {
         self.line.within(DRAIN, Wait::Body);
-        let client = &mut self.client;
+        let (client, out) = (&mut self.client, &mut self.exchange.down.out);
         let written = self.line.guard(poll_fn(|context| {
             ready!(out.poll_write_all(client, context))?;
             Pin::new(&mut *client).poll_flush(context)
@@ -540,11 +586,12 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     /// A request whose head cannot be read, or did not come.
     fn refuse_unread(&mut self, reply: &LocalReply) {
         self.exchange.asked = Asked::NOTHING;
-        self.tell_unsent(reply, Glimpse::of(self.inbound.bytes()).record());
+        let answer = UnsentRecord::of(reply, self.exchange.asked.form);
+        self.tell_unsent(answer, Glimpse::of(self.inbound.bytes()).record());
     }
 
     /// A request of which the app gets nothing; `request` is what its head says.
-    fn tell_unsent(&self, reply: &LocalReply, request: Record<'_>) {
+    fn tell_unsent(&self, reply: UnsentRecord, request: Record<'_>) {
         let exchange = &self.exchange;
         let Record { connection, outbound, .. } = Record::of(self.handler.connection(), exchange.endpoint);
         self.env.telemetry.record(&Record {
@@ -555,10 +602,10 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             route: exchange.rule.as_ref().map(AppliedRule::label),
             start: Some(SystemTime::now()),
             duration: exchange.start.elapsed(),
-            status: reply.status_in(exchange.asked.form),
+            status: reply.status,
             flag: reply.flag,
             details: reply.details,
-            sent: reply.body_in(exchange.asked.form).len() as u64,
+            sent: reply.length,
             ..request
         });
     }
@@ -601,7 +648,26 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     }
 }
 
-/// Whether the upstream has broken the exchange off.
+/// Makes what the upstream gets of a request's head; the error is the answer to a head that it cannot get.
+#[inline]
+fn prepare(
+    exchange: &mut Exchange,
+    head: &RequestHead<'_>,
+    forward: Forward,
+    (handler, env): (&Handler, &HttpContext),
+) -> Result<Next, LocalReply> {
+    let connection = handler.connection();
+    if forward.protocol == UpstreamProtocol::Http1 {
+        exchange.write_head(head, connection, &env.buffers);
+        return Ok(Next::Forward(forward));
+    }
+    let changes = (exchange.rule.as_ref(), exchange.trace.as_deref());
+    let request = bridge::request(head, connection, changes);
+    let request = request.ok_or(local_reply::bad_request("http1.invalid_url"))?;
+    exchange.notes = bridge::note(head, &request, &mut exchange.noted);
+    Ok(Next::Bridge(forward, Box::new(request)))
+}
+
 /// Notes that an endpoint was reached by this connection and has not responded.
 fn failed(forward: &Forward, upstream: &MaybeTls<UpstreamTls>) {
     if has_vanished(upstream) { forward.vanished() } else { forward.failed() }
@@ -611,6 +677,7 @@ fn has_vanished(upstream: &MaybeTls<UpstreamTls>) -> bool {
     matches!(upstream, MaybeTls::Tls(tls) if tls.has_vanished())
 }
 
+/// Whether the upstream has broken the exchange off.
 fn is_of_upstream(flag: ResponseFlag) -> bool {
     matches!(flag, ResponseFlag::UpstreamConnectionTermination | ResponseFlag::UpstreamProtocolError)
 }

@@ -5,6 +5,7 @@
 //! frames, `malformed` the handling of malformed requests. How much of a body is buffered is bounded in [`crate::flow`].
 
 mod answer;
+mod checked;
 mod deadlines;
 mod exchange;
 mod flood_guard;

@@ -3,7 +3,7 @@
 //! A codec parses a head, presents it as a [`Request`], and carries out the [`HandlerAction`]. Codecs depend on neither
 //! policy nor addresses: whether a request is allowed, where it goes and over which HTTP version is decided here.
 //! Deciding copies nothing of the head and allocates nothing, unless rules distinguish paths and the client sent one that is
-//! not in normal form.
+//! not in normal form, or a server outside the mesh has to authorize the request, too.
 
 mod handled;
 mod inbound;
@@ -15,7 +15,7 @@ use std::rc::Rc;
 use ::http::Response;
 
 use self::handled::ForwardTarget;
-pub(super) use self::handled::{Forward, Handled, HandlerAction, UpstreamProtocol};
+pub(super) use self::handled::{Forward, Handled, HandlerAction, PendingCheck, UpstreamProtocol};
 use self::inbound::Inbound;
 use self::outbound::Outbound;
 use super::request::Request;

@@ -8,7 +8,7 @@ mod form;
 use ::http::StatusCode;
 use tidegate_core::policy::Reason;
 
-pub(super) use self::form::ReplyForm;
+pub(super) use self::form::{ReplyForm, grpc_message, grpc_status};
 use crate::telemetry::ResponseFlag;
 use crate::upstream::{ConnectFailure, UpstreamError};
 
@@ -33,6 +33,9 @@ pub struct LocalReply {
 pub(super) fn denied(reason: &Reason) -> LocalReply {
     let flag = ResponseFlag::of_refusal(reason);
     match reason {
+        Reason::ExternalAuthorizationInvalid(_) => {
+            LocalReply { close: false, flag, body: "", ..client_error(403, "Forbidden", "ext_authz_error") }
+        }
         Reason::Misdirected => LocalReply {
             close: false,
             flag,
@@ -59,6 +62,18 @@ pub(super) fn rate_limited(status: u16) -> LocalReply {
         close: false,
         flag: ResponseFlag::RateLimited,
         details: "local_rate_limited",
+    }
+}
+
+/// The client has left while its request was checked; for the record only.
+pub(super) fn client_left() -> LocalReply {
+    LocalReply {
+        status: 0,
+        reason: "",
+        body: "",
+        close: true,
+        flag: ResponseFlag::DownstreamConnectionTermination,
+        details: "downstream_remote_disconnect",
     }
 }
 

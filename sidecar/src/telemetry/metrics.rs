@@ -24,7 +24,7 @@ use self::remote::{RemoteMetrics, RemoteShard};
 use self::series::{RemoteKey, ShownSeries};
 use super::access_log::AccessLogSink;
 use super::trace::SpanCounts;
-use super::{ConnectionSecurity, Record, ResponseFlag};
+use super::{CheckResult, ConnectionSecurity, Record, ResponseFlag};
 use crate::remotes::{RemoteId, Remotes};
 
 /// Upper bounds of the duration histogram, in seconds; OpenTelemetry's for `http.server.request.duration`.
@@ -51,6 +51,7 @@ struct Shard {
     refused: Mutex<Vec<(&'static str, Arc<Count>)>>,
     audited: Mutex<Vec<(&'static str, Arc<Count>)>>,
     limited: Mutex<Vec<(&'static str, Arc<Count>)>>,
+    checked: Mutex<Vec<(&'static str, Arc<Count>)>>,
     outbound: Mutex<Vec<(OutboundKey, Arc<Count>)>>,
     remote: Arc<RemoteShard>,
     totals: Totals,
@@ -109,6 +110,7 @@ pub struct WorkerMetrics {
     refused: RefCell<HashMap<&'static str, Arc<Count>>>,
     audited: RefCell<HashMap<&'static str, Arc<Count>>>,
     limited: RefCell<HashMap<&'static str, Arc<Count>>>,
+    checked: RefCell<HashMap<&'static str, Arc<Count>>>,
     outbound: RefCell<HashMap<OutboundKey, Arc<Count>>>,
     remote: RemoteMetrics,
 }
@@ -161,6 +163,7 @@ impl DataPlaneMetrics {
             refused: RefCell::default(),
             audited: RefCell::default(),
             limited: RefCell::default(),
+            checked: RefCell::default(),
             outbound: RefCell::default(),
         }
     }
@@ -251,6 +254,11 @@ impl WorkerMetrics {
     /// Counts that this limit was reached.
     pub fn limited(&self, limit: &'static str) {
         count_label(&self.limited, &self.shard.limited, limit);
+    }
+
+    /// Counts the result of a check by the external authorization.
+    pub fn checked(&self, result: CheckResult) {
+        count_label(&self.checked, &self.shard.checked, result.label());
     }
 
     /// Counts a refusal by the reason's code.

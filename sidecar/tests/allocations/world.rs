@@ -271,6 +271,7 @@ pub(crate) fn handler(
         identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
         locality: None,
         telemetry: Default::default(),
+        external_authorization: None,
         ports: BTreeMap::from([(local.port(), port_policy)]),
     };
     let (publisher, snapshots) = snapshot::channel();

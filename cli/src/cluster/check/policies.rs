@@ -19,7 +19,7 @@ use crate::cluster::{conflicts, namespace};
 
 const CATEGORY: &str = "Policies";
 /// Label of an EndpointSlice with the name of its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 const MEMBERS: Check = Check {
     id: "policies-in-mesh",
@@ -146,7 +146,7 @@ async fn sources(cluster: &Cluster, policies: &[IngressBackend]) -> anyhow::Resu
 }
 
 /// Whether the controller admits an endpoint: one without a ready condition counts as ready.
-fn counts(endpoint: &Endpoint) -> bool {
+pub(super) fn counts(endpoint: &Endpoint) -> bool {
     let is_ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready);
     !endpoint.addresses.is_empty() && is_ready != Some(false)
 }

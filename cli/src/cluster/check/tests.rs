@@ -417,6 +417,38 @@ async fn programs_get_ids_and_states() {
 }
 
 #[tokio::test]
+async fn the_server_of_the_external_authorization_needs_endpoints() {
+    let (fake, _) = healthy().await;
+    let mut config = fake.object("MeshConfig", "osm-mesh-config");
+    let external = |address: &str| json!({"enable": true, "address": address, "port": 9191});
+    let finding = async |fake: &TestCluster| {
+        let faults = faults(&checked(fake).await);
+        faults.into_iter().find(|fault| fault.contains("external-authorization")).unwrap_or_default()
+    };
+    for (address, expected) in [
+        ("opa.opa.svc", "Warning external-authorization: Service opa/opa does not exist"),
+        (
+            "ingress.ingress-nginx",
+            "Warning external-authorization: Service ingress-nginx/ingress has no port 9191",
+        ),
+        ("opa.example.com", ""),
+        ("10.0.0.1", ""),
+    ] {
+        config["spec"] = json!({"traffic": {"inboundExternalAuthorization": external(address)}});
+        fake.put(config.clone());
+        assert_eq!(finding(&fake).await, expected, "{address}");
+    }
+    config["spec"] = json!({"traffic": {"inboundExternalAuthorization": external("ingress.ingress-nginx")}});
+    fake.put(config);
+    fake.put(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "ingress", "namespace": "ingress-nginx"},
+                    "spec": {"ports": [{"port": 9191}]}}));
+    assert_eq!(finding(&fake).await, "");
+    fake.put(endpoints(&[]));
+    let expected = "Warning external-authorization: Service ingress-nginx/ingress has no ready endpoints";
+    assert_eq!(finding(&fake).await, expected);
+}
+
+#[tokio::test]
 async fn what_the_cert_manager_says_of_the_mesh_config_is_looked_at() {
     let (fake, _) = healthy().await;
     let mut config = fake.object("MeshConfig", "osm-mesh-config");

@@ -58,6 +58,11 @@ impl HeaderEdits {
         Ok(edits)
     }
 
+    /// Whether a field of this name, in any case, may be edited.
+    pub fn may_edit(name: &str) -> bool {
+        !name.starts_with(':') && PROTECTED.iter().all(|(protected, _)| !protected.eq_ignore_ascii_case(name))
+    }
+
     /// One edit with the effect of this edit followed by another.
     #[must_use]
     pub fn then(&self, next: &Self) -> Self {
@@ -143,6 +148,7 @@ mod tests {
             let error = HeaderEdits::new(&[], &[("a", "b"), (name, "x")], &[]).unwrap_err();
             assert_eq!((error.field.as_str(), error.value.as_str()), ("add[1].name", name));
             assert!(HeaderEdits::new(&[], &[], &[&name.to_uppercase()]).is_err());
+            assert!(!HeaderEdits::may_edit(&name.to_uppercase()));
         }
         let error = HeaderEdits::new(&[(":path", "/")], &[], &[]).unwrap_err();
         assert_eq!(error.to_string(), "set[0].name: \":path\" is not a header name");

@@ -91,6 +91,7 @@ fn sidecar(sidecar: &SidecarSpec, settings: &mut Vec<Setting>) {
 
 fn traffic(traffic: &TrafficSpec, settings: &mut Vec<Setting>) {
     let authorization = traffic.inbound_external_authorization.as_ref();
+    let prefix = authorization.and_then(|authorization| authorization.stat_prefix.as_deref());
     settings.extend([
         Setting {
             path: "spec.traffic.enableEgress",
@@ -103,9 +104,9 @@ fn traffic(traffic: &TrafficSpec, settings: &mut Vec<Setting>) {
             instead: "set port.protocol: https on each backend of an IngressBackend",
         },
         Setting {
-            path: "spec.traffic.inboundExternalAuthorization.enable",
-            value: flag(authorization.and_then(|authorization| authorization.enable), false),
-            instead: "no external authorizer is called; only IngressBackends and permissive mode admit requests",
+            path: "spec.traffic.inboundExternalAuthorization.statPrefix",
+            value: text(prefix, "inboundExtAuthz"),
+            instead: "the metric is tidegate_external_authorizations_total",
         },
     ]);
 }
@@ -242,15 +243,10 @@ mod tests {
         let spec = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
         let mut fields = Vec::new();
         leaves("spec", spec, &mut fields);
-        // These only matter if `enable` beside them is true.
-        let of_others = ["spec.traffic.inboundExternalAuthorization."];
         let said: BTreeSet<_> = fields
             .iter()
             .filter(|(_, description)| description.contains("Accepted, but has no effect yet"))
             .map(|(path, _)| path.as_str())
-            .filter(|path| {
-                path.ends_with(".enable") || !of_others.iter().any(|other| path.starts_with(other))
-            })
             .collect();
         let settings = settings(&MeshConfigSpec::default());
         let known: BTreeSet<_> = settings.iter().map(|setting| setting.path).collect();
@@ -270,7 +266,7 @@ mod tests {
                 "tlsMaxProtocolVersion": "TLSv1_2", "cipherSuites": ["A", "B"], "ecdhCurves": ["P-256"],
             },
             "traffic": {
-                "enableEgress": false, "useHTTPSIngress": true, "inboundExternalAuthorization": {"enable": true},
+                "enableEgress": false, "useHTTPSIngress": true, "inboundExternalAuthorization": {"statPrefix": "opa"},
             },
             "observability": {
                 "osmLogLevel": "debug", "enableDebugServer": true, "prometheusScraping": false,
@@ -285,7 +281,7 @@ mod tests {
         }));
         assert_eq!(found.len(), settings(&MeshConfigSpec::default()).len(), "{found:#?}");
         for expected in [
-            "spec.traffic.inboundExternalAuthorization.enable: true is accepted but has no effect: no external authorizer is called",
+            "spec.traffic.inboundExternalAuthorization.statPrefix: \"opa\" is accepted but has no effect: the metric is",
             "spec.traffic.useHTTPSIngress: true is accepted but has no effect: set port.protocol",
             "spec.traffic.enableEgress: false is accepted but has no effect: workloads can reach",
             "spec.sidecar.tlsMinProtocolVersion: \"TLSv1_3\" is accepted but has no effect: ",

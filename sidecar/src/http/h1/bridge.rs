@@ -24,10 +24,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use self::client::SharedClient;
 pub(super) use self::request::{note, request};
 use self::upload::UploadEnd;
-use super::exchange::{Exchange, ExchangeOutcome, Upload, UploadState};
+use super::exchange::{Exchange, ExchangeOutcome, Upload, UploadState, response_edits};
 use super::watch::{ClientWatch, Due, Pace};
 use super::{After, ClientConnection};
-use crate::destinations::AppliedRule;
 use crate::http::HttpContext;
 use crate::http::buffer::Buffer;
 use crate::http::handler::Forward;
@@ -124,8 +123,8 @@ where
 {
     let (handler, line, env) = (connection.handler, connection.line, &**connection.env);
     let is_drainable = connection.exchange.is_drainable();
-    let Exchange { asked, rule, up, down, watch, pace, .. } = &mut connection.exchange;
-    let edits = rule.as_ref().map(AppliedRule::response_edits);
+    let Exchange { asked, rule, edits, up, down, watch, pace, .. } = &mut connection.exchange;
+    let edits = response_edits(rule.as_ref(), edits.as_deref());
     let (sender, body) = outgoing_body(up);
     let client = SharedClient::new(&mut connection.client);
     let bridge = Bridge { client, progress: BridgeProgress::new(sender.is_some()), line, env };

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tidegate_core::policy::Decision;
+use tidegate_core::route::filter::HeaderEdits;
 use tidegate_core::route::retry::is_idempotent;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -19,6 +20,7 @@ use crate::connection_info::ServedConnection;
 use crate::destinations::AppliedRule;
 use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, Buffers, LARGE, MEDIUM};
+use crate::http::external_authorization::Edits;
 use crate::http::headers::{Field, tokens};
 use crate::http::local_reply::{self, LocalReply, ReplyForm};
 use crate::http::request::Version;
@@ -37,6 +39,8 @@ pub(super) struct Exchange {
     pub(super) decision: Option<Rc<Decision>>,
     /// The rule of a route that applies.
     pub(super) rule: Option<AppliedRule>,
+    /// What an external authorization has changed.
+    pub(super) edits: Option<Box<Edits>>,
     /// The request's span, if requests are traced.
     pub(super) trace: Option<Box<RequestTrace>>,
     /// The endpoint that was tried last.
@@ -168,6 +172,7 @@ impl Exchange {
             asked: Asked::NOTHING,
             decision: None,
             rule: None,
+            edits: None,
             trace: None,
             endpoint: None,
             start: Instant::now(),
@@ -512,15 +517,15 @@ impl Exchange {
         if self.down.out.size() == 0 {
             self.down.out = env.buffers.take(self.down.input.len() + 256);
         }
+        let edits = response_edits(self.rule.as_ref(), self.edits.as_deref());
         let out = &mut self.down.out;
-        let response_edits = self.rule.as_ref().map(AppliedRule::response_edits);
         let (status, length, framing) = (head.status, head.length, head.framing);
         match status {
             101 if upgrade => {
                 let Span { start, length } = self.notes.upgrade;
                 let sent = if self.noted.size() > 0 { &self.noted } else { &self.up.out };
                 check_switch(&head, sent.past(start as usize, length as usize))?;
-                forward::write_switch(&head, response_edits, out);
+                forward::write_switch(&head, edits, out);
                 self.down.is_websocket = forward::is_websocket(head.fields);
                 self.down.state = DownloadState::Switching;
             }
@@ -542,7 +547,7 @@ impl Exchange {
                     || !(is_delimited || self.down.chunked);
                 let persistence = Persistence::new(self.down.close, version);
                 let form = (self.down.chunked, persistence);
-                forward::write_response(&head, version, form, response_edits, out);
+                forward::write_response(&head, version, form, edits, out);
                 self.down.is_stream = head.is_stream();
                 self.down.keep_alive = head.keep_alive && framing != Framing::UntilClose;
                 self.down.decoder = Decoder::new(framing);
@@ -575,6 +580,14 @@ impl Exchange {
             _ => Due::Answer,
         }
     }
+}
+
+/// What is changed of a response: by a route's rule for the app's own requests, by an external authorization for those of clients.
+pub(super) fn response_edits<'e>(
+    rule: Option<&'e AppliedRule>,
+    edits: Option<&'e Edits>,
+) -> Option<&'e HeaderEdits> {
+    rule.map(AppliedRule::response_edits).or(edits.map(|edits| &edits.response))
 }
 
 impl ExchangeOutcome {

@@ -1,11 +1,13 @@
 //! What goes to the next hop: the request as the app gets it, the answer as the client gets it.
 
+use ::http::header::CONTENT_TYPE;
 use tidegate_core::route::filter::HeaderEdits;
 
 use super::head::{Framing, HeadFields, RequestHead, ResponseHead, upgrade_protocols};
 use crate::connection_info::{ConnectionInfo, ServedConnection};
 use crate::destinations::AppliedRule;
 use crate::http::buffer::{Buffer, Buffers};
+use crate::http::external_authorization::RefusalResponse;
 use crate::http::headers::{
     self, FORWARDED_CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO, Field, REQUEST_ID, RequestId,
 };
@@ -377,6 +379,37 @@ fn put_local_fields(
     }
     if !drops(edits, b"date") {
         put_field(out, b"date", date);
+    }
+}
+
+/// Writes the response of an external authorization that refuses the request.
+pub(super) fn write_refusal(
+    response: &RefusalResponse,
+    form: ReplyForm,
+    persistence: Persistence,
+    date: &[u8],
+    out: &mut Buffer,
+) {
+    let status = response.status;
+    for part in ["HTTP/1.1 ", status.as_str(), " ", status.canonical_reason().unwrap_or_default(), "\r\n"] {
+        out.push(part.as_bytes());
+    }
+    if response.has_length() {
+        put_name(out, b"content-length");
+        put_number(out, response.body.len() as u64);
+        out.push(b"\r\n");
+    }
+    if !response.body.is_empty() && !response.fields.contains_key(CONTENT_TYPE) {
+        put_field(out, b"content-type", b"text/plain");
+    }
+    put_field(out, b"date", date);
+    for (name, value) in &response.fields {
+        put_field(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    put_persistence(persistence, out);
+    out.push(b"\r\n");
+    if form != ReplyForm::HeadOnly {
+        out.push(&response.body);
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, request};
 
 use super::answer::AnswerBody;
 use super::deadlines::Deadlines;
@@ -23,6 +23,7 @@ use crate::destinations::AppliedRule;
 use crate::flow::outbox::Outbox;
 use crate::http::HttpContext;
 use crate::http::clock::DateClock;
+use crate::http::external_authorization::Edits;
 use crate::http::handler::{Forward, Handled, Handler, HandlerAction, UpstreamProtocol};
 use crate::http::headers::{self as rules, is_grpc, is_stream};
 use crate::http::local_reply::{self, LocalReply, ReplyForm};
@@ -37,6 +38,19 @@ pub(super) struct Exchanges {
     deadlines: Rc<Deadlines>,
     /// For responses; shared by all streams, so that one slow client holds a bounded number of bytes.
     outbox: Outbox,
+}
+
+/// Waits for the response to a request.
+pub(super) type Answering = Pin<Box<dyn Future<Output = Response<AnswerBody>>>>;
+
+/// A request that has been read, and what records it.
+pub(super) struct StreamRequest {
+    pub(super) head: request::Parts,
+    pub(super) target: StreamTarget,
+    pub(super) body: ClientBody,
+    pub(super) log: Box<RequestLog>,
+    pub(super) form: ReplyForm,
+    pub(super) progress: Rc<Progress>,
 }
 
 impl Exchanges {
@@ -72,23 +86,16 @@ impl Exchanges {
     }
 
     /// Handles one request: authorizes it, and forwards it or replies.
-    pub(super) fn answer(
-        self: &Rc<Self>,
-        request: Request<RecvStream>,
-        progress: Rc<Progress>,
-    ) -> Pin<Box<dyn Future<Output = Response<AnswerBody>>>> {
-        let at_once = |response| -> Pin<Box<dyn Future<Output = Response<AnswerBody>>>> {
-            Box::pin(std::future::ready(response))
-        };
+    pub(super) fn answer(self: &Rc<Self>, request: Request<RecvStream>, progress: Rc<Progress>) -> Answering {
         let connection = self.handler.connection();
         let log = RequestLog::open(&self.env, connection, &self.deadlines, progress.clone(), &request);
         let mut log = Box::new(log);
-        let (mut head, body) = request.into_parts();
+        let (head, body) = request.into_parts();
         let content_type = || head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
         let form = ReplyForm::of(head.method.as_str().as_bytes(), content_type);
         let body = ClientBody::new(body, &head.headers, self.deadlines.windows(), progress.clone());
 
-        let mut target = match StreamTarget::check(&head, self.env.limits.header_count) {
+        let target = match StreamTarget::check(&head, self.env.limits.header_count) {
             Ok(_) if repetition::is_excessive(&head.headers) => {
                 self.env.telemetry.limited("header_repetition");
                 let reply = local_reply::header_fields_too_large("http2.repeated_headers");
@@ -100,19 +107,35 @@ impl Exchanges {
         let request = target.request(&head);
         let Handled { decision, rule, path, action } = self.handler.handle(&request);
         log.decided(decision, rule, request.trace(&self.env.telemetry));
-        let forward = match action {
+        let request = StreamRequest { head, target, body, log, form, progress };
+        match action {
             HandlerAction::Reply(reply) => {
+                let StreamRequest { head, mut log, .. } = request;
                 log.log_fields(&head.headers);
-                return at_once(local(reply, log, form));
+                at_once(local(reply, log, form))
             }
             HandlerAction::ReplyWith(reply, edits) => {
+                let StreamRequest { head, mut log, .. } = request;
                 log.log_fields(&head.headers);
                 let mut response = local(reply, log, form);
                 rules::edit(response.headers_mut(), &edits);
-                return at_once(response);
+                at_once(response)
             }
-            HandlerAction::Forward(forward) => forward,
-        };
+            HandlerAction::Forward(forward) => self.forward(request, forward, path, None),
+            HandlerAction::Check(check) => Box::pin(self.clone().check(*check, request)),
+        }
+    }
+
+    /// Forwards a request. `edits`: what an external authorization changes of the response.
+    pub(super) fn forward(
+        self: &Rc<Self>,
+        request: StreamRequest,
+        forward: Forward,
+        path: Option<Box<[u8]>>,
+        edits: Option<Box<Edits>>,
+    ) -> Answering {
+        let StreamRequest { mut head, mut target, body, mut log, form, progress } = request;
+        let connection = self.handler.connection();
         if let Some(path) = path {
             let Ok(path) = PathAndQuery::try_from(&*path) else {
                 return at_once(local(local_reply::bad_request("http2.invalid_path"), log, form));
@@ -124,8 +147,8 @@ impl Exchanges {
         if let Some(hostname) = log.rule().and_then(AppliedRule::hostname) {
             target.authority = Authority::try_from(hostname).ok();
         }
-        let edits = log.rule().and_then(AppliedRule::request_edits);
-        headers::prepare(&mut head.headers, edits, connection, log.trace());
+        let rule_edits = log.rule().and_then(AppliedRule::request_edits);
+        headers::prepare(&mut head.headers, rule_edits, connection, log.trace());
         log.log_fields(&head.headers);
         let (upstreams, endpoint) = (&self.env.upstreams, forward.endpoint());
         let sent = match forward.protocol {
@@ -137,7 +160,7 @@ impl Exchanges {
             }
         };
         match sent {
-            Ok(sending) => Box::pin(self.clone().pass_back((sending, forward), log, form, progress)),
+            Ok(sending) => Box::pin(self.clone().pass_back((sending, forward, edits), log, form, progress)),
             Err(error) => {
                 log.forwarded(forward);
                 at_once(self.failed(error, log, form))
@@ -148,7 +171,7 @@ impl Exchanges {
     /// Waits for the app's response.
     async fn pass_back(
         self: Rc<Self>,
-        (sending, forward): (Sending, Forward),
+        (sending, forward, edits): (Sending, Forward, Option<Box<Edits>>),
         mut log: Box<RequestLog>,
         form: ReplyForm,
         progress: Rc<Progress>,
@@ -161,7 +184,10 @@ impl Exchanges {
                 let error = UpstreamError::Protocol(Violation::Switch);
                 local(local_reply::upstream_failed(&error), log, form)
             }
-            Ok(Ok(response)) => {
+            Ok(Ok(mut response)) => {
+                if let Some(edits) = &edits {
+                    rules::edit(response.headers_mut(), &edits.response);
+                }
                 let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
                 progress.answered(is_stream(kind));
                 of_app(response, log)
@@ -185,7 +211,7 @@ impl Exchanges {
 }
 
 /// The response to a stream whose deadline passed before the app responded.
-fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
+pub(super) fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
     match cause {
         Cause::Deadline(Wait::Body) if progress.is_client_due() => {
             local_reply::request_timeout("request_body_timeout")
@@ -194,8 +220,12 @@ fn timeout(cause: Cause, progress: &Progress) -> LocalReply {
     }
 }
 
+fn at_once(response: Response<AnswerBody>) -> Answering {
+    Box::pin(std::future::ready(response))
+}
+
 /// A locally generated response, with the changes of the route's rule that applies.
-fn local(reply: LocalReply, mut log: Box<RequestLog>, form: ReplyForm) -> Response<AnswerBody> {
+pub(super) fn local(reply: LocalReply, mut log: Box<RequestLog>, form: ReplyForm) -> Response<AnswerBody> {
     let status = StatusCode::from_u16(reply.status_in(form)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     log.answered(status, reply.flag, reply.details);
     log.progress().upload_dropped();

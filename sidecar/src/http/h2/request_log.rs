@@ -100,6 +100,11 @@ impl RequestLog {
         self.rule.as_ref()
     }
 
+    /// Records that the external authorization has decided otherwise than the policy.
+    pub(super) fn refused(&mut self, decision: Rc<Decision>) {
+        self.decision = Some(decision);
+    }
+
     /// The request's span, if requests are traced.
     pub(super) fn trace(&self) -> Option<&RequestTrace> {
         self.trace.as_deref()

@@ -9,6 +9,7 @@ use tidegate_core::policy::Decision;
 use tidegate_core::route::filter::HeaderEdits;
 
 use crate::destinations::{AppliedRule, EndpointChoice};
+use crate::http::external_authorization::Check;
 use crate::http::local_reply::LocalReply;
 use crate::remotes::RemoteId;
 use crate::telemetry::DialledEndpoint;
@@ -32,6 +33,17 @@ pub(in crate::http) enum HandlerAction {
     ReplyWith(LocalReply, Arc<HeaderEdits>),
     /// Forward the request, and return the response.
     Forward(Forward),
+    /// Wait for the verdict of the external authorization, which decides. Boxed: rare and large.
+    Check(Box<PendingCheck>),
+}
+
+/// A request that goes on if a check allows it.
+pub(in crate::http) struct PendingCheck {
+    pub(in crate::http) check: Check,
+    /// Where it goes then.
+    pub(in crate::http) forward: Forward,
+    /// See [`Handled::path`].
+    pub(in crate::http) path: Option<Box<[u8]>>,
 }
 
 /// Where a request is forwarded to. To be held until its response is over: it counts as the endpoint's until then.

@@ -1,13 +1,16 @@
-//! Requests of clients to the app of this workload: the policy decides about each.
+//! Requests of clients to the app of this workload: the policy decides about each, and then the external authorization.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tidegate_core::backend::{Endpoint, Transport};
-use tidegate_core::policy::{AppProtocol, Decision, Grant, Terms};
+use tidegate_core::policy::{
+    AppProtocol, Decision, Denial, ExternalAuthorization, ExternalAuthorizationState, Grant, Reason, Terms,
+};
 
-use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
+use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, PendingCheck, UpstreamProtocol};
 use crate::authorizer::{Authorizer, Exceeded};
+use crate::http::external_authorization::Check;
 use crate::http::headers::is_grpc;
 use crate::http::local_reply;
 use crate::http::request::{NormalRequest, Request, Version};
@@ -31,20 +34,21 @@ impl Inbound {
         Self { authorizer, app }
     }
 
-    /// Decides about a request by the newest policy, and by the rate limits of what that allows.
+    /// Decides about a request by the newest policy, and by the rate limits of what that allows. What remains may be for the
+    /// external authorization to decide.
     pub(super) fn handle(&self, request: &Request<'_>) -> Handled {
         let decided = self.authorize(request).and_then(|allowed| self.limit(request, allowed));
-        match decided {
-            Ok(Allowed { decision, path }) => Handled {
-                decision: Some(decision),
-                rule: None,
-                path,
-                action: HandlerAction::Forward(Forward {
-                    target: ForwardTarget::App(self.app.clone()),
-                    protocol: app_version(&self.authorizer, request),
-                }),
-            },
-            Err((decision, action)) => Handled { decision: Some(decision), ..action.into() },
+        let Allowed { decision, path } = match decided {
+            Ok(allowed) => allowed,
+            Err((decision, action)) => return handled(decision, None, action),
+        };
+        let forward = Forward {
+            target: ForwardTarget::App(self.app.clone()),
+            protocol: app_version(&self.authorizer, request),
+        };
+        match self.authorizer.external_authorization() {
+            None => handled(decision, path, HandlerAction::Forward(forward)),
+            Some(external) => self.check(&external, request, decision, (forward, path)),
         }
     }
 
@@ -102,6 +106,34 @@ impl Inbound {
         allowed.path = other_path.or(allowed.path);
         Ok(allowed)
     }
+
+    /// Policy and limits allow the request, and a server has to allow it, too.
+    fn check(
+        &self,
+        external: &Arc<ExternalAuthorization>,
+        request: &Request<'_>,
+        decision: Rc<Decision>,
+        (forward, path): (Forward, Option<Box<[u8]>>),
+    ) -> Handled {
+        let server = match &external.state {
+            ExternalAuthorizationState::Active(server) => server,
+            ExternalAuthorizationState::Invalid(why) => {
+                let reason = Reason::ExternalAuthorizationInvalid(why.clone());
+                let action = HandlerAction::Reply(local_reply::denied(&reason));
+                let denial = Denial { reason, origin: Some(external.origin.clone()) };
+                return handled(Rc::new(Decision::Deny(denial)), path, action);
+            }
+        };
+        let sent = path.as_deref().unwrap_or(request.path);
+        let check = Check::new((external, server), request, sent, self.authorizer.info());
+        let action = HandlerAction::Check(Box::new(PendingCheck { check, forward, path }));
+        handled(decision, None, action)
+    }
+}
+
+/// What is decided about a request of a client, to which no route applies.
+fn handled(decision: Rc<Decision>, path: Option<Box<[u8]>>, action: HandlerAction) -> Handled {
+    Handled { decision: Some(decision), rule: None, path, action }
 }
 
 /// Where rules distinguish paths, the request's has to have a normal form.

@@ -39,32 +39,42 @@ impl LocalReply {
         if form == ReplyForm::Text { self.body } else { "" }
     }
 
-    /// `grpc-status`: gRPC's mapping of HTTP's status (`http-grpc-status-mapping.md`), which Envoy has, too.
+    /// `grpc-status`.
     pub(in crate::http) fn grpc_status(&self) -> &'static str {
-        match self.status {
-            400 => "13",                   // INTERNAL
-            401 => "16",                   // UNAUTHENTICATED
-            403 => "7",                    // PERMISSION_DENIED
-            404 => "12",                   // UNIMPLEMENTED
-            429 | 502 | 503 | 504 => "14", // UNAVAILABLE
-            _ => "2",                      // UNKNOWN
-        }
+        grpc_status(self.status)
     }
 
-    /// `grpc-message`: the text, percent-encoded (gRPC's `PROTOCOL-HTTP2.md`).
+    /// `grpc-message`.
     pub(in crate::http) fn grpc_message(&self) -> String {
-        let mut message = String::with_capacity(self.body.len());
-        for byte in self.body.bytes() {
-            match byte {
-                b'%' | ..b' ' | 0x7f.. => {
-                    // Writing to a string cannot fail.
-                    let _ = write!(message, "%{byte:02X}");
-                }
-                _ => message.push(char::from(byte)),
-            }
-        }
-        message
+        grpc_message(self.body.as_bytes())
     }
+}
+
+/// `grpc-status`: gRPC's mapping of HTTP's status (`http-grpc-status-mapping.md`), which Envoy has, too.
+pub(in crate::http) fn grpc_status(status: u16) -> &'static str {
+    match status {
+        400 => "13",                   // INTERNAL
+        401 => "16",                   // UNAUTHENTICATED
+        403 => "7",                    // PERMISSION_DENIED
+        404 => "12",                   // UNIMPLEMENTED
+        429 | 502 | 503 | 504 => "14", // UNAVAILABLE
+        _ => "2",                      // UNKNOWN
+    }
+}
+
+/// `grpc-message`: a text, percent-encoded (gRPC's `PROTOCOL-HTTP2.md`).
+pub(in crate::http) fn grpc_message(text: &[u8]) -> String {
+    let mut message = String::with_capacity(text.len());
+    for byte in text {
+        match byte {
+            b'%' | ..b' ' | 0x7f.. => {
+                // Writing to a string cannot fail.
+                let _ = write!(message, "%{byte:02X}");
+            }
+            _ => message.push(char::from(*byte)),
+        }
+    }
+    message
 }
 
 #[cfg(test)]

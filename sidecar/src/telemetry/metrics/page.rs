@@ -124,6 +124,14 @@ impl Collector for DataPlaneMetrics {
             ),
             ("limit", |shard| &shard.limited),
         )?;
+        page.labelled(
+            &mut encoder,
+            (
+                "tidegate_external_authorizations",
+                "Checks of requests by the server of the external authorization",
+            ),
+            ("result", |shard| &shard.checked),
+        )?;
         page.outbound(&mut encoder)?;
         if let Some(spans) = &self.spans {
             span_counts(&mut encoder, spans)?;

@@ -198,6 +198,7 @@ impl Sidecar {
             identity: Identity::from_spiffe_uri("spiffe://cluster.local/ns/a/sa/app").unwrap(),
             locality: None,
             telemetry: Default::default(),
+            external_authorization: None,
             ports: [(PORT, port)].into(),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy.clone())));

@@ -78,6 +78,7 @@ impl World {
             identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
             locality: None,
             telemetry: Default::default(),
+            external_authorization: None,
             ports: BTreeMap::from([(PORT, port)]),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(policy.into()));

@@ -1,0 +1,101 @@
+//! The external authorization of a policy. One whose state is absent is an error, never a policy without it.
+
+use tidegate_core::policy::{
+    AuthorizationServer, ExternalAuthorization, ExternalAuthorizationState, ServerAddress,
+};
+
+use super::{ConversionError, bad, missing, object_from_wire, object_to_wire, port_number};
+use crate::convert::duration::{duration_from_wire, duration_to_wire};
+use crate::discovery as wire;
+
+const PATH: &str = "external_authorization";
+
+pub(super) fn external_to_wire(external: &ExternalAuthorization) -> wire::ExternalAuthorization {
+    let state = match &external.state {
+        ExternalAuthorizationState::Invalid(why) => {
+            wire::external_authorization::State::InvalidReason(why.to_string())
+        }
+        ExternalAuthorizationState::Active(server) => {
+            wire::external_authorization::State::Active(wire::AuthorizationServer {
+                host: server.address.host(),
+                port: server.address.port().into(),
+                timeout: Some(duration_to_wire(server.timeout)),
+                failure_mode_allow: server.failure_mode_allow,
+            })
+        }
+    };
+    wire::ExternalAuthorization { origin: Some(object_to_wire(&external.origin)), state: Some(state) }
+}
+
+pub(super) fn external_from_wire(
+    external: wire::ExternalAuthorization,
+) -> Result<ExternalAuthorization, ConversionError> {
+    let origin = object_from_wire(&format!("{PATH}.origin"), external.origin)?;
+    let state = match external.state.ok_or_else(|| missing(PATH))? {
+        wire::external_authorization::State::InvalidReason(why) => {
+            ExternalAuthorizationState::Invalid(why.into())
+        }
+        wire::external_authorization::State::Active(server) => {
+            ExternalAuthorizationState::Active(server_from_wire(server)?)
+        }
+    };
+    Ok(ExternalAuthorization { origin, state })
+}
+
+fn server_from_wire(server: wire::AuthorizationServer) -> Result<AuthorizationServer, ConversionError> {
+    let port = port_number(&format!("{PATH}.port"), server.port)?;
+    let address =
+        ServerAddress::parse(&server.host, port).map_err(|error| bad(&format!("{PATH}.host"), error))?;
+    let timeout = duration_from_wire(&format!("{PATH}.timeout"), server.timeout)?;
+    Ok(AuthorizationServer { address, timeout, failure_mode_allow: server.failure_mode_allow })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tidegate_core::ObjectRef;
+
+    use super::*;
+
+    fn external(state: ExternalAuthorizationState) -> ExternalAuthorization {
+        ExternalAuthorization { origin: ObjectRef::new("MeshConfig", "a", "b"), state }
+    }
+
+    #[test]
+    fn it_comes_back_from_the_wire_as_it_was() {
+        let server = |host, failure_mode_allow| AuthorizationServer {
+            address: ServerAddress::parse(host, 9191).unwrap(),
+            timeout: Duration::from_millis(1500),
+            failure_mode_allow,
+        };
+        for state in [
+            ExternalAuthorizationState::Invalid("why".into()),
+            ExternalAuthorizationState::Active(server("opa.opa.svc", false)),
+            ExternalAuthorizationState::Active(server("fd00::1", true)),
+        ] {
+            let external = external(state);
+            assert_eq!(external_from_wire(external_to_wire(&external)), Ok(external));
+        }
+    }
+
+    #[test]
+    fn what_is_absent_or_unknown_is_an_error() {
+        let origin = Some(object_to_wire(&ObjectRef::new("MeshConfig", "a", "b")));
+        let server = |host: &str, port, timeout| {
+            let server =
+                wire::AuthorizationServer { host: host.into(), port, timeout, failure_mode_allow: true };
+            Some(wire::external_authorization::State::Active(server))
+        };
+        let second = Some(wire::Duration { seconds: 1, nanoseconds: 0 });
+        for (state, field) in [
+            (None, PATH),
+            (server("", 1, second), "external_authorization.host"),
+            (server("a", 0, second), "external_authorization.port"),
+            (server("a", 1, None), "external_authorization.timeout"),
+        ] {
+            let wire = wire::ExternalAuthorization { origin: origin.clone(), state };
+            assert_eq!(external_from_wire(wire).unwrap_err().field, field);
+        }
+    }
+}
