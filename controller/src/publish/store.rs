@@ -35,8 +35,8 @@ pub(crate) struct Published {
 #[derive(Debug)]
 enum Content {
     /// The message is made when it is sent: it is as large again, and what it is made of is shared by workloads.
-    Listener(InboundPolicy),
-    Message(Body),
+    Listener(Box<InboundPolicy>),
+    Message(Box<Body>),
 }
 
 /// Every resource that has a value or a follower.
@@ -74,7 +74,7 @@ impl Published {
     pub(crate) fn listener(policy: InboundPolicy) -> Self {
         let message = wire::InboundPolicy::from(&policy);
         let (version, bytes) = (version_of(&message), message.encoded_len());
-        Self { version, references: Vec::new(), content: Content::Listener(policy), bytes }
+        Self { version, references: Vec::new(), content: Content::Listener(Box::new(policy)), bytes }
     }
 
     /// What stands behind an address.
@@ -93,7 +93,7 @@ impl Published {
             version: version_of(&message),
             references: reference.into_iter().collect(),
             bytes: message.encoded_len(),
-            content: Content::Message(Body::Destination(message)),
+            content: Content::Message(Box::new(Body::Destination(message))),
         }
     }
 
@@ -104,7 +104,7 @@ impl Published {
             version: version_of(&message),
             references: Vec::new(),
             bytes: message.encoded_len(),
-            content: Content::Message(Body::Backend(message)),
+            content: Content::Message(Box::new(Body::Backend(message))),
         }
     }
 
@@ -116,15 +116,15 @@ impl Published {
             version: version_of(&message),
             references: backends.into_iter().map(ResourceName::Backend).collect(),
             bytes: message.encoded_len(),
-            content: Content::Message(Body::Routes(message)),
+            content: Content::Message(Box::new(Body::Routes(message))),
         }
     }
 
     /// The value as it is sent.
     pub(crate) fn body(&self) -> Body {
         match &self.content {
-            Content::Listener(policy) => Body::Listener(policy.into()),
-            Content::Message(body) => body.clone(),
+            Content::Listener(policy) => Body::Listener((&**policy).into()),
+            Content::Message(body) => Body::clone(body),
         }
     }
 
