@@ -5,8 +5,8 @@ use ::http::header::{CONTENT_TYPE, HeaderValue};
 use tidegate_core::policy::Terms;
 use tidegate_proto::external_authorization::check_response::HttpResponse;
 use tidegate_proto::external_authorization::{
-    BoolValue, DeniedHttpResponse, HeaderValue as WireValue, HeaderValueOption, HttpStatus, OkHttpResponse,
-    QueryParameter, Status,
+    BoolValue, CheckResponse, DeniedHttpResponse, HeaderValue as WireValue, HeaderValueOption, HttpStatus,
+    OkHttpResponse, QueryParameter, Status,
 };
 
 use super::answer::answer;
