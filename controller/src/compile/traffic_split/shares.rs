@@ -203,7 +203,7 @@ impl<'i> Split<'i> {
     fn finding(&self, path: &str) -> String {
         let findings = traffic_split(&self.name.namespace, &self.object.spec);
         let found = findings.iter().find(|finding| finding.path == path);
-        found.map_or_else(|| format!("{path} is not supported"), Finding::to_string)
+        found.map(Finding::to_string).unwrap_or_default()
     }
 }
 
