@@ -18,6 +18,7 @@ mod peers;
 mod ports;
 pub(crate) mod route_features;
 pub(crate) mod routes_key;
+pub(crate) mod service_entry;
 pub(crate) mod service_routes;
 pub(crate) mod status;
 mod targets;

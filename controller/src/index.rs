@@ -15,6 +15,7 @@ mod nodes;
 mod part;
 mod pods;
 mod service_accounts;
+mod service_entries;
 mod services;
 mod tcp_routes;
 mod traffic_splits;
@@ -25,11 +26,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_crds::{
-    IngressBackend, MeshConfig, MeshConfigSpec, TCPRoute, TrafficSplit, TrafficTarget, UpstreamTrafficSetting,
+    IngressBackend, MeshConfig, MeshConfigSpec, ServiceEntry, TCPRoute, TrafficSplit, TrafficTarget,
+    UpstreamTrafficSetting,
 };
 
 use crate::object::kinds::kinds;
@@ -43,6 +46,7 @@ pub(crate) use endpoint_slices::{pod_of, service_of};
 pub(crate) use gateway_routes::{RouteObject, RouteWeight, backend_of, parent_of};
 pub(crate) use http_route_groups::{CompiledMatch, NamedMatches, RouteGroup};
 pub(crate) use pods::pod_addresses;
+pub(crate) use service_entries::{ServiceEntries, service_named};
 pub(crate) use traffic_splits::{backend_of as split_backend, root_of as split_root};
 pub(crate) use upstream_traffic_settings::setting_service;
 
@@ -50,6 +54,7 @@ use endpoint_slices::pods_of;
 use ingress_backends::opened;
 use namespaces::MeshNamespaces;
 use part::{Effect, Indexed};
+use service_entries::ranges_of;
 use services::cluster_ips;
 
 /// Objects by name, and by what they refer to.
@@ -308,6 +313,11 @@ impl Index {
         self.parts.upstream_traffic_settings.about(service)
     }
 
+    /// The ServiceEntries.
+    pub(crate) fn service_entries(&self) -> &ServiceEntries {
+        ServiceEntry::part(self)
+    }
+
     /// Every route of Gateway API.
     pub(crate) fn routes(&self) -> impl Iterator<Item = RouteObject<'_>> {
         let IndexParts { http_routes, grpc_routes, tls_routes, gateway_tcp_routes, .. } = &self.parts;
@@ -345,6 +355,22 @@ impl Index {
         pod: &ObjectName,
     ) -> impl Iterator<Item = &'i Arc<EndpointSlice>> + use<'i> {
         self.parts.endpoint_slices.of_pod(pod)
+    }
+
+    /// Whether an EndpointSlice of a headless Service lists this address, of one of these Pods or without a Pod: clients
+    /// get it from the cluster's DNS.
+    pub(crate) fn is_headless_endpoint<'p>(
+        &self,
+        ip: IpAddr,
+        pods: impl IntoIterator<Item = &'p ObjectName>,
+    ) -> bool {
+        let of_pods = pods.into_iter().flat_map(|pod| self.slices_of_pod(pod));
+        let mut slices = of_pods.chain(self.parts.endpoint_slices.of_address(ip));
+        slices.any(|slice| {
+            service_of(slice)
+                .and_then(|service| self.service(&service))
+                .is_some_and(|service| is_headless(service))
+        })
     }
 
     /// The addresses of a Service's ready endpoints, without duplicates. An endpoint without a `ready` condition counts
@@ -464,7 +490,12 @@ impl Index {
             Effect::All => affected.all = true,
             Effect::Namespace(namespace) => self.affect_namespace(namespace, affected),
             Effect::Statuses(namespace) => drop(affected.policies.insert(namespace)),
-            Effect::Addresses(addresses) => affected.addresses.extend(addresses),
+            Effect::Addresses(addresses) => {
+                self.affect_claims(&addresses, affected);
+                affected.addresses.extend(addresses);
+            }
+            Effect::Ranges(ranges) => affected.ranges.extend(ranges),
+            Effect::Entries(entries) => affected.entries.extend(entries),
             Effect::Node(node) => drop(affected.nodes.insert(node)),
             Effect::Service(service) => self.affect_service(&service, affected),
             Effect::Opened(services) => self.affect_opened(&services, affected),
@@ -496,7 +527,7 @@ impl Index {
         }
     }
 
-    /// Whether a namespace is in the mesh decides about its routes as well.
+    /// Whether a namespace is in the mesh decides about its routes and ServiceEntries as well.
     fn affect_namespace(&self, namespace: Arc<str>, affected: &mut Affected) {
         let IndexParts { http_routes, grpc_routes, tls_routes, gateway_tcp_routes, .. } = &self.parts;
         let http = http_routes.in_namespace(&namespace).chain(grpc_routes.in_namespace(&namespace));
@@ -508,7 +539,17 @@ impl Index {
         }
         let roots = self.parts.traffic_splits.roots_in(&namespace);
         roots.for_each(|root| self.affect_parent(&root, affected));
+        for (name, entry) in self.service_entries().in_namespace(&namespace) {
+            affected.entries.insert(name.clone());
+            affected.ranges.extend(ranges_of(&entry.spec));
+        }
         affected.namespaces.insert(namespace);
+    }
+
+    /// The addresses of a Service or a Pod affect the ServiceEntries that list them: these have no effect there.
+    fn affect_claims(&self, addresses: &[IpAddr], affected: &mut Affected) {
+        let claims = addresses.iter().flat_map(|ip| self.service_entries().claiming(IpNet::from(*ip)));
+        affected.entries.extend(claims.cloned());
     }
 
     /// A Service that is a parent, or the root of a TrafficSplit, affects all its routes and splits, because each may
@@ -550,7 +591,14 @@ impl Index {
     fn affect_service(&self, service: &ObjectName, affected: &mut Affected) {
         affected.namespaces.insert(service.namespace.clone());
         let addresses = self.service(service).into_iter().flat_map(|service| cluster_ips(service));
+        let addresses: Vec<_> = addresses.collect();
+        self.affect_claims(&addresses, affected);
         affected.addresses.extend(addresses);
+        for name in self.service_entries().naming(service) {
+            affected.entries.insert(name.clone());
+            let entry = self.service_entries().entry(name);
+            affected.ranges.extend(entry.into_iter().flat_map(|(_, entry)| ranges_of(&entry.spec)));
+        }
         if self.service(service).is_some_and(|service| is_headless(service)) {
             // What their ports carry is declared by the Service.
             let endpoints = self.slices_of(service).flat_map(|slice| slice.endpoints.iter().flatten());

@@ -43,9 +43,21 @@ pub struct Backend {
     pub topology: Topology,
     /// What endpoints belong to, such as the name of a Deployment in the namespace of the object; for metrics and traces.
     pub workloads: BTreeMap<SocketAddr, Arc<str>>,
+    /// Connections go to the address that was dialled, and `endpoints` is empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original_destination: Option<OriginalDestination>,
     /// `sessionAffinity: ClientIP`: a client uses the same endpoint until it has not used it for this long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Duration>,
+}
+
+/// The address that was dialled, in plaintext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OriginalDestination {
+    /// Another port than the one that was dialled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// Protocol of a backend inside its transport.
@@ -66,7 +78,15 @@ impl Backend {
     /// A backend whose endpoints all clients use.
     pub fn new(name: BackendRef, protocol: BackendProtocol, endpoints: Vec<Endpoint>) -> Self {
         let workloads = BTreeMap::new();
-        Self { name, protocol, endpoints, topology: Topology::Any, workloads, affinity: None }
+        Self {
+            name,
+            protocol,
+            endpoints,
+            topology: Topology::Any,
+            workloads,
+            original_destination: None,
+            affinity: None,
+        }
     }
 }
 

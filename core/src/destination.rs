@@ -15,8 +15,10 @@ use crate::route::RoutesName;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Destination {
-    /// Not in the mesh. The connection goes to the original address, unchanged.
+    /// Known to the cluster, and not in the mesh. The connection goes to the original address, unchanged.
     Passthrough,
+    /// No object has the address. The connection goes there, unchanged, if [`EgressMode`] lets it.
+    Unknown,
     /// Connections are refused, for this reason.
     Blocked(Arc<str>),
     /// Connections, or the requests in them, go to backends.
@@ -26,6 +28,16 @@ pub enum Destination {
         /// Where they go.
         target: DestinationTarget,
     },
+}
+
+/// Where connections to addresses that no object has go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EgressMode {
+    /// To these addresses, unchanged.
+    AllowAny,
+    /// Nowhere: they are refused, for this reason.
+    RegistryOnly(Arc<str>),
 }
 
 /// Where a routed destination leads.

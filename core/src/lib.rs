@@ -32,7 +32,7 @@ pub mod weighted;
 
 pub use certificate::PeerCertificate;
 pub use cidr::CidrSet;
-pub use destination::Destination;
+pub use destination::{Destination, EgressMode};
 pub use dns_name::DnsName;
 pub use hex::hex;
 pub use identity::{Identity, TrustDomain};

@@ -1,10 +1,11 @@
 //! Bounded deserialization of the lists and texts of custom resources. Data beyond a bound is an error that names the
 //! field, and is not kept in memory, so that authors of objects and clients of the webhooks cannot exhaust it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// Deserializes a list of at most `most` items. `field` is its path, such as `spec.backends`.
 pub(crate) fn list<'de, D, T>(deserializer: D, field: &'static str, most: usize) -> Result<Vec<T>, D::Error>
@@ -26,6 +27,19 @@ where
     T: Deserialize<'de>,
 {
     deserializer.deserialize_option(Optional(List { field, most, item: PhantomData }))
+}
+
+/// Deserializes a map of at most `most` entries whose keys have at most `KEY` characters, for a field that may be null.
+pub(crate) fn map<'de, D, const KEY: usize, T>(
+    deserializer: D,
+    field: &'static str,
+    most: usize,
+) -> Result<BTreeMap<String, T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_any(Map::<KEY, T> { field, most, value: PhantomData })
 }
 
 /// A text of at most `MOST` characters, as JSON schema's `maxLength` counts them.
@@ -55,6 +69,12 @@ struct List<T> {
 }
 
 struct Optional<T>(List<T>);
+
+struct Map<const KEY: usize, T> {
+    field: &'static str,
+    most: usize,
+    value: PhantomData<T>,
+}
 
 impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
     type Value = Vec<T>;
@@ -98,6 +118,29 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Optional<T> {
     }
 }
 
+impl<'de, const KEY: usize, T: Deserialize<'de>> Visitor<'de> for Map<KEY, T> {
+    type Value = BTreeMap<String, T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a map of at most {} entries", self.most)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(BTreeMap::new())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut map = BTreeMap::new();
+        while let Some(key) = entries.next_key::<Text<KEY>>()? {
+            if map.len() >= self.most {
+                return Err(A::Error::custom(format!("{}: {}", self.field, too_many_entries(self.most))));
+            }
+            map.insert(key.0, entries.next_value()?);
+        }
+        Ok(map)
+    }
+}
+
 impl<'de, const MOST: usize> Deserialize<'de> for Text<MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct TextVisitor<const MOST: usize>;
@@ -133,6 +176,11 @@ pub(crate) fn is_longer(text: &str, most: usize) -> bool {
 /// The message for a list that is too long.
 pub(crate) fn too_many(most: usize) -> String {
     format!("Too many: must have at most {most} items")
+}
+
+/// The message for a map that is too large.
+fn too_many_entries(most: usize) -> String {
+    format!("Too many: must have at most {most} entries")
 }
 
 /// The message for a text that is too long.

@@ -1,9 +1,10 @@
 //! The custom resources that Tidegate reads, as Rust types, as CRD manifests, and as checks.
 //!
-//! Groups, names, fields and defaults are those of Open Service Mesh and of the Service Mesh Interface, so that its users' manifests apply unchanged.
+//! Groups, names, fields and defaults are those of Open Service Mesh, of the Service Mesh Interface and of Istio, so that
+//! their users' manifests apply unchanged.
 //! This crate may use Kubernetes' types and [`tidegate_core`]'s; it does no I/O.
 //!
-//! Start reading at [`ingress_backend`], [`traffic_target`] and [`mesh_config`]; [`gateway_api`] has kinds whose
+//! Start reading at [`ingress_backend`], [`traffic_target`], [`service_entry`] and [`mesh_config`]; [`gateway_api`] has kinds whose
 //! definitions are the cluster's. [`validate`] reports what is wrong with an object beyond
 //! its schema, in the words that OSM's admission webhook used; [`schema`] checks any YAML against a CRD's schema as the
 //! API server would, and [`stored`] reads objects that were stored unchecked. [`manifest`] writes the manifests in
@@ -19,6 +20,7 @@ pub mod mesh_config;
 pub mod not_enforced;
 pub mod quantity;
 pub mod schema;
+pub mod service_entry;
 pub mod smi_status;
 pub mod stored;
 pub mod tcp_route;
@@ -30,6 +32,7 @@ pub mod validate;
 pub use http_route_group::{HTTPRouteGroup, HTTPRouteGroupSpec};
 pub use ingress_backend::{IngressBackend, IngressBackendSpec, IngressBackendStatus};
 pub use mesh_config::{MeshConfig, MeshConfigSpec, MeshConfigStatus};
+pub use service_entry::{ServiceEntry, ServiceEntrySpec, ServiceEntryStatus};
 pub use smi_status::SmiStatus;
 pub use tcp_route::{TCPRoute, TCPRouteSpec};
 pub use traffic_split::{TrafficSplit, TrafficSplitSpec};

@@ -3,11 +3,14 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, CustomResourceDefinitionVersion,
 };
-use kube::CustomResourceExt;
+use kube::{CustomResourceExt, Resource, ResourceExt};
+use tidegate_core::contract::labels::{PART_OF, TIDEGATE};
 
 use crate::mesh_config::{MESH_CONFIG, OLDER_MESH_CONFIG};
+use crate::service_entry::OLDER_SERVICE_ENTRIES;
 use crate::{
-    HTTPRouteGroup, IngressBackend, MeshConfig, TCPRoute, TrafficSplit, TrafficTarget, UpstreamTrafficSetting,
+    HTTPRouteGroup, IngressBackend, MeshConfig, ServiceEntry, TCPRoute, TrafficSplit, TrafficTarget,
+    UpstreamTrafficSetting,
 };
 
 /// Every CRD with the name of its file in `crds/yaml`.
@@ -20,6 +23,7 @@ pub fn all() -> Vec<(&'static str, CustomResourceDefinition)> {
         ("specs.smi-spec.io_httproutegroups.yaml", HTTPRouteGroup::crd()),
         ("specs.smi-spec.io_tcproutes.yaml", TCPRoute::crd()),
         ("policy.openservicemesh.io_upstreamtrafficsettings.yaml", UpstreamTrafficSetting::crd()),
+        ("networking.istio.io_serviceentries.yaml", service_entry()),
     ]
 }
 
@@ -48,6 +52,30 @@ fn traffic_split() -> CustomResourceDefinition {
         crd.spec.versions.push(older);
     }
     crd
+}
+
+/// A ServiceEntry is also served in the versions of older manifests, which have the same fields.
+fn service_entry() -> CustomResourceDefinition {
+    let mut crd = ServiceEntry::crd();
+    if let Some(newest) = crd.spec.versions.first().cloned() {
+        let names = OLDER_SERVICE_ENTRIES.iter().filter_map(|version| version.split_once('/'));
+        crd.spec.versions.extend(names.map(|(_, name)| CustomResourceDefinitionVersion {
+            name: name.to_owned(),
+            storage: false,
+            ..newest.clone()
+        }));
+    }
+    crd
+}
+
+/// Whether a definition of ours is optional, because a cluster may have Istio's instead.
+pub fn is_shared(crd: &CustomResourceDefinition) -> bool {
+    crd.spec.group == <ServiceEntry as Resource>::group(&())
+}
+
+/// Whether a definition that a cluster has is Istio's, which the cluster keeps: our chart labels its own.
+pub fn is_istio_s(crd: &CustomResourceDefinition) -> bool {
+    is_shared(crd) && crd.labels().get(PART_OF).is_none_or(|name| name != TIDEGATE)
 }
 
 /// A CRD as YAML for `kubectl apply`.

@@ -130,6 +130,12 @@ impl MeshConfigSpec {
         external.filter(|external| external.enable == Some(true))
     }
 
+    /// Whether workloads may reach addresses that no object has. Default: true.
+    pub fn is_egress_enabled(&self) -> bool {
+        let traffic = self.traffic.as_ref();
+        traffic.and_then(|traffic| traffic.enable_egress).unwrap_or(true)
+    }
+
     /// The ingress controller's client certificate to issue, if configured.
     pub fn ingress_gateway(&self) -> Option<&IngressGatewayCertificate> {
         self.certificate.as_ref().and_then(|certificate| certificate.ingress_gateway.as_ref())

@@ -39,7 +39,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 16] = [
     (
         "networking.istio.io",
         &[
-            ("ServiceEntry", "traffic to its hosts passes through unchanged"),
+            ("ServiceEntry", ""),
             ("VirtualService", "traffic goes to the Service that the client connects to"),
             ("DestinationRule", "its load balancing, limits and TLS settings are not enforced"),
             ("Gateway", "Tidegate runs no gateway: use your ingress controller"),
@@ -96,7 +96,7 @@ mod tests {
             warning("policy.openservicemesh.io/v1alpha1", "Retry").as_deref(),
             Some("Retry is not enforced yet: requests are not retried")
         );
-        assert!(warning("networking.istio.io/v1beta1", "ServiceEntry").is_some());
+        assert!(warning("networking.istio.io/v1beta1", "VirtualService").is_some());
         assert_eq!(
             warning("security.istio.io/v2", "Unheard").as_deref(),
             Some("Unheard is not enforced yet: it has no effect")
@@ -107,6 +107,7 @@ mod tests {
             ("config.openservicemesh.io/v1alpha2", "MeshConfig"),
             ("access.smi-spec.io/v1alpha3", "TrafficTarget"),
             ("specs.smi-spec.io/v1alpha4", "TCPRoute"),
+            ("networking.istio.io/v1alpha3", "ServiceEntry"),
             ("apps/v1", "Deployment"),
             ("gateway.networking.k8s.io/v1", "HTTPRoute"),
             ("v1", "Pod"),

@@ -88,12 +88,12 @@ fn destination((address, version, target): &(SocketAddr, String, Option<Arc<Reso
         };
         json!({"address": address, "identity": identity, "connections": choice.open()})
     };
-    if let Some(reason) = target.block_reason() {
-        return json!({"address": address, "version": version, "state": "blocked", "reason": reason});
-    }
+    let refused = |state: &str, reason: &str| json!({"address": address, "version": version, "state": state, "reason": reason});
     let routes = match target.target() {
+        ResolvedTarget::Blocked(reason) => return refused("blocked", reason),
+        ResolvedTarget::Unregistered(reason) => return refused("unregistered", reason),
         ResolvedTarget::Routes(routes) => Some(routes.name()),
-        ResolvedTarget::Backend(_) | ResolvedTarget::Blocked(_) => None,
+        ResolvedTarget::Backend(_) => None,
     };
     match target.name() {
         None => json!({"address": address, "version": version, "state": "passthrough"}),

@@ -23,9 +23,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tidegate_core::Destination;
 use tidegate_core::backend::{Backend, Locality};
 use tidegate_core::route::RouteTable;
+use tidegate_core::{Destination, EgressMode};
 use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
@@ -111,7 +111,7 @@ struct AddressEntry {
 impl Destinations {
     /// Nothing is used yet by this workload, `<namespace>/<name>`.
     pub(crate) fn of_workload(workload: &str, remotes: Remotes) -> Self {
-        let caller = Caller { workload: workload.into(), locality: None, remotes };
+        let caller = Caller { workload: workload.into(), remotes, ..Caller::default() };
         let state =
             DestinationsState { references: References::of_caller(caller), ..DestinationsState::default() };
         Self { state: Mutex::new(state), ..Self::default() }
@@ -269,6 +269,24 @@ impl Destinations {
         for name in state.references.locate(locality) {
             state.has_changed(&ResourceName::Backend(name));
         }
+    }
+
+    /// Where connections to addresses that no object has go. Connections see it from [`Destinations::settle`] on.
+    pub(crate) fn set_egress(&self, mode: EgressMode) {
+        let mut state = self.lock();
+        if !state.references.set_egress(mode) {
+            return;
+        }
+        let unknown =
+            state.addresses.iter().filter(|(_, entry)| entry.destination == Some(Destination::Unknown));
+        for address in unknown.map(|(address, _)| *address).collect::<Vec<_>>() {
+            state.has_changed(&ResourceName::Destination(address));
+        }
+    }
+
+    /// What an address is to connections while the controller has not answered.
+    pub(crate) fn unanswered(&self, address: SocketAddr) -> ResolvedDestination {
+        self.lock().references.unknown(address)
     }
 
     /// To be called after each response: lets connections see what has changed. If no more is announced, the next

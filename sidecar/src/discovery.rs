@@ -270,6 +270,7 @@ impl Discovery {
                 tracing::info!(%version, ports = policy.ports.len(), "a new inbound policy is in force");
                 self.destinations.locate(policy.locality.clone());
                 self.destinations.remotes().identify(&policy);
+                self.destinations.set_egress(policy.egress.clone());
                 self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy)));
                 self.version = Some(version);
                 self.waiting = None;

@@ -7,6 +7,7 @@
 
 mod carried;
 mod opaque;
+mod refused;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -94,8 +95,8 @@ impl OutboundConnection<'_> {
         self.context.remotes.id(RemoteLabels { service: Some(service.clone()), ..RemoteLabels::default() })
     }
 
-    /// The destination behind the address. If the controller cannot be asked, the address is dialled directly: a sidecar there
-    /// does not accept plaintext.
+    /// The destination behind the address. If the controller cannot be asked, the address is one that no object has: where
+    /// such addresses may be reached it is dialled directly, and a sidecar there does not accept plaintext.
     async fn find(&self) -> Arc<ResolvedDestination> {
         let address = self.dialled.address;
         let destinations = &self.context.destinations;
@@ -110,13 +111,15 @@ impl OutboundConnection<'_> {
                 }
                 destinations.give_up(address);
                 self.context.refusals.unless_flooded(|| {
-                    warn!(%address, "the controller does not say who is there: dialled as it is");
+                    warn!(%address, "the controller does not say who is there: it counts as an address that no object has");
                 });
             }
-            Lookup::OutOfReach => debug!(%address, "the controller is out of reach: dialled as it is"),
+            Lookup::OutOfReach => {
+                debug!(%address, "the controller is out of reach: it counts as an address that no object has");
+            }
         }
         self.context.http.telemetry.totals().outbound_unknown.add(1);
-        Arc::new(ResolvedDestination::outside(address))
+        Arc::new(destinations.unanswered(address))
     }
 }
 

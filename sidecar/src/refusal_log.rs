@@ -91,6 +91,13 @@ impl RefusalLog {
         self.unless_flooded(|| warn!(%dialled, %reason, "the destination is blocked"));
     }
 
+    /// Logs a connection or request of the app's to an address that no object has. `host`: the one that it was for.
+    pub(crate) fn unregistered(&self, dialled: SocketAddr, host: Option<&str>, reason: &str) {
+        self.unless_flooded(
+            || warn!(%dialled, host, %reason, "the destination is outside the mesh, and refused"),
+        );
+    }
+
     /// Writes another line that could become frequent, such as that an endpoint is unreachable.
     pub(crate) fn unless_flooded(&self, write: impl FnOnce()) {
         if self.own.may_write(Instant::now()) {

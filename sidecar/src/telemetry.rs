@@ -130,6 +130,8 @@ pub struct OutboundRecord<'a> {
     pub destination: RemoteId,
     /// The endpoint that was chosen, and tried last.
     pub endpoint: Option<DialledEndpoint>,
+    /// The host that the first bytes of opaque ones name, if they were read.
+    pub server_name: Option<&'a str>,
 }
 
 /// An endpoint that a connection or request went to.
@@ -224,7 +226,8 @@ impl<'a> Record<'a> {
             ServedConnection::Outbound(info) => {
                 let service = info.service.as_deref();
                 let OutboundInfo { peer, dialled, destination, .. } = **info;
-                let outbound = OutboundRecord { peer, dialled, service, destination, endpoint };
+                let outbound =
+                    OutboundRecord { peer, dialled, service, destination, endpoint, server_name: None };
                 Self { outbound: Some(outbound), ..Self::default() }
             }
         }

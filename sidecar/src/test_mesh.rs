@@ -10,7 +10,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
     PortPolicy, RuleState, Sources,
 };
-use tidegate_core::{CidrSet, Identity, ObjectRef, Principal, TrustDomain};
+use tidegate_core::{CidrSet, EgressMode, Identity, ObjectRef, Principal, TrustDomain};
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -216,6 +216,7 @@ pub(crate) fn policy() -> InboundPolicy {
         locality: None,
         telemetry: Default::default(),
         external_authorization: None,
+        egress: EgressMode::AllowAny,
         ports,
     }
 }

@@ -23,6 +23,10 @@ const DEFINITIONS: [(&str, &str, &[&str]); 7] = [
     ("upstreamtrafficsettings.policy.openservicemesh.io", "UpstreamTrafficSetting", &["v1alpha1"]),
 ];
 
+/// A definition that stays Istio's.
+const SERVICE_ENTRY: (&str, &str, &[&str]) =
+    ("serviceentries.networking.istio.io", "ServiceEntry", &["v1", "v1beta1"]);
+
 /// Runs a `tidegate` command for the mesh of this name, with this Helm; returns its messages.
 fn tidegate(cluster: &Cluster, helm: &Helm, mesh: &str, arguments: &[&str]) -> String {
     let mut command = cluster.command(tidegate_tests::daemon::ours("tidegate"));
@@ -116,7 +120,7 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
     values.write_all(VALUES.as_bytes()).unwrap();
     let values = values.path().to_str().unwrap();
     for (mesh, helm) in ["by-helm-3", "by-helm-4"].into_iter().zip(Helm::all()) {
-        for (name, kind, versions) in DEFINITIONS {
+        for (name, kind, versions) in DEFINITIONS.into_iter().chain([SERVICE_ENTRY]) {
             let definition = bare(name, kind, versions).to_string();
             // The second time, the first installation's own definition is there.
             if cluster.try_kubectl(["replace", "-f", "-"], &definition).is_err() {
@@ -134,6 +138,10 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
             // The older version of a MeshConfig is still served, but no longer stored.
             assert_eq!(crd["spec"]["versions"].as_array().unwrap().len(), versions.len(), "{crd:#}");
         }
+        assert!(!said.contains(SERVICE_ENTRY.0), "{said}");
+        let metadata = &cluster.get_json(&["crd", SERVICE_ENTRY.0])["metadata"];
+        assert_eq!(metadata["labels"], json!({"app.kubernetes.io/name": "openservicemesh.io"}));
+        assert_eq!(metadata["annotations"]["meta.helm.sh/release-name"], Value::Null);
         assert!(said.contains("stored as v1alpha2 now, no longer as v1alpha1"), "{said}");
         let app = format!("{mesh}-app");
         let unreadable = format!("IngressBackend {app}/unreadable: spec.backends[0].port.number");

@@ -29,6 +29,7 @@ const KINDS: &[(&str, &str)] = &[
     ("HTTPRouteGroup", "specs.smi-spec.io/v1alpha4/httproutegroups"),
     ("TCPRoute", "specs.smi-spec.io/v1alpha4/tcproutes"),
     ("UpstreamTrafficSetting", "policy.openservicemesh.io/v1alpha1/upstreamtrafficsettings"),
+    ("ServiceEntry", "networking.istio.io/v1/serviceentries"),
     ("Egress", "policy.openservicemesh.io/v1alpha1/egresses"),
     ("CustomResourceDefinition", "apiextensions.k8s.io/v1/customresourcedefinitions"),
     ("MutatingWebhookConfiguration", "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"),

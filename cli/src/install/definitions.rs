@@ -77,6 +77,10 @@ pub(super) async fn take_over(cluster: &Cluster) -> anyhow::Result<Vec<String>> 
         };
         let found =
             FoundDefinition { owner: DefinitionOwner::of(&theirs, &cluster.control_plane), ours, theirs };
+        // Istio's stays Istio's.
+        if manifest::is_istio_s(&found.theirs) {
+            continue;
+        }
         if let DefinitionOwner::Release(release) = &found.owner {
             bail!(refusal(&name, release, &cluster.control_plane));
         }

@@ -203,13 +203,14 @@ async fn of_root(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
     Ok(found)
 }
 
-/// Tidegate's custom resource definitions, whichever release or program has installed them.
+/// Tidegate's custom resource definitions, whichever release or program has installed them; Istio's are not among them.
 async fn definitions(cluster: &Cluster) -> anyhow::Result<Vec<Leftover>> {
     let mut found = Vec::new();
     let crds: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     for (_, crd) in manifest::all() {
         let name = crd.name_any();
-        if cluster.get(&crds, &name, &format!("CustomResourceDefinition {name}")).await?.is_some() {
+        let found_crd = cluster.get(&crds, &name, &format!("CustomResourceDefinition {name}")).await?;
+        if found_crd.is_some_and(|theirs| !manifest::is_istio_s(&theirs)) {
             found.push(Leftover::object::<CustomResourceDefinition>(Group::Definitions, None, name));
         }
     }

@@ -1,4 +1,4 @@
-//! Backends: the endpoints of a Service's port, or of a Pod's own addresses.
+//! Backends: the endpoints of a Service's port, or of a Pod's own addresses; a ServiceEntry's are in `service_entry.rs`.
 //!
 //! Whether an endpoint is in the mesh is decided by the Pod that it refers to: with a sidecar that takes the
 //! connections to its port, the transport is mutual TLS with that Pod's identity; otherwise it is plaintext. An
@@ -50,6 +50,7 @@ impl Resolver<'_> {
         let value = match &*name.object.kind {
             kind if kind == Kind::Service.as_str() => self.behind_service(name, &object, &mut pods),
             kind if kind == Kind::Pod.as_str() => self.behind_pod(name, &object, &mut pods),
+            kind if kind == Kind::ServiceEntry.as_str() => self.behind_entry(name, &object, &mut pods),
             _ => None,
         };
         Resolved { value, pods }

@@ -1,7 +1,9 @@
 //! What stands behind an address that workloads dial.
 //!
 //! An address is a Service's cluster IP, with the Service's port, or a Pod's own. Everything else (a node port, an
-//! external name, an address outside the cluster, a port that is not TCP) is outside the mesh.
+//! external name, an address outside the cluster, a port that is not TCP) is outside the mesh. What no Service has at its
+//! cluster IP or as a headless one's endpoint is a ServiceEntry's, or unknown: then the MeshConfig says whether connections
+//! go there.
 //!
 //! The answer decides between mutual TLS and plaintext, so it never rests on an address alone: Pods of a Service are
 //! found by reference, and an address that two objects have is the Service's. "Outside the mesh" is only answered for
@@ -17,6 +19,7 @@ use tidegate_core::{Destination, TrustDomain};
 
 use super::route_features::Features;
 use super::routes_key::RoutesKey;
+use super::service_entry::EntriesAt;
 use crate::index::Index;
 use crate::object::{Kind, ObjectName};
 use crate::service::{port_protocol, tcp_ports};
@@ -40,14 +43,36 @@ pub(crate) struct Resolved<T> {
 }
 
 impl Resolver<'_> {
-    /// What stands behind an address.
-    pub(crate) fn destination(&self, address: SocketAddr) -> Resolved<Destination> {
+    /// What stands behind an address with these entries, for the clients of a namespace; `None`: of one that no ServiceEntry names. It is the
+    /// same for all of them, unless no Service and no workload has the address.
+    pub(crate) fn destination(
+        &self,
+        address: SocketAddr,
+        entries: &EntriesAt<'_>,
+        client: Option<&str>,
+    ) -> Resolved<Destination> {
         let mut pods = BTreeSet::new();
         let value = match self.index.service_at(address.ip()) {
             Some((name, service)) => self.service(name, service, address, &mut pods),
             None => self.pod(address, &mut pods),
         };
+        let value = match value {
+            Destination::Unknown => entries.destination(client),
+            known => known,
+        };
         Resolved { value, pods }
+    }
+
+    /// What stands behind an address for clients that no ServiceEntry names.
+    #[cfg(test)]
+    pub(crate) fn for_all_clients(&self, address: &str) -> Resolved<Destination> {
+        let address = address.parse().unwrap();
+        self.destination(address, &self.entries(address), None)
+    }
+
+    /// The ServiceEntries at an address.
+    pub(crate) fn entries(&self, address: SocketAddr) -> EntriesAt<'_> {
+        EntriesAt::new(self.index, address)
     }
 
     /// The Service or the Pod that has this address.
@@ -88,17 +113,25 @@ impl Resolver<'_> {
         Destination::backend(protocol, backend)
     }
 
-    /// The Pod that has this address: of several, one that lives.
+    /// The Pod that has this address: of several, one that lives. One without a sidecar is known if a headless Service
+    /// leads to it.
     fn pod(&self, address: SocketAddr, pods: &mut BTreeSet<ObjectName>) -> Destination {
+        let mut is_known = false;
         for (name, pod) in self.index.pods_at(address.ip()) {
             pods.insert(name.clone());
+            // Some of its ports bypass its sidecar.
+            is_known |= (self.is_workload)(pod);
             if self.workload(name, pod, address.port()).is_some() {
                 let backend = BackendRef { object: name.to_ref(Kind::Pod), port: address.port() };
                 let protocol = self.pod_port_protocol(name, pod, address.port());
                 return Destination::backend(protocol.carried(), backend);
             }
         }
-        Destination::Passthrough
+        if is_known || self.index.is_headless_endpoint(address.ip(), &*pods) {
+            Destination::Passthrough
+        } else {
+            Destination::Unknown
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use tidegate_core::EgressMode;
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_core::telemetry::TracingSettings;
 use tidegate_crds::{Finding, MeshConfig, validate};
@@ -71,6 +72,20 @@ pub(super) fn tracing(index: &Index) -> Option<TracingSettings> {
     let (name, config) = index.mesh_config()?;
     let tracing = config.spec.observability.as_ref()?.tracing.as_ref()?;
     tracing.settings(&name.namespace).ok().flatten()
+}
+
+/// Where connections to addresses that no object has go. A MeshConfig that cannot be read may have turned egress off.
+pub(super) fn egress_mode(index: &Index) -> EgressMode {
+    if let Some(config) = index.unreadable_mesh_config() {
+        return EgressMode::RegistryOnly(format!("MeshConfig {}: {}", config.name(), config.reason()).into());
+    }
+    match index.mesh_config() {
+        Some((name, config)) if !config.spec.is_egress_enabled() => EgressMode::RegistryOnly(
+            format!("spec.traffic.enableEgress of MeshConfig {name} is false, and no object has the address")
+                .into(),
+        ),
+        Some(_) | None => EgressMode::AllowAny,
+    }
 }
 
 impl PeerMode {

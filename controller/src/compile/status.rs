@@ -7,12 +7,14 @@
 pub(crate) mod parents;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tidegate_core::ObjectRef;
 use tidegate_core::policy::IngressRule;
+use tidegate_crds::ServiceEntry;
 
 use crate::index::{Affected, Index, RouteObject};
 use crate::object::kinds::kinds;
@@ -109,6 +111,8 @@ pub(crate) struct StatusScope<'s> {
     namespaces: BTreeSet<&'s str>,
     /// Those of routes with these names.
     routes: Option<&'s BTreeSet<ObjectName>>,
+    /// Those of ServiceEntries with these names.
+    entries: Option<&'s BTreeSet<ObjectName>>,
     /// None of other meshes, whose controllers speak for them.
     only_ours: bool,
     /// Whether [`Judged::is_incomplete`] is to be found out.
@@ -125,6 +129,7 @@ impl<'s> StatusScope<'s> {
             all: true,
             namespaces: BTreeSet::new(),
             routes: None,
+            entries: None,
             only_ours: false,
             asks_for_missing: true,
             without_room: BTreeSet::new(),
@@ -144,6 +149,7 @@ impl<'s> StatusScope<'s> {
             all: affected.all,
             namespaces: of_pods.chain(others).collect(),
             routes: Some(&affected.routes),
+            entries: Some(&affected.entries),
             only_ours: true,
             asks_for_missing: false,
             without_room,
@@ -152,7 +158,12 @@ impl<'s> StatusScope<'s> {
 
     /// Whether statuses of a namespace are reported.
     pub(crate) fn wants(&self, namespace: &str) -> bool {
-        self.is_affected(namespace) && !(self.only_ours && self.index.is_of_another_mesh(namespace))
+        self.is_affected(namespace) && !self.is_of_another_mesh(namespace)
+    }
+
+    /// Whether another mesh's controller speaks for a namespace, and this scope leaves it to do so.
+    pub(super) fn is_of_another_mesh(&self, namespace: &str) -> bool {
+        self.only_ours && self.index.is_of_another_mesh(namespace)
     }
 
     fn is_affected(&self, namespace: &str) -> bool {
@@ -165,6 +176,19 @@ impl<'s> StatusScope<'s> {
         let named = names.into_iter().flatten().flat_map(|name| index.routes_named(name));
         let all = names.is_none().then(|| index.routes());
         named.chain(all.into_iter().flatten())
+    }
+
+    /// The ServiceEntries whose status may have changed.
+    pub(super) fn service_entries(&self) -> impl Iterator<Item = (&'s ObjectName, &'s Arc<ServiceEntry>)> {
+        let (entries, names) = (self.index.service_entries(), self.entries.filter(|_| !self.all));
+        let named = names.into_iter().flatten().filter_map(|name| entries.entry(name));
+        let all = names.is_none().then(|| entries.iter());
+        named.chain(all.into_iter().flatten())
+    }
+
+    /// Whether the status of this ServiceEntry may have changed.
+    pub(super) fn concerns_entry(&self, name: &ObjectName) -> bool {
+        self.all || self.entries.is_some_and(|entries| entries.contains(name))
     }
 
     /// Whether the status of the routes with this name may have changed.
@@ -215,6 +239,7 @@ fn unreadable_status(object: &Unreadable) -> ObjectStatus {
         | Kind::TrafficSplit
         | Kind::HTTPRouteGroup
         | Kind::TCPRoute
+        | Kind::ServiceEntry
         | Kind::UpstreamTrafficSetting => status.with_condition("Unreadable"),
         _ => status,
     }

@@ -15,13 +15,13 @@ use tidegate_core::policy::{
 };
 use tidegate_core::route::MAX_EXPRESSIONS;
 use tidegate_core::telemetry::{TelemetrySettings, TracingSettings};
-use tidegate_core::{Identity, ObjectRef, TrustDomain};
+use tidegate_core::{EgressMode, Identity, ObjectRef, TrustDomain};
 
 use super::external_authorization::MeshExternalAuthorization;
 use super::fronts::{Behind, Fronts};
 use super::ingress_backend::TOO_LARGE;
 use super::ingress_backend::rules;
-use super::mesh_config::tracing;
+use super::mesh_config::{egress_mode, tracing};
 use super::peers::NamespacePeers;
 use super::status::{self, PortRule};
 use super::traffic_target::{self, rules as target_rules};
@@ -113,6 +113,7 @@ pub(crate) struct NamespaceRules<'i> {
     limits: NamespaceLimits,
     external: MeshExternalAuthorization,
     trust_domain: TrustDomain,
+    egress: EgressMode,
 }
 
 /// A rule and its place in the order of its namespace's objects.
@@ -139,6 +140,7 @@ impl<'i> NamespaceRules<'i> {
             limits: NamespaceLimits::new(index, namespace),
             external: MeshExternalAuthorization::of(index),
             trust_domain: trust_domain.clone(),
+            egress: egress_mode(index),
         }
     }
 
@@ -200,7 +202,9 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
         TelemetrySettings { workload: Some(pod::workload(pod).into()), tracing: rules.tracing.clone() };
     let services = ports.values().flat_map(|port| &port.services);
     let external_authorization = rules.external.for_workload(&name, services);
-    let policy = InboundPolicy { workload, identity, locality, telemetry, ports, external_authorization };
+    let egress = rules.egress.clone();
+    let policy =
+        InboundPolicy { workload, identity, locality, telemetry, egress, ports, external_authorization };
     Ok(CompiledWorkload { policy, left_out: room.left_out })
 }
 

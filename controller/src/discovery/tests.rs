@@ -7,7 +7,7 @@ use rustls_pki_types::ServerName;
 use tidegate_core::backend::{Backend, BackendRef, Endpoint, Transport};
 use tidegate_core::policy::AppProtocol;
 use tidegate_core::policy::InboundPolicy;
-use tidegate_core::{Destination, ObjectRef};
+use tidegate_core::{Destination, EgressMode, ObjectRef};
 use tidegate_proto::discovery as wire;
 use tidegate_proto::discovery::discovery_client::DiscoveryClient;
 use tidegate_proto::discovery::discovery_request::Message;
@@ -510,6 +510,7 @@ async fn serve_nothing(
         locality: None,
         telemetry: Default::default(),
         external_authorization: None,
+        egress: EgressMode::AllowAny,
         ports,
     };
     workloads.publish(&workload, policy);
@@ -617,7 +618,7 @@ async fn a_destination_comes_with_its_backend_and_then_the_backend_alone_with_ea
         assert_eq!(names.contains(&SERVICE_IP), names.contains(&BACKEND), "they come together: {names:?}");
         seen.extend(response.resources.into_iter().map(|resource| (resource.name.clone(), resource)));
     }
-    assert_eq!(destination(&seen[OUTSIDE]), Destination::Passthrough);
+    assert_eq!(destination(&seen[OUTSIDE]), Destination::Unknown);
     let name = BackendRef { object: ObjectRef::new("Service", "httpbin", "httpbin"), port: 80 };
     assert_eq!(destination(&seen[SERVICE_IP]), Destination::backend(AppProtocol::Http, name));
     let identity = Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap();

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::object::ObjectName;
 
 /// What a change may affect.
@@ -21,6 +23,10 @@ pub(crate) struct Affected {
     pub(crate) policies: BTreeSet<Arc<str>>,
     /// What workloads reach at these addresses: cluster IPs and addresses of Pods.
     pub(crate) addresses: BTreeSet<IpAddr>,
+    /// What workloads reach in these ranges.
+    pub(crate) ranges: BTreeSet<IpNet>,
+    /// The backends and the status of these ServiceEntries.
+    pub(crate) entries: BTreeSet<ObjectName>,
     /// The backends of these Services.
     pub(crate) services: BTreeSet<ObjectName>,
     /// The routes that clients of these Services get.

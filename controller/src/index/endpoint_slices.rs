@@ -4,20 +4,24 @@
 //! endpoints rewrites one of them. So slices are kept as they are and joined by their readers.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
+use super::addresses::Addresses;
 use super::part::{Effect, Indexed, References, in_namespace};
 use crate::object::ObjectName;
 use crate::service::SERVICE_NAME_LABEL;
 
-/// The slices by their own names, with references from the Service and from each Pod to them.
+/// The slices by their own names, with references from the Service, from each Pod and from addresses without a Pod to
+/// them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EndpointSlices {
     by_name: BTreeMap<ObjectName, Arc<EndpointSlice>>,
     of_service: References,
     of_pod: References,
+    of_address: Addresses,
 }
 
 impl EndpointSlices {
@@ -32,6 +36,11 @@ impl EndpointSlices {
         pod: &ObjectName,
     ) -> impl Iterator<Item = &'p Arc<EndpointSlice>> + use<'p> {
         self.of_pod.to(pod).filter_map(|name| self.by_name.get(name))
+    }
+
+    /// The EndpointSlices that list an address without a reference to a Pod.
+    pub(crate) fn of_address(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.of_address.of(ip).filter_map(|name| self.by_name.get(name))
     }
 
     /// The EndpointSlices of a namespace.
@@ -55,6 +64,7 @@ impl Indexed for EndpointSlice {
         for pod in pods_of(&object) {
             part.of_pod.add(pod, &name);
         }
+        part.of_address.add(addresses_of(&object), &name);
         part.by_name.insert(name, object);
     }
 
@@ -66,6 +76,7 @@ impl Indexed for EndpointSlice {
         for pod in pods_of(&slice) {
             part.of_pod.remove(&pod, name);
         }
+        part.of_address.remove(addresses_of(&slice), name);
     }
 
     fn effects(part: &EndpointSlices, name: &ObjectName) -> Vec<Effect> {
@@ -86,6 +97,14 @@ pub(crate) fn pod_of(namespace: &str, endpoint: &Endpoint) -> Option<ObjectName>
 pub(crate) fn pods_of(slice: &EndpointSlice) -> impl Iterator<Item = ObjectName> {
     let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
     slice.endpoints.iter().flatten().filter_map(move |endpoint| pod_of(namespace, endpoint))
+}
+
+/// The addresses that a slice lists without a reference to a Pod.
+fn addresses_of(slice: &EndpointSlice) -> impl Iterator<Item = IpAddr> {
+    let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+    let endpoints = slice.endpoints.iter().flatten();
+    let alone = endpoints.filter(move |endpoint| pod_of(namespace, endpoint).is_none());
+    alone.flat_map(|endpoint| &endpoint.addresses).filter_map(|address| address.parse().ok())
 }
 
 /// The Service whose endpoints a slice holds.

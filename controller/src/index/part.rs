@@ -9,6 +9,8 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use crate::object::{Kind, ObjectName};
 
 /// A kind whose objects the index keeps. Each kind implements it in its file in `index/`.
@@ -57,6 +59,10 @@ pub(crate) enum Effect {
     Node(Arc<str>),
     /// What workloads reach at these addresses.
     Addresses(Vec<IpAddr>),
+    /// What workloads reach in these ranges.
+    Ranges(Vec<IpNet>),
+    /// The backends and the status of these ServiceEntries.
+    Entries(BTreeSet<ObjectName>),
     /// A route with this name, and everything about the Services that are its parents.
     Route(ObjectName, BTreeSet<ObjectName>),
     /// Everything about this Service, which is the root of a TrafficSplit.

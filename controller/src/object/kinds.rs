@@ -32,6 +32,8 @@ macro_rules! kinds {
             UpstreamTrafficSetting(tidegate_crds::UpstreamTrafficSetting): upstream_traffic_settings,
             /// The mesh's settings; `config.openservicemesh.io/v1alpha2`.
             MeshConfig(tidegate_crds::MeshConfig): mesh_configs,
+            /// What workloads may reach, mostly outside the mesh; `networking.istio.io/v1`.
+            ServiceEntry(tidegate_crds::ServiceEntry): service_entries,
             /// Where HTTP requests for a Service go; `gateway.networking.k8s.io/v1`.
             HTTPRoute(tidegate_crds::gateway_api::GatewayRoute<tidegate_crds::gateway_api::Http>): http_routes,
             /// Where gRPC calls for a Service go; `gateway.networking.k8s.io/v1`.

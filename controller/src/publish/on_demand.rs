@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Pod;
 use tidegate_core::backend::{Backend, BackendProtocol, BackendRef};
+use tidegate_core::destination::DestinationTarget;
 use tidegate_core::route::{Action, DirectResponse, Route, RouteRule, RoutesName};
 use tidegate_core::{Destination, ObjectRef, TrustDomain};
 use tidegate_proto::ResourceName;
@@ -23,6 +24,7 @@ use super::store::{Follower, Published, Store};
 use crate::compile::destination::{Resolved, Resolver};
 use crate::compile::route_features::Features;
 use crate::compile::routes_key::{self, RoutesKey};
+use crate::compile::service_entry::EntriesAt;
 use crate::compile::service_routes::PortRoutes;
 use crate::index::{Affected, Index};
 use crate::metrics::NamespaceGauge;
@@ -39,8 +41,10 @@ pub(crate) struct OnDemand {
     is_workload: fn(&Pod) -> bool,
     features: Features,
     made: Mutex<Made>,
-    /// Shared by all addresses outside the mesh, invented ones included.
+    /// Shared by all addresses outside the mesh that an object has.
     passthrough: Arc<Published>,
+    /// Shared by all others outside the mesh, invented ones included.
+    unknown: Arc<Published>,
     complaints: LogThrottle<Arc<str>>,
 }
 
@@ -66,8 +70,8 @@ struct Made {
 #[derive(Default)]
 struct Basis {
     pods: BTreeSet<ObjectName>,
-    /// Of the Service or the Pod.
-    namespace: Option<Arc<str>>,
+    /// Of the objects that it is made from, whose shares it takes.
+    namespaces: BTreeSet<Arc<str>>,
 }
 
 /// A value within the share of its namespace; none if the resource does not exist.
@@ -89,10 +93,11 @@ impl OnDemand {
             shares: NamespaceShares::new(shares::SHARE, left_out),
             by_pod: BTreeMap::new(),
         };
-        let passthrough = Arc::new(Published::destination(&Destination::Passthrough));
+        let [passthrough, unknown] = [Destination::Passthrough, Destination::Unknown]
+            .map(|outside| Arc::new(Published::destination(&outside)));
         let (made, complaints) = (Mutex::new(made), LogThrottle::default());
         let features = Features::EXECUTED;
-        Self { store, index, trust_domain, is_workload, features, made, passthrough, complaints }
+        Self { store, index, trust_domain, is_workload, features, made, passthrough, unknown, complaints }
     }
 
     /// The same for sidecars that carry out these features of routes.
@@ -129,7 +134,7 @@ impl OnDemand {
             self.set(name, resolution.value);
         } else {
             // The last follower left meanwhile.
-            made.give_back(name, resolution.basis.namespace.as_ref());
+            made.give_back(name, resolution.basis.namespaces.iter());
         }
     }
 
@@ -151,26 +156,59 @@ impl OnDemand {
         }
     }
 
+    /// What an address is, for all clients and for those of namespaces to which ServiceEntries make it something else.
     fn resolve_destination(
         &self,
         resolver: &Resolver<'_>,
         name: &Arc<ResourceName>,
         address: SocketAddr,
     ) -> Resolution {
-        let owner = resolver.owner(address.ip());
+        let entries = resolver.entries(address);
+        let mut all = self.destination_for(resolver, name, address, &entries, None);
+        let mut variants = Vec::new();
+        for client in entries.clients(resolver.index) {
+            let own = self.destination_for(resolver, name, address, &entries, Some(&client));
+            if own.version() != all.version() {
+                all.basis.pods.extend(own.basis.pods);
+                all.basis.namespaces.extend(own.basis.namespaces);
+                variants.extend(own.value.map(|value| (client, value)));
+            }
+        }
+        if let Some(value) = all.value.as_mut().filter(|_| !variants.is_empty()) {
+            *value = Arc::new(value.with_variants(variants));
+        }
+        all
+    }
+
+    /// What an address is for the clients of a namespace; `None`: of one that no ServiceEntry names.
+    fn destination_for(
+        &self,
+        resolver: &Resolver<'_>,
+        name: &Arc<ResourceName>,
+        address: SocketAddr,
+        entries: &EntriesAt<'_>,
+        client: Option<&str>,
+    ) -> Resolution {
         let blocked = |reason: String| Published::destination(&Destination::Blocked(reason.into()));
+        let owner = resolver.owner(address.ip());
         if let Some(owner) = owner
             && let Some(reason) = self.is_used_up(&owner.namespace, name)
         {
             return Resolution::left_out(blocked(reason), &owner.namespace);
         }
-        let Resolved { value, pods } = resolver.destination(address);
-        let Some(owner) = owner.filter(|_| value != Destination::Passthrough) else {
-            let basis = Basis { pods, namespace: None };
-            return Resolution { value: Some(self.passthrough.clone()), basis };
+        let Resolved { value, pods } = resolver.destination(address, entries, client);
+        let backend = |backend: &BackendRef| {
+            ObjectName::new(backend.object.namespace.clone(), backend.object.name.clone())
+        };
+        let owner = match &value {
+            Destination::Unknown => return Resolution::shared(&self.unknown, pods),
+            Destination::Passthrough => return Resolution::shared(&self.passthrough, pods),
+            Destination::Routed { target: DestinationTarget::Backend(name), .. } => Some(backend(name)),
+            Destination::Routed { .. } | Destination::Blocked(_) => owner.cloned(),
         };
         let published = Published::destination(&value);
-        match self.admit(owner, name, &published, &pods) {
+        let Some(owner) = owner else { return Resolution::shared(&Arc::new(published), pods) };
+        match self.admit(&owner, name, &published, &pods) {
             Ok(()) => Resolution::of(published, pods, &owner.namespace),
             Err(reason) => Resolution::left_out(blocked(reason), &owner.namespace),
         }
@@ -343,8 +381,13 @@ impl Made {
             let at = |port| ResourceName::Destination(SocketAddr::new(*ip, port));
             names.extend(between(at(0), at(u16::MAX)));
         }
-        for service in &affected.services {
-            let object = service.to_ref(Kind::Service);
+        for range in &affected.ranges {
+            let at = |ip, port| ResourceName::Destination(SocketAddr::new(ip, port));
+            names.extend(between(at(range.network(), 0), at(range.broadcast(), u16::MAX)));
+        }
+        let services = affected.services.iter().map(|service| service.to_ref(Kind::Service));
+        let entries = affected.entries.iter().map(|entry| entry.to_ref(Kind::ServiceEntry));
+        for object in services.chain(entries) {
             let at = |port| ResourceName::Backend(BackendRef { object: object.clone(), port });
             names.extend(between(at(0), at(u16::MAX)));
         }
@@ -374,9 +417,7 @@ impl Made {
 
     fn replace(&mut self, name: &Arc<ResourceName>, basis: Basis) {
         let before = self.by_name.insert(name.clone(), Basis::default()).unwrap_or_default();
-        if before.namespace != basis.namespace {
-            self.give_back(name, before.namespace.as_ref());
-        }
+        self.give_back(name, before.namespaces.difference(&basis.namespaces));
         self.rests_no_more(name, before.pods.difference(&basis.pods));
         self.insert(name, basis);
     }
@@ -384,12 +425,12 @@ impl Made {
     fn remove(&mut self, name: &Arc<ResourceName>) {
         if let Some(basis) = self.by_name.remove(name) {
             self.rests_no_more(name, basis.pods.iter());
-            self.give_back(name, basis.namespace.as_ref());
+            self.give_back(name, basis.namespaces.iter());
         }
     }
 
-    fn give_back(&mut self, name: &Arc<ResourceName>, namespace: Option<&Arc<str>>) {
-        if let Some(namespace) = namespace {
+    fn give_back<'n>(&mut self, name: &Arc<ResourceName>, namespaces: impl Iterator<Item = &'n Arc<str>>) {
+        for namespace in namespaces {
             self.shares.release(namespace, name);
         }
     }
@@ -414,7 +455,17 @@ impl Made {
 
 impl Resolution {
     fn of(value: Published, pods: BTreeSet<ObjectName>, namespace: &Arc<str>) -> Self {
-        Self { value: Some(Arc::new(value)), basis: Basis { pods, namespace: Some(namespace.clone()) } }
+        let namespaces = [namespace.clone()].into();
+        Self { value: Some(Arc::new(value)), basis: Basis { pods, namespaces } }
+    }
+
+    /// A value that takes the share of no namespace.
+    fn shared(value: &Arc<Published>, pods: BTreeSet<ObjectName>) -> Self {
+        Self { value: Some(value.clone()), basis: Basis { pods, namespaces: BTreeSet::new() } }
+    }
+
+    fn version(&self) -> Option<&Arc<str>> {
+        self.value.as_ref().map(|value| &value.version)
     }
 
     /// For want of room. A connection is refused, and never passed on as if there were no mesh.
@@ -423,7 +474,7 @@ impl Resolution {
     }
 
     fn none(pods: BTreeSet<ObjectName>) -> Self {
-        Self { value: None, basis: Basis { pods, namespace: None } }
+        Self { value: None, basis: Basis { pods, namespaces: BTreeSet::new() } }
     }
 }
 
@@ -478,6 +529,7 @@ impl Subscriber {
             let name = self.follower.next_change()?;
             if self.wanted.contains(&name) {
                 let value = self.resources.store.value(&name);
+                let value = value.map(|value| value.for_clients_of(&self.namespace));
                 return Some((shown(name)?, value));
             }
         }

@@ -30,9 +30,11 @@ pub(crate) struct Published {
     content: Content,
     /// Bytes of the content on the wire.
     bytes: usize,
+    /// Other values for the clients of some namespaces, sorted by namespace.
+    variants: Vec<(Arc<str>, Arc<Published>)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Content {
     /// The message is made when it is sent: it is as large again, and what it is made of is shared by workloads.
     Listener(Box<InboundPolicy>),
@@ -74,13 +76,19 @@ impl Published {
     pub(crate) fn listener(policy: InboundPolicy) -> Self {
         let message = wire::InboundPolicy::from(&policy);
         let (version, bytes) = (version_of(&message), message.encoded_len());
-        Self { version, references: Vec::new(), content: Content::Listener(Box::new(policy)), bytes }
+        Self {
+            version,
+            references: Vec::new(),
+            content: Content::Listener(Box::new(policy)),
+            bytes,
+            variants: Vec::new(),
+        }
     }
 
     /// What stands behind an address.
     pub(crate) fn destination(destination: &Destination) -> Self {
         let reference = match destination {
-            Destination::Passthrough | Destination::Blocked(_) => None,
+            Destination::Passthrough | Destination::Unknown | Destination::Blocked(_) => None,
             Destination::Routed { target: DestinationTarget::Backend(backend), .. } => {
                 Some(ResourceName::Backend(backend.clone()))
             }
@@ -94,6 +102,7 @@ impl Published {
             references: reference.into_iter().collect(),
             bytes: message.encoded_len(),
             content: Content::Message(Box::new(Body::Destination(message))),
+            variants: Vec::new(),
         }
     }
 
@@ -105,6 +114,7 @@ impl Published {
             references: Vec::new(),
             bytes: message.encoded_len(),
             content: Content::Message(Box::new(Body::Backend(message))),
+            variants: Vec::new(),
         }
     }
 
@@ -117,7 +127,38 @@ impl Published {
             references: backends.into_iter().map(ResourceName::Backend).collect(),
             bytes: message.encoded_len(),
             content: Content::Message(Box::new(Body::Routes(message))),
+            variants: Vec::new(),
         }
+    }
+
+    /// The same, with other values for the clients of these namespaces.
+    pub(crate) fn with_variants(&self, mut variants: Vec<(Arc<str>, Arc<Self>)>) -> Self {
+        variants.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Self {
+            version: self.version.clone(),
+            references: self.references.clone(),
+            content: self.content.clone(),
+            bytes: self.bytes,
+            variants,
+        }
+    }
+
+    /// The value for the clients of a namespace.
+    pub(crate) fn for_clients_of(self: Arc<Self>, namespace: &str) -> Arc<Self> {
+        let place = self.variants.binary_search_by(|(client, _)| (**client).cmp(namespace));
+        match place.ok().and_then(|place| self.variants.get(place)) {
+            Some((_, own)) => own.clone(),
+            None => self,
+        }
+    }
+
+    /// Whether all clients get the same from both.
+    fn is_same(&self, other: &Self) -> bool {
+        let versions = |value: &Self| {
+            let own = value.variants.iter();
+            own.map(|(client, value)| (client.clone(), value.version.clone())).collect::<Vec<_>>()
+        };
+        self.version == other.version && versions(self) == versions(other)
     }
 
     /// The value as it is sent.
@@ -148,7 +189,7 @@ impl Store {
         Follower { id: self.followers.fetch_add(1, Ordering::Relaxed), mailbox: Arc::default() }
     }
 
-    /// Sets a value and notifies its followers. Returns whether the version is another than before.
+    /// Sets a value and notifies its followers. Returns whether it is another than before for any client.
     pub(crate) fn publish(&self, name: &ResourceName, value: Arc<Published>) -> bool {
         let mut entries = self.lock();
         if !entries.contains_key(name) {
@@ -156,7 +197,7 @@ impl Store {
         }
         let known = entries.get_key_value(name).map(|(name, _)| name.clone());
         let Some((entry, name)) = entries.get_mut(name).zip(known) else { return false };
-        let is_news = entry.value.as_ref().is_none_or(|current| current.version != value.version);
+        let is_news = entry.value.as_ref().is_none_or(|current| !current.is_same(&value));
         if is_news {
             entry.value = Some(value);
             entry.notify(&name);
@@ -314,5 +355,22 @@ mod tests {
         }
         let rest: Vec<_> = std::iter::from_fn(|| follower.next_change()).collect();
         assert_eq!(rest, [listener, backend, d2]);
+    }
+    #[test]
+    fn clients_of_a_namespace_get_their_variant_and_a_change_of_it_alone_is_news() {
+        let store = Store::default();
+        let (name, follower) = (name("destination/192.0.2.1:443"), store.follower());
+        store.follow(&name, &follower);
+        let value = |own: &str| {
+            let variants = vec![("web".into(), blocked(own)), ("shop".into(), blocked("shop"))];
+            Arc::new(blocked("all").with_variants(variants))
+        };
+        assert!(store.publish(&name, value("a")) && !store.publish(&name, value("a")));
+        assert!(store.publish(&name, value("b")), "it is another for clients of web");
+        let seen = |namespace: &str| store.value(&name).unwrap().for_clients_of(namespace).version.clone();
+        assert_eq!(seen("web"), blocked("b").version);
+        assert_eq!(seen("shop"), blocked("shop").version);
+        assert_eq!(seen("other"), blocked("all").version);
+        assert!(store.publish(&name, blocked("all")), "without variants");
     }
 }

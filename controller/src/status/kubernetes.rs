@@ -2,8 +2,10 @@
 //!
 //! Every replica computes every status. The leader writes those that have changed; a new leader writes all of them
 //! once, which changes nothing where they are already right. A write merges our fields into the status and leaves
-//! others' fields alone. Routes have a list that several controllers write ([`parents`]).
+//! others' fields alone. Routes and ServiceEntries have lists that several controllers write ([`parents`],
+//! [`conditions`]).
 
+mod conditions;
 mod parents;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
 use super::StatusWriter;
-use crate::compile::status::{CurrentStatus, ObjectStatus};
+use crate::compile::status::ObjectStatus;
 use crate::object::kinds::kinds;
 use crate::object::{Kind, ObjectKey};
 
@@ -180,7 +182,7 @@ impl StatusQueue {
 
 impl StatusWriter for KubernetesStatuses {
     fn write(&self, key: &ObjectKey, status: &ObjectStatus, _: Option<&Arc<str>>) {
-        let wanted = fields(status);
+        let wanted = fields(key.kind, status);
         {
             let mut state = self.0.lock();
             state.wanted.insert(key.clone(), wanted);
@@ -196,11 +198,14 @@ impl StatusWriter for KubernetesStatuses {
     }
 }
 
-/// The status fields of OSM, our warnings and, for kinds that have it, the condition `Accepted`; of a route, its parents.
-/// `null` removes a field.
-fn fields(status: &ObjectStatus) -> Value {
+/// The status fields of OSM, our warnings and, for kinds that have it, the condition `Accepted`; of a route, its parents; of a
+/// ServiceEntry, whose status is Istio's, only the condition. `null` removes a field.
+fn fields(kind: Kind, status: &ObjectStatus) -> Value {
     if let Some(ours) = &status.parents {
         return json!({"parents": parents::entries(ours, status.observed_generation)});
+    }
+    if kind == Kind::ServiceEntry {
+        return json!({"conditions": [conditions::accepted(status)]});
     }
     let warnings = (!status.warnings.is_empty()).then_some(&status.warnings);
     let mut fields = json!({
@@ -210,14 +215,7 @@ fn fields(status: &ObjectStatus) -> Value {
         "observedGeneration": status.observed_generation,
     });
     if let Some(reason) = status.condition {
-        let is_accepted = if status.current == CurrentStatus::Committed { "True" } else { "False" };
-        fields["conditions"] = json!([{
-            "type": "Accepted",
-            "status": is_accepted,
-            "reason": reason,
-            "message": status.reason,
-            "observedGeneration": status.observed_generation,
-        }]);
+        fields["conditions"] = json!([conditions::of(status, reason, &status.reason)]);
     }
     fields
 }
@@ -235,13 +233,16 @@ macro_rules! define_resource {
 kinds!(define_resource);
 
 /// Merges the fields into the status subresource (RFC 7386) without a resource version: only the leader writes, and
-/// its newest status is right whatever is stored. A route's parents are merged one by one.
+/// its newest status is right whatever is stored. A route's parents and a ServiceEntry's conditions are merged one by one.
 async fn patch(client: &Client, key: &ObjectKey, status: &Value) -> kube::Result<()> {
     let resource = resource(key.kind);
     // The answer is the object, which our types may be unable to read.
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.name.namespace, &resource);
     if let Some(ours) = status["parents"].as_array() {
         return parents::write(&api, &key.name.name, ours).await;
+    }
+    if key.kind == Kind::ServiceEntry {
+        return conditions::write(&api, &key.name.name, status).await;
     }
     let patch = Patch::Merge(json!({"status": status}));
     api.patch_status(&key.name.name, &PatchParams::default(), &patch).await.map(drop)

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::rate_limits::RateLimits;
 use crate::backend::Locality;
 use crate::cidr::CidrSet;
+use crate::destination::EgressMode;
 use crate::dns_name::DnsPattern;
 use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
@@ -30,6 +31,8 @@ pub struct InboundPolicy {
     pub locality: Option<Locality>,
     /// What the sidecar reports about the workload's traffic.
     pub telemetry: TelemetrySettings,
+    /// Where the workload's connections to addresses that no object has go.
+    pub egress: EgressMode,
     /// Policies by the pod's port, which is a Service's `targetPort`. Connections to other ports are refused.
     pub ports: BTreeMap<u16, PortPolicy>,
     /// What also authorizes each HTTP request that the rules of a port grant. `None`: nothing.

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cidr::CidrSet;
+use crate::destination::EgressMode;
 use crate::dns_name::{DnsName, DnsPattern};
 use crate::identity::{Identity, TrustDomain};
 use crate::object_ref::ObjectRef;
@@ -110,6 +111,7 @@ fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
         locality: None,
         telemetry: Default::default(),
         external_authorization: None,
+        egress: EgressMode::AllowAny,
         ports: BTreeMap::from([(14001, port)]),
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::destination::EgressMode;
 use crate::dns_name::DnsName;
 use crate::identity::{Identity, TrustDomain};
 use crate::object_ref::ObjectRef;
@@ -100,6 +101,7 @@ fn policy(mesh: MeshRule) -> InboundPolicy {
         locality: None,
         telemetry: Default::default(),
         external_authorization: None,
+        egress: EgressMode::AllowAny,
         ports: BTreeMap::from([(80, port)]),
     }
 }

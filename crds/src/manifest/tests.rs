@@ -18,6 +18,7 @@ const HTTP_ROUTE_GROUP: &str = include_str!("../../testdata/http_route_group.yam
 const TRAFFIC_SPLIT: &str = include_str!("../../testdata/traffic_split.yaml");
 const TCP_ROUTE: &str = include_str!("../../testdata/tcp_route.yaml");
 const UPSTREAM_TRAFFIC_SETTING: &str = include_str!("../../testdata/upstream_traffic_setting.yaml");
+const SERVICE_ENTRY: &str = include_str!("../../testdata/service_entry.yaml");
 const MESH_CONFIG: &str = include_str!("../../testdata/mesh_config.yaml");
 
 #[test]
@@ -73,6 +74,23 @@ fn names_are_osm_s() {
 }
 
 #[test]
+fn a_service_entry_has_istio_s_names_and_versions_and_a_cluster_keeps_istio_s_definition() {
+    let (_, mut crd) = all().into_iter().find(|(_, crd)| crd.spec.names.kind == "ServiceEntry").unwrap();
+    let names = &crd.spec.names;
+    assert_eq!(
+        (names.plural.as_str(), names.short_names.as_deref()),
+        ("serviceentries", Some(&["se".to_owned()][..]))
+    );
+    assert_eq!(names.categories.as_ref().unwrap(), &["istio-io", "networking-istio-io"]);
+    let versions: Vec<_> = crd.spec.versions.iter().map(|v| (v.name.as_str(), v.served, v.storage)).collect();
+    assert_eq!(versions, [("v1", true, true), ("v1beta1", true, false), ("v1alpha3", true, false)]);
+    assert!(is_istio_s(&crd) && is_shared(&crd), "without our chart's label");
+    crd.labels_mut().insert(PART_OF.to_owned(), "tidegate".to_owned());
+    assert!(!is_istio_s(&crd));
+    assert!(!is_istio_s(&IngressBackend::crd()));
+}
+
+#[test]
 fn no_schema_uses_a_number_format_that_kubernetes_does_not_know() {
     for (file, crd) in all() {
         let yaml = to_yaml(&crd).unwrap();
@@ -93,6 +111,7 @@ fn a_manifest_of_an_osm_user_fits_the_schema_and_comes_back_whole() {
     assert_round_trip::<HTTPRouteGroup>(HTTP_ROUTE_GROUP);
     assert_round_trip::<TCPRoute>(TCP_ROUTE);
     assert_round_trip::<UpstreamTrafficSetting>(UPSTREAM_TRAFFIC_SETTING);
+    assert_round_trip::<ServiceEntry>(SERVICE_ENTRY);
 }
 
 #[test]

@@ -14,7 +14,8 @@ use crate::ingress_backend::port_number;
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct TrafficSpec {
-    /// Whether workloads may reach destinations outside the mesh. Default: true. Accepted, but has no effect yet.
+    /// Whether workloads may reach addresses that no object has. Services and their headless endpoints stay reachable.
+    /// Default: true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_egress: Option<bool>,
     /// IPv4 ranges that bypass outbound interception. Default: none.

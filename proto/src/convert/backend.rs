@@ -7,13 +7,13 @@
 //! Refused: an address that occurs twice, because a sidecar counts connections to endpoints, and ejects endpoints, by
 //! address; an absent transport, which would otherwise mean plaintext; TLS without any accepted name, which would
 //! accept every server of a root; an unknown traffic policy, which may leave endpoints out. An empty list of endpoints is
-//! valid: the backend exists and connections to it are refused.
+//! valid: the backend exists and connections to it are refused. Endpoints beside an original destination are refused.
 
 use std::net::{IpAddr, SocketAddr};
 
 use tidegate_core::backend::{
-    Backend, BackendRef, Endpoint, ForwardProxy, ServerName, ServerVerification, TlsOrigination, Transport,
-    TrustRoots,
+    Backend, BackendRef, Endpoint, ForwardProxy, OriginalDestination, ServerName, ServerVerification,
+    TlsOrigination, Transport, TrustRoots,
 };
 use tidegate_core::{DnsName, ObjectRef};
 
@@ -34,6 +34,9 @@ impl From<&Backend> for wire::Backend {
             endpoints: backend.endpoints.iter().map(endpoint_to_wire).collect(),
             internal_traffic_policy: wire::InternalTrafficPolicy::Cluster.into(),
             client_affinity: backend.affinity.map(duration_to_wire),
+            original_destination: backend
+                .original_destination
+                .map(|original| wire::OriginalDestination { port: original.port.map(u32::from) }),
         };
         topology_to_wire(&backend.topology, &backend.endpoints, &mut message);
         for (endpoint, message) in backend.endpoints.iter().zip(&mut message.endpoints) {
@@ -65,7 +68,16 @@ impl TryFrom<wire::Backend> for Backend {
         let workloads = endpoints.iter().zip(workloads).filter(|(_, workload)| !workload.is_empty());
         let workloads = workloads.map(|(endpoint, workload)| (endpoint.address, workload.into())).collect();
         let affinity = backend.client_affinity.map(|time| duration_from_wire("client_affinity", Some(time)));
-        Ok(Self { name, protocol, endpoints, topology, workloads, affinity: affinity.transpose()? })
+        let original = |wire::OriginalDestination { port }| {
+            let port = port.map(|port| port_number("original_destination.port", port)).transpose()?;
+            Ok(OriginalDestination { port })
+        };
+        let original_destination = backend.original_destination.map(original).transpose()?;
+        if original_destination.is_some() && !endpoints.is_empty() {
+            return Err(bad("endpoints", "not empty beside original_destination"));
+        }
+        let affinity = affinity.transpose()?;
+        Ok(Self { name, protocol, endpoints, topology, workloads, original_destination, affinity })
     }
 }
 
@@ -235,6 +247,7 @@ mod tests {
             ],
             topology: Topology::Any,
             workloads: [("10.0.0.1:80".parse().unwrap(), "cart".into())].into(),
+            original_destination: None,
             affinity: None,
         }
     }
@@ -249,7 +262,11 @@ mod tests {
         let topologies = [local, none_local, Topology::Hints([(address, hints)].into())];
         let placed = topologies.map(|topology| Backend { topology, ..backend() });
         let sticky = Backend { affinity: Some(Duration::from_secs(10_800)), ..backend() };
-        for backend in [backend(), empty, sticky].into_iter().chain(placed) {
+        let original = [None, Some(8443)].map(|port| {
+            let original_destination = Some(OriginalDestination { port });
+            Backend { endpoints: vec![], original_destination, ..backend() }
+        });
+        for backend in [backend(), empty, sticky].into_iter().chain(placed).chain(original) {
             let bytes = wire::Backend::from(&backend).encode_to_vec();
             let decoded = wire::Backend::decode(bytes.as_slice()).unwrap();
             assert_eq!(Backend::try_from(decoded).unwrap(), backend);
@@ -289,5 +306,9 @@ mod tests {
             ..wire::Backend::from(&backend())
         });
         assert_eq!(stricter.unwrap_err().to_string(), "internal_traffic_policy: unknown value 2");
+        let both = wire::OriginalDestination { port: None };
+        let both = wire::Backend { original_destination: Some(both), ..wire::Backend::from(&backend()) };
+        let both = Backend::try_from(both).unwrap_err().to_string();
+        assert_eq!(both, "endpoints: not empty beside original_destination");
     }
 }

@@ -1,6 +1,6 @@
 //! Destinations.
 //!
-//! On the wire a destination is one of passed through, blocked with a reason, or routed. A routed one has the app's
+//! On the wire a destination is one of passed through, unknown, blocked with a reason, or routed. A routed one has the app's
 //! protocol and the name of a backend or of routes, never their content: these are resources of their own, and change
 //! without the destination.
 //!
@@ -19,6 +19,7 @@ impl From<&Destination> for wire::Destination {
     fn from(destination: &Destination) -> Self {
         let kind = match destination {
             Destination::Passthrough => wire::destination::Kind::Passthrough(wire::Passthrough {}),
+            Destination::Unknown => wire::destination::Kind::Unknown(wire::Unknown {}),
             Destination::Blocked(reason) => {
                 wire::destination::Kind::Blocked(wire::Blocked { reason: reason.to_string() })
             }
@@ -44,6 +45,7 @@ impl TryFrom<wire::Destination> for Destination {
     fn try_from(destination: wire::Destination) -> Result<Self, ConversionError> {
         let routed = match destination.kind.ok_or_else(|| missing("kind"))? {
             wire::destination::Kind::Passthrough(wire::Passthrough {}) => return Ok(Self::Passthrough),
+            wire::destination::Kind::Unknown(wire::Unknown {}) => return Ok(Self::Unknown),
             wire::destination::Kind::Blocked(wire::Blocked { reason }) => {
                 return Ok(Self::Blocked(reason.into()));
             }
@@ -80,7 +82,7 @@ mod tests {
         let routes = DestinationTarget::Routes(RoutesName::parse("Service/shop/cart:80").unwrap());
         let http = Destination::Routed { protocol: AppProtocol::Undeclared, target: routes };
         let blocked = Destination::Blocked("no policy allows it".into());
-        for destination in [Destination::Passthrough, blocked, cart(), http] {
+        for destination in [Destination::Passthrough, Destination::Unknown, blocked, cart(), http] {
             let bytes = wire::Destination::from(&destination).encode_to_vec();
             let decoded = wire::Destination::decode(bytes.as_slice()).unwrap();
             assert_eq!(Destination::try_from(decoded).unwrap(), destination);

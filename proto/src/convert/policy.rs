@@ -22,7 +22,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PeerRule,
     PortPolicy, RateLimits, RuleState, Sources,
 };
-use tidegate_core::{CidrSet, Principal};
+use tidegate_core::{CidrSet, EgressMode, Principal};
 
 use self::external_authorization::{external_from_wire, external_to_wire};
 use self::peers::{PeerRuleList, peer_rules_from_wire, referred};
@@ -52,6 +52,10 @@ impl From<&InboundPolicy> for wire::InboundPolicy {
             telemetry: Some(telemetry_to_wire(&policy.telemetry)),
             rate_limits: rate_limits.to_wire(),
             external_authorization: policy.external_authorization.as_deref().map(external_to_wire),
+            registry_only: match &policy.egress {
+                EgressMode::AllowAny => None,
+                EgressMode::RegistryOnly(reason) => Some(reason.to_string()),
+            },
         }
     }
 }
@@ -77,7 +81,11 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
         let external = policy.external_authorization.map(external_from_wire).transpose()?;
         let external_authorization = external.map(Arc::new);
         let workload = policy.workload.into();
-        Ok(Self { workload, identity, locality, telemetry, ports, external_authorization })
+        let egress = match policy.registry_only {
+            None => EgressMode::AllowAny,
+            Some(reason) => EgressMode::RegistryOnly(reason.into()),
+        };
+        Ok(Self { workload, identity, locality, telemetry, egress, ports, external_authorization })
     }
 }
 
@@ -303,6 +311,7 @@ mod tests {
                     sampled_per_million: 10_000,
                 }),
             },
+            egress: EgressMode::RegistryOnly("enableEgress is false".into()),
             ports: BTreeMap::from([
                 (
                     1,
@@ -343,7 +352,8 @@ mod tests {
     fn a_policy_comes_back_from_the_wire_as_it_was() {
         let (nowhere, unknown) = (Some(Locality::default()), None);
         for locality in [policy().locality, nowhere, unknown] {
-            let policy = InboundPolicy { locality, ..policy() };
+            let egress = if locality.is_none() { EgressMode::AllowAny } else { policy().egress };
+            let policy = InboundPolicy { locality, egress, ..policy() };
             let bytes = wire::InboundPolicy::from(&policy).encode_to_vec();
             let decoded = wire::InboundPolicy::decode(bytes.as_slice()).unwrap();
             assert_eq!(InboundPolicy::try_from(decoded).unwrap(), policy);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use tidegate_core::backend::{
-    Backend, BackendProtocol, BackendRef, Endpoint, Topology, Transport, UsableEndpoints,
+    Backend, BackendProtocol, BackendRef, Endpoint, OriginalDestination, Topology, Transport, UsableEndpoints,
 };
 
 use super::affinity::Affinity;
@@ -29,6 +29,8 @@ pub(crate) struct BalancedBackend {
     /// How many are preferred. The others get what is new only while none of these can be reached.
     preferred: usize,
     affinity: Option<Box<Affinity>>,
+    /// Its endpoint is the address that was dialled.
+    original_destination: Option<OriginalDestination>,
     /// What it was made from, if its endpoints depend on where this workload runs.
     placed: Option<Box<Backend>>,
 }
@@ -98,6 +100,7 @@ impl BalancedBackend {
             endpoints,
             preferred: count,
             affinity,
+            original_destination: backend.original_destination,
             placed: is_placed.then(|| Box::new(backend.clone())),
         }
     }
@@ -114,15 +117,27 @@ impl BalancedBackend {
 
     /// Outside the mesh: the address that was dialled.
     pub(crate) fn outside(dialled: SocketAddr) -> Self {
-        let endpoint = Arc::new(Endpoint::new(dialled, Transport::Plain));
-        let state = Arc::<EndpointState>::default();
-        let peers = Arc::from([state.clone()]);
-        let endpoint = BalancedEndpoint { endpoint, state, peers, remote: EndpointRemote::outside() };
-        Self::without_rules(BackendProtocol::Http, vec![endpoint])
+        Self::without_rules(BackendProtocol::Http, vec![BalancedEndpoint::alone(dialled)])
+    }
+
+    /// The same backend for connections to an address, which may be its endpoint.
+    pub(super) fn at(self: &Arc<Self>, dialled: SocketAddr) -> Arc<Self> {
+        let Some(OriginalDestination { port }) = self.original_destination else { return self.clone() };
+        let address = SocketAddr::new(dialled.ip(), port.unwrap_or(dialled.port()));
+        let endpoints = vec![BalancedEndpoint::alone(address)];
+        Arc::new(Self { name: self.name.clone(), ..Self::without_rules(self.protocol, endpoints) })
     }
 
     fn without_rules(protocol: BackendProtocol, endpoints: Vec<BalancedEndpoint>) -> Self {
-        Self { name: None, protocol, preferred: endpoints.len(), endpoints, affinity: None, placed: None }
+        Self {
+            name: None,
+            protocol,
+            preferred: endpoints.len(),
+            endpoints,
+            affinity: None,
+            original_destination: None,
+            placed: None,
+        }
     }
 
     /// Whether its topology leaves out endpoints of a family.
@@ -244,6 +259,14 @@ pub(super) fn is_of_family(endpoint: &Endpoint, is_ipv4: bool) -> bool {
 }
 
 impl BalancedEndpoint {
+    /// The only endpoint of its backend.
+    fn alone(address: SocketAddr) -> Self {
+        let endpoint = Arc::new(Endpoint::new(address, Transport::Plain));
+        let state = Arc::<EndpointState>::default();
+        let peers = Arc::from([state.clone()]);
+        Self { endpoint, state, peers, remote: EndpointRemote::outside() }
+    }
+
     /// Whether it is for clients that dial an address of this family.
     pub(super) fn is_for(&self, is_ipv4: bool) -> bool {
         is_of_family(&self.endpoint, is_ipv4)

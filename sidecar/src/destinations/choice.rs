@@ -34,6 +34,8 @@ pub(crate) struct EndpointChoice {
 pub(crate) enum NoEndpoint {
     /// The controller, or a resource that cannot be used, blocks the destination.
     Blocked,
+    /// No object has the address, and such addresses are refused.
+    Unregistered,
     /// The backend has endpoints, but its topology leaves this workload none.
     NotLocal,
     /// The backend has no endpoints.
@@ -47,6 +49,7 @@ impl NoEndpoint {
     pub(crate) fn details(self) -> &'static str {
         match self {
             Self::Blocked => "destination_blocked",
+            Self::Unregistered => "destination_unregistered",
             Self::NotLocal => "no_local_endpoint",
             Self::NoneHealthy => "no_healthy_upstream",
             Self::NoRoute => "route_not_found",

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidegate_core::Destination;
 use tidegate_core::backend::{Backend, BackendRef, Locality};
 use tidegate_core::destination::DestinationTarget;
 use tidegate_core::route::{RouteTable, RoutesName};
+use tidegate_core::{Destination, EgressMode};
 use tidegate_proto::ResourceName;
 
 use super::backend::BalancedBackend;
@@ -91,13 +91,28 @@ impl References {
         moved
     }
 
+    /// Where connections to addresses that no object has go. Returns whether that is news.
+    pub(super) fn set_egress(&mut self, mode: EgressMode) -> bool {
+        let is_news = self.caller.egress != mode;
+        self.caller.egress = mode;
+        is_news
+    }
+
+    /// An address that no object has, or none that is known yet.
+    pub(super) fn unknown(&self, dialled: SocketAddr) -> ResolvedDestination {
+        match &self.caller.egress {
+            EgressMode::AllowAny => ResolvedDestination::outside(dialled),
+            EgressMode::RegistryOnly(reason) => ResolvedDestination::unregistered(dialled, reason.clone()),
+        }
+    }
+
     /// The names that a destination leads to: its backend, or its routes and their backends.
     pub(super) fn of<'r>(
         &'r self,
         destination: &'r Destination,
     ) -> impl Iterator<Item = ResourceName> + use<'r> {
         let (backend, routes) = match destination {
-            Destination::Passthrough | Destination::Blocked(_) => (None, None),
+            Destination::Passthrough | Destination::Unknown | Destination::Blocked(_) => (None, None),
             Destination::Routed { target: DestinationTarget::Backend(backend), .. } => (Some(backend), None),
             Destination::Routed { target: DestinationTarget::Routes(routes), .. } => (None, Some(routes)),
         };
@@ -115,12 +130,13 @@ impl References {
     ) -> Option<ResolvedDestination> {
         let (target, protocol) = match destination {
             Destination::Passthrough => return Some(ResolvedDestination::outside(dialled)),
+            Destination::Unknown => return Some(self.unknown(dialled)),
             Destination::Blocked(reason) => {
                 return Some(ResolvedDestination::blocked(dialled, reason.clone()));
             }
             Destination::Routed { target, protocol } => (target, *protocol),
         };
-        let backend = |name: &BackendRef| self.backends.get(name)?.value.clone();
+        let backend = |name: &BackendRef| Some(self.backends.get(name)?.value.as_ref()?.at(dialled));
         let resolved = match target {
             DestinationTarget::Backend(name) => ResolvedDestination::to(dialled, backend(name)?),
             DestinationTarget::Routes(name) => {

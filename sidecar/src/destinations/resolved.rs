@@ -25,6 +25,9 @@ pub(crate) struct ResolvedDestination {
 pub(crate) enum ResolvedTarget {
     /// They are refused, for this reason.
     Blocked(Arc<str>),
+    /// They are refused, for this reason: no object has the address. What a connection carries is looked at, so that the
+    /// refusal can name the host.
+    Unregistered(Arc<str>),
     /// All go to this backend.
     Backend(Arc<BalancedBackend>),
     /// The rule that applies to a request.
@@ -41,6 +44,12 @@ impl ResolvedDestination {
     pub(crate) fn blocked(dialled: SocketAddr, reason: Arc<str>) -> Self {
         let target = ResolvedTarget::Blocked(reason);
         Self { dialled, protocol: AppProtocol::Tcp, name: None, target }
+    }
+
+    /// Connections are refused, because no object has the address.
+    pub(crate) fn unregistered(dialled: SocketAddr, reason: Arc<str>) -> Self {
+        let target = ResolvedTarget::Unregistered(reason);
+        Self { dialled, protocol: AppProtocol::Undeclared, name: None, target }
     }
 
     /// Connections go to this backend, as opaque bytes.
@@ -78,7 +87,7 @@ impl ResolvedDestination {
     pub(crate) fn block_reason(&self) -> Option<&Arc<str>> {
         match &self.target {
             ResolvedTarget::Blocked(reason) => Some(reason),
-            ResolvedTarget::Backend(_) | ResolvedTarget::Routes(_) => None,
+            ResolvedTarget::Unregistered(_) | ResolvedTarget::Backend(_) | ResolvedTarget::Routes(_) => None,
         }
     }
 
@@ -93,6 +102,7 @@ impl ResolvedDestination {
     pub(crate) fn choose_for_connection(&self, server: Option<&str>) -> Result<EndpointChoice, NoEndpoint> {
         let routes = match &self.target {
             ResolvedTarget::Blocked(_) => return Err(NoEndpoint::Blocked),
+            ResolvedTarget::Unregistered(_) => return Err(NoEndpoint::Unregistered),
             ResolvedTarget::Backend(backend) => return self.choose(backend),
             ResolvedTarget::Routes(routes) => routes,
         };
@@ -124,7 +134,7 @@ impl ResolvedDestination {
 
     fn backends(&self) -> &[Arc<BalancedBackend>] {
         match &self.target {
-            ResolvedTarget::Blocked(_) => &[],
+            ResolvedTarget::Blocked(_) | ResolvedTarget::Unregistered(_) => &[],
             ResolvedTarget::Backend(backend) => std::slice::from_ref(backend),
             ResolvedTarget::Routes(routes) => routes.backends(),
         }

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 
 use rustls_pki_types::ServerName;
 use tidegate_core::backend::{BackendProtocol, BackendRef, Endpoint, Transport};
-use tidegate_core::{Destination, Identity, ObjectRef, TrustDomain};
+use tidegate_core::{Destination, EgressMode, Identity, ObjectRef, TrustDomain};
 use tidegate_runtime::readiness::Readiness;
 
 use super::*;
@@ -80,6 +80,7 @@ fn listener(account: &str) -> Option<Body> {
         locality: None,
         telemetry: Default::default(),
         external_authorization: None,
+        egress: EgressMode::AllowAny,
         ports,
     };
     Some(Body::Listener((&policy).into()))

@@ -198,6 +198,11 @@ fn of_status(status: u16) -> LocalReply {
     LocalReply { status: status.as_u16(), reason, body: reason, close: false, flag, details: "" }
 }
 
+/// No object has the address that the app requests something from. Istio's response with `REGISTRY_ONLY`.
+pub(super) fn unregistered(details: &'static str) -> LocalReply {
+    LocalReply { status: 502, reason: "Bad Gateway", body: "", ..no_endpoint(details) }
+}
+
 /// The app closed the connection before it responded.
 pub(super) fn connection_terminated() -> LocalReply {
     LocalReply {

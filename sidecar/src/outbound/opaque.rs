@@ -9,7 +9,7 @@ use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 
 use super::{Dialled, OutboundConnection};
-use crate::destinations::{EndpointChoice, NoEndpoint, ResolvedDestination};
+use crate::destinations::{EndpointChoice, NoEndpoint, ResolvedDestination, ResolvedTarget};
 use crate::detect::{self, FirstBytes};
 use crate::remotes::RemoteId;
 use crate::stream::{Abort, MaybeTls};
@@ -39,12 +39,15 @@ impl OutboundConnection<'_> {
     /// Connects to an endpoint of the destination, and forwards bytes until both are done. `received`: what was already
     /// read from the app.
     pub(super) async fn opaque(&self, io: TcpStream, received: BytesMut, target: Arc<ResolvedDestination>) {
+        if let ResolvedTarget::Unregistered(reason) = target.target() {
+            return Box::pin(self.refuse(io, received, &target, reason)).await;
+        }
         let attempt = self.line.guard(Box::pin(self.connect(&target, &received))).await;
         let Ok(ConnectAttempt { endpoint, result }) = attempt else { return io.abort() };
         let remote = endpoint.map_or_else(|| self.remote(&target), |endpoint| endpoint.remote);
         let security = ConnectionSecurity::outbound(endpoint.as_ref());
         let tcp = self.context.http.telemetry.tcp(true, remote, security);
-        let told = Told { outbound: self, target: &target, endpoint, tcp };
+        let told = Told { outbound: self, target: &target, endpoint, tcp, server_name: None };
         match result {
             Ok((upstream, choice)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
             Err(failure) => {
@@ -118,11 +121,13 @@ fn first_choice(target: &ResolvedDestination, received: &[u8]) -> Result<Endpoin
 }
 
 /// A connection that has found its endpoint, or none.
-struct Told<'s> {
-    outbound: &'s OutboundConnection<'s>,
-    target: &'s ResolvedDestination,
-    endpoint: Option<DialledEndpoint>,
-    tcp: CountedTcp,
+pub(super) struct Told<'s> {
+    pub(super) outbound: &'s OutboundConnection<'s>,
+    pub(super) target: &'s ResolvedDestination,
+    pub(super) endpoint: Option<DialledEndpoint>,
+    /// The host that the app wants to reach, where its first bytes were read.
+    pub(super) server_name: Option<&'s str>,
+    pub(super) tcp: CountedTcp,
 }
 
 impl Told<'_> {
@@ -157,7 +162,7 @@ impl Told<'_> {
     }
 
     /// Writes the access log record. `received`: bytes of the app; `sent`: bytes to it.
-    fn record(&self, flag: ResponseFlag, details: &'static str, received: u64, sent: u64) {
+    pub(super) fn record(&self, flag: ResponseFlag, details: &'static str, received: u64, sent: u64) {
         let OutboundConnection { context, dialled: Dialled { peer, address }, accepted, .. } = self.outbound;
         self.tcp.moved(received, sent);
         context.http.telemetry.record(&Record {
@@ -167,6 +172,7 @@ impl Told<'_> {
                 service: self.target.name().map(|name| &**name),
                 destination: RemoteId::UNKNOWN,
                 endpoint: self.endpoint,
+                server_name: self.server_name,
             }),
             start: Some(*accepted),
             duration: SystemTime::now().duration_since(*accepted).unwrap_or_default(),

@@ -7,12 +7,13 @@ mod endings;
 mod http;
 mod routes;
 mod traces;
+mod unregistered;
 
 use std::time::Instant;
 
 use tidegate_core::backend::{Backend, BackendProtocol, BackendRef, Endpoint, Transport};
 use tidegate_core::policy::AppProtocol;
-use tidegate_core::{Destination, Identity, ObjectRef, TrustDomain};
+use tidegate_core::{Destination, EgressMode, Identity, ObjectRef, TrustDomain};
 use tidegate_proto::ResourceName;
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -54,6 +55,7 @@ impl Client {
         let (publisher, snapshots) = channel();
         let destinations = Arc::new(Destinations::default());
         destinations.connect();
+        destinations.set_egress(EgressMode::AllowAny);
         let outbound = FixedOutbound { address: "127.0.0.1:0".parse().unwrap(), destination: dialled };
         let workers = Workers::start(WorkersConfig {
             count: 1,

@@ -6,7 +6,7 @@ use tidegate_core::route::RouteMatch;
 use tidegate_core::route::filter::{HeaderEdits, LocalRateLimit};
 use tidegate_core::route::matching::PathMatch;
 use tidegate_core::telemetry::TelemetrySettings;
-use tidegate_core::{Identity, ObjectRef, TrustDomain};
+use tidegate_core::{EgressMode, Identity, ObjectRef, TrustDomain};
 
 use super::*;
 
@@ -47,6 +47,7 @@ fn policy(connections: u32, requests: u32, (path, of_path): (&str, u32)) -> Inbo
         workload: "shop/cart".into(),
         identity: Identity::new(TrustDomain::default(), "shop", "cart").unwrap(),
         locality: None,
+        egress: EgressMode::AllowAny,
         telemetry: TelemetrySettings::default(),
         external_authorization: None,
         ports: BTreeMap::from([(PORT, port)]),

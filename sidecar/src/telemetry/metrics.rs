@@ -75,7 +75,7 @@ pub struct Totals {
     pub outbound_opened: Count,
     /// Connections of the app that ended.
     pub outbound_closed: Count,
-    /// Connections of the app that were passed through because the controller did not resolve the destination.
+    /// Connections of the app that were for which the controller did not resolve the destination.
     pub outbound_unknown: Count,
     /// Bytes from the app on connections that it opened.
     pub outbound_sent: Count,

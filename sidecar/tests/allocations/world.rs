@@ -15,7 +15,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
     PortPolicy, RuleState, Sources, Terms,
 };
-use tidegate_core::{Identity, ObjectRef, TrustDomain};
+use tidegate_core::{EgressMode, Identity, ObjectRef, TrustDomain};
 use tidegate_sidecar::authorizer::Authorizer;
 use tidegate_sidecar::connection_info::ConnectionInfo;
 use tidegate_sidecar::http::handler::Handler;
@@ -272,6 +272,7 @@ pub(crate) fn handler(
         locality: None,
         telemetry: Default::default(),
         external_authorization: None,
+        egress: EgressMode::AllowAny,
         ports: BTreeMap::from([(local.port(), port_policy)]),
     };
     let (publisher, snapshots) = snapshot::channel();

@@ -144,6 +144,8 @@ async fn definitions(cluster: &Cluster) -> anyhow::Result<CheckOutcome> {
         let stored = ours.spec.versions.iter().find(|version| version.storage);
         let version = stored.map(|version| version.name.as_str()).unwrap_or_default();
         match cluster.get(&api, &name, &format!("CustomResourceDefinition {name}")).await? {
+            // Kinds of Istio are optional.
+            None if manifest::is_shared(&ours) => {}
             None => wrong.push(format!("{name} is missing")),
             Some(crd) => {
                 let is_served =

@@ -556,3 +556,23 @@ async fn a_traffic_target_that_is_not_committed_is_named_with_its_reason() {
         ["Failed traffic-targets-committed: TrafficTarget httpbin/bad: TCPRoute httpbin/x does not exist"]
     );
 }
+
+#[tokio::test]
+async fn a_service_entry_that_is_not_in_force_is_named_with_its_reason() {
+    let (fake, _) = healthy().await;
+    let entry = |namespace: &str, name: &str, status: &str, message: &str| {
+        let conditions = json!([{"type": "Other", "status": "False"}, {"type": "Accepted", "status": status, "message": message}]);
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+               "metadata": {"name": name, "namespace": namespace}, "spec": {}, "status": {"conditions": conditions}})
+    };
+    fake.put(crd("serviceentries", "networking.istio.io", "v1"));
+    fake.put(namespace("elsewhere", json!({})));
+    fake.put(entry("elsewhere", "theirs", "False", "wrong"));
+    fake.put(entry("httpbin", "good", "True", "fine"));
+    assert_eq!(faults(&checked(&fake).await), Vec::<String>::new());
+    fake.put(entry("httpbin", "bad", "False", "spec.resolution: DNS is not supported yet"));
+    assert_eq!(
+        faults(&checked(&fake).await),
+        ["Warning service-entries-accepted: httpbin/bad: spec.resolution: DNS is not supported yet"]
+    );
+}

@@ -60,18 +60,19 @@ fn with_resolver<T>(documents: &[&str], ask: impl FnOnce(Resolver<'_>) -> T) -> 
 }
 
 fn resolve(documents: &[&str], address: &str) -> Resolved<Destination> {
-    with_resolver(documents, |resolver| resolver.destination(address.parse().unwrap()))
+    with_resolver(documents, |resolver| resolver.for_all_clients(address))
 }
 
 fn backend(documents: &[&str], name: &BackendRef) -> Resolved<Option<Backend>> {
     with_resolver(documents, |resolver| resolver.backend(name))
 }
 
-/// `passthrough`, or the name and the endpoints of the address's family, each with the service account that must answer.
+/// `passthrough`, `unknown`, or the name and the endpoints of the address's family, each with the service account that must answer.
 fn told(documents: &[&str], address: &str) -> String {
     let is_ipv4 = address.parse::<SocketAddr>().unwrap().is_ipv4();
     match resolve(documents, address).value {
         Destination::Passthrough => "passthrough".to_owned(),
+        Destination::Unknown => "unknown".to_owned(),
         Destination::Routed { target: DestinationTarget::Backend(name), .. } => {
             let backend = backend(documents, &name).value.expect("what a destination refers to exists");
             let endpoint = |endpoint: &Endpoint| match &endpoint.transport {
@@ -106,26 +107,36 @@ fn a_cluster_ip_is_its_service_s_ready_endpoints_meshed_where_the_pod_has_a_side
 }
 
 #[test]
-fn what_is_outside_the_mesh_is_passed_through() {
+fn what_is_outside_the_mesh_is_passed_through_if_a_service_has_it_and_unknown_otherwise() {
     let slice = slice("IPv4", HTTP, &[("10.1.0.2", "b", "")]);
     let b = plain_pod("b", "10.1.0.2");
-    for (spec, address) in [
+    for (spec, address, expected) in [
         // No endpoint has a sidecar; another port; an unknown address; a node port; the Pod itself.
-        (CART, "10.96.0.10:80"),
-        (CART, "10.96.0.10:8080"),
-        (CART, "192.0.2.1:80"),
+        (CART, "10.96.0.10:80", "passthrough"),
+        (CART, "10.96.0.10:8080", "passthrough"),
+        (CART, "192.0.2.1:80", "unknown"),
         (
             "type: NodePort, clusterIP: 10.96.0.10, ports: [{name: http, port: 80, nodePort: 30080}]",
             "192.168.0.1:30080",
+            "unknown",
         ),
-        (CART, "10.1.0.2:8080"),
-        ("type: ExternalName, externalName: example.com", "10.96.0.10:80"),
-        ("clusterIP: 10.96.0.10, ports: [{name: http, port: 80, protocol: UDP}]", "10.96.0.10:80"),
+        (CART, "10.1.0.2:8080", "unknown"),
+        // Clients of a headless Service get the Pod's address from DNS.
+        ("clusterIP: None, ports: [{name: http, port: 80, targetPort: web}]", "10.1.0.2:8080", "passthrough"),
+        ("type: ExternalName, externalName: example.com", "10.96.0.10:80", "unknown"),
+        (
+            "clusterIP: 10.96.0.10, ports: [{name: http, port: 80, protocol: UDP}]",
+            "10.96.0.10:80",
+            "passthrough",
+        ),
     ] {
-        assert_eq!(told(&[&service(spec), &slice, &b], address), "passthrough", "{spec} {address}");
+        assert_eq!(told(&[&service(spec), &slice, &b], address), expected, "{spec} {address}");
     }
     let without_slices = service("clusterIP: 10.96.0.10, ports: [{port: 80}]");
     assert_eq!(told(&[&without_slices], "10.96.0.10:80"), "passthrough", "another mesh or program serves it");
+    let headless = service("clusterIP: None, ports: [{name: http, port: 80}]");
+    let alone = slice.replace(", targetRef: {kind: Pod, name: b, namespace: shop, uid: b-uid}", "");
+    assert_eq!(told(&[&headless, &alone], "10.1.0.2:8080"), "passthrough", "an endpoint without a Pod");
 }
 
 #[test]
@@ -385,8 +396,8 @@ fn a_completed_pod_gives_its_address_s_next_owner_nothing() {
     let done = pod("done", &["10.1.0.1"], "").replace("Running", "Succeeded");
     let a = pod("a", &["10.1.0.1"], "");
     assert_eq!(told(&[&done, &a], "10.1.0.1:8080"), "shop/a 10.1.0.1:8080=a");
-    assert_eq!(told(&[&done, &plain_pod("plain", "10.1.0.1")], "10.1.0.1:8080"), "passthrough");
-    assert_eq!(told(&[&done], "10.1.0.1:8080"), "passthrough");
+    assert_eq!(told(&[&done, &plain_pod("plain", "10.1.0.1")], "10.1.0.1:8080"), "unknown");
+    assert_eq!(told(&[&done], "10.1.0.1:8080"), "unknown");
 }
 
 #[test]

@@ -168,7 +168,7 @@ fn conditions(documents: &[&str], features: Features) -> String {
 fn a_service_without_routes_keeps_its_backend_and_one_with_routes_names_them() {
     let destination = |documents: &[&str], features, address: &str| {
         let index = index(documents);
-        with_resolver(&index, features, |resolver| resolver.destination(address.parse().unwrap()).value)
+        with_resolver(&index, features, |resolver| resolver.for_all_clients(address).value)
     };
     let route = http(&format!("{{{TO_V1}}}"));
     let routed = destination(&[SERVICES, &route], Features::ALL, "10.96.0.10:80");

@@ -93,7 +93,7 @@ fn of_service_port(port: &ServicePort) -> usize {
         + target
 }
 
-/// An EndpointSlice: each endpoint with a target has an entry for its Pod.
+/// An EndpointSlice: each endpoint has an entry for its Pod, or for each of its addresses.
 pub(super) fn of_slice(slice: &EndpointSlice) -> usize {
     let endpoints: usize = slice.endpoints.iter().flatten().map(of_endpoint).sum();
     let ports: usize = slice
@@ -111,7 +111,8 @@ pub(super) fn of_slice(slice: &EndpointSlice) -> usize {
 /// An endpoint with its addresses, the reference to its Pod, and where it is.
 fn of_endpoint(endpoint: &Endpoint) -> usize {
     let addresses: usize = endpoint.addresses.iter().map(|address| item::<String>() + text(address)).sum();
-    let target = endpoint.target_ref.as_ref().map_or(0, |target| {
+    let alone = REFERENCE * endpoint.addresses.len();
+    let target = endpoint.target_ref.as_ref().map_or(alone, |target| {
         let texts = [&target.kind, &target.name, &target.namespace, &target.uid].into_iter().map(optional);
         REFERENCE + texts.sum::<usize>()
     });

@@ -2,7 +2,7 @@ use tidegate_proto::discovery::resource::Body;
 use tidegate_proto::discovery::weighted_backend::Target;
 
 use super::*;
-use crate::object::Change;
+use crate::object::{Change, ObjectKey};
 use crate::source::folder::{FolderSource, is_local};
 
 const SERVICES: &str = r"
@@ -111,7 +111,7 @@ fn a_destination_leads_to_routes_while_there_are_any() {
     assert_eq!(news(&client), [format!("{ROUTES}: v2"), format!("{DESTINATION}: [\"{ROUTES}\"]")]);
     let key = controller.index.read().unwrap().routes().next().map(|route| (route.kind, route.name.clone()));
     let (kind, name) = key.unwrap();
-    controller.change(vec![Change::Delete(crate::object::ObjectKey { kind, name })]);
+    controller.change(vec![Change::Delete(ObjectKey { kind, name })]);
     let after = news(&client);
     assert_eq!(after[0], format!("{ROUTES}: gone"));
     assert!(after[1] == backend || after[1] == format!("{DESTINATION}: []"), "{after:?}");
@@ -183,4 +183,39 @@ fn a_split_its_group_and_its_backends_change_the_routes_of_its_root() {
     assert_eq!(news(&client), [format!("{ROUTES}: v2,v3,cart")], "its new matches");
     controller.apply(&route("shop/r", "v2"));
     assert_eq!(news(&client), [format!("{ROUTES}: v2")]);
+}
+
+#[test]
+fn clients_of_a_namespace_get_what_its_own_service_entry_makes_of_an_address() {
+    let controller = Controller::started();
+    let name = Arc::new(ResourceName::parse("destination/192.0.2.1:443").unwrap());
+    let [mut web, mut shop] = ["web", "shop"].map(|namespace| controller.resources.subscriber(namespace));
+    for client in [&mut web, &mut shop] {
+        client.subscribe(name.clone());
+        assert_eq!(news(client), [format!("{name}: []")]);
+    }
+    let entry = |namespace: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: {namespace}}}\n\
+             spec: {{hosts: [a.example], addresses: [192.0.2.0/24], ports: [{{number: 443, name: t, protocol: TCP}}]}}\n"
+        )
+    };
+    let led_to = |namespace: &str| format!("{name}: [\"backend/ServiceEntry/{namespace}/e:443\"]");
+    controller.apply(&entry("ops"));
+    for client in [&web, &shop] {
+        assert_eq!(news(client), [led_to("ops")]);
+    }
+    controller.apply(&entry("shop"));
+    assert_eq!(news(&shop), [led_to("shop")]);
+    let same = news(&web);
+    assert!(same.iter().all(|line| *line == led_to("ops")), "{same:?}");
+    let backend = Arc::new(ResourceName::parse("backend/ServiceEntry/shop/e:443").unwrap());
+    shop.subscribe(backend.clone());
+    assert_eq!(news(&shop), [format!("{backend}: []")]);
+    let key = |namespace: &str| ObjectKey { kind: Kind::ServiceEntry, name: ObjectName::new(namespace, "e") };
+    controller.change(vec![Change::Delete(key("shop")), Change::Delete(key("ops"))]);
+    assert_eq!(news(&shop), [format!("{backend}: gone"), format!("{name}: []")]);
+    assert_eq!(news(&web), [format!("{name}: []")]);
+    drop((web, shop));
+    assert_eq!(controller.resources.len(), 0);
 }

@@ -74,7 +74,7 @@ fn merged(stored: &[Value], ours: &[Value], now: &str) -> Vec<Value> {
 }
 
 /// An entry with the times of its conditions.
-fn dated(entry: &Value, before: Option<&Value>, now: &str) -> Value {
+pub(super) fn dated(entry: &Value, before: Option<&Value>, now: &str) -> Value {
     let mut entry = entry.clone();
     let known = before.and_then(|before| before["conditions"].as_array());
     for condition in entry["conditions"].as_array_mut().into_iter().flatten() {
@@ -87,7 +87,7 @@ fn dated(entry: &Value, before: Option<&Value>, now: &str) -> Value {
 }
 
 /// The time, to the second, as Kubernetes writes it.
-fn now() -> String {
+pub(super) fn now() -> String {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default().to_string()
 }
 

@@ -215,3 +215,29 @@ async fn a_route_s_parents_are_merged_into_those_of_other_controllers_and_writte
     replica.statuses.write(&key, &ObjectStatus { parents: Some(vec![]), ..committed() }, None);
     api.wait_for(|api| parents(api) == json!([theirs])).await;
 }
+
+#[tokio::test]
+async fn a_service_entry_s_status_has_a_condition_beside_those_of_others() {
+    const ENTRIES: &str = "networking.istio.io/v1/serviceentries";
+    let api = FakeApi::start().await;
+    let theirs = json!({"type": "Reconciled", "status": "True"});
+    let status = json!({"conditions": [theirs], "addresses": [{"value": "240.240.0.1"}]});
+    api.apply(
+        ENTRIES,
+        json!({"metadata": {"namespace": "ns", "name": "a"}, "spec": {"hosts": ["a"]}, "status": status}),
+    );
+    let replica = Replica::start(&api, true);
+    let refused = ObjectStatus { condition: Some("Conflicted"), ..error("port 443 is another's") };
+    replica.statuses.write(&key(Kind::ServiceEntry, "ns/a"), &refused, None);
+    let stored = |api: &FakeApi| api.get(ENTRIES, "ns", "a").unwrap()["status"].clone();
+    api.wait_for(|api| stored(api)["conditions"].as_array().is_some_and(|all| all.len() == 2)).await;
+    let first = stored(&api);
+    assert_eq!((&first["conditions"][0], &first["addresses"]), (&theirs, &status["addresses"]));
+    let ours = &first["conditions"][1];
+    assert_eq!(ours["message"], "port 443 is another's; warning: a warning");
+    assert_eq!([&ours["type"], &ours["status"], &ours["reason"]], ["Accepted", "False", "Conflicted"]);
+    let accepted = ObjectStatus { condition: Some("Accepted"), ..committed() };
+    replica.statuses.write(&key(Kind::ServiceEntry, "ns/a"), &accepted, None);
+    api.wait_for(|api| stored(api)["conditions"][1]["status"] == "True").await;
+    assert_eq!(stored(&api)["conditions"][0], theirs);
+}

@@ -94,11 +94,6 @@ fn traffic(traffic: &TrafficSpec, settings: &mut Vec<Setting>) {
     let prefix = authorization.and_then(|authorization| authorization.stat_prefix.as_deref());
     settings.extend([
         Setting {
-            path: "spec.traffic.enableEgress",
-            value: flag(traffic.enable_egress, true),
-            instead: "workloads can reach destinations outside the mesh, and that traffic passes through unchanged; restrict it with a NetworkPolicy",
-        },
-        Setting {
             path: "spec.traffic.useHTTPSIngress",
             value: flag(traffic.use_https_ingress, false),
             instead: "set port.protocol: https on each backend of an IngressBackend",
@@ -266,7 +261,7 @@ mod tests {
                 "tlsMaxProtocolVersion": "TLSv1_2", "cipherSuites": ["A", "B"], "ecdhCurves": ["P-256"],
             },
             "traffic": {
-                "enableEgress": false, "useHTTPSIngress": true, "inboundExternalAuthorization": {"statPrefix": "opa"},
+                "useHTTPSIngress": true, "inboundExternalAuthorization": {"statPrefix": "opa"},
             },
             "observability": {
                 "osmLogLevel": "debug", "enableDebugServer": true, "prometheusScraping": false,
@@ -283,7 +278,6 @@ mod tests {
         for expected in [
             "spec.traffic.inboundExternalAuthorization.statPrefix: \"opa\" is accepted but has no effect: the metric is",
             "spec.traffic.useHTTPSIngress: true is accepted but has no effect: set port.protocol",
-            "spec.traffic.enableEgress: false is accepted but has no effect: workloads can reach",
             "spec.sidecar.tlsMinProtocolVersion: \"TLSv1_3\" is accepted but has no effect: ",
             "spec.sidecar.cipherSuites: [\"A\", \"B\"] is accepted but has no effect: ",
             "spec.certificate.certKeyBitSize: 4096 is accepted but has no effect: keys are ECDSA P-256",

@@ -227,3 +227,17 @@ fn counts_outlive_a_change_of_the_endpoints() {
     drop(held);
     assert_eq!(now.endpoints[0].open(), 0);
 }
+
+#[test]
+fn a_backend_of_the_original_destination_has_the_address_that_was_dialled() {
+    let at = |port, dialled: &str| {
+        let original_destination = Some(OriginalDestination { port });
+        let backend = Backend { original_destination, ..compiled(&[]) };
+        let backend = Arc::new(BalancedBackend::new(&backend, &Caller::default(), None));
+        let at = backend.at(dialled.parse().unwrap());
+        assert_eq!((&at.name, at.protocol), (&backend.name, backend.protocol));
+        chosen(&at).unwrap().to_string()
+    };
+    assert_eq!(at(None, "192.0.2.1:3128"), "192.0.2.1:3128");
+    assert_eq!(at(Some(8443), "[fd00::1]:443"), "[fd00::1]:8443");
+}

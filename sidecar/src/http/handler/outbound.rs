@@ -38,6 +38,11 @@ impl Outbound {
                 self.refusals.blocked(self.dialled, reason);
                 Handled::reply(local_reply::blocked(NoEndpoint::Blocked.details()))
             }
+            ResolvedTarget::Unregistered(reason) => {
+                let host = String::from_utf8_lossy(request.authority);
+                self.refusals.unregistered(self.dialled, Some(&host), reason);
+                Handled::reply(local_reply::unregistered(NoEndpoint::Unregistered.details()))
+            }
             ResolvedTarget::Backend(backend) => forward(&destination, backend, request),
             ResolvedTarget::Routes(routes) => route(&destination, routes, self.dialled.port(), request),
         }

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use tidegate_core::policy::Decision;
 
+use crate::destinations::NoEndpoint;
 use crate::telemetry::Record;
 
 /// Maximum bytes of a field from the wire, so that a client cannot determine the length of a line.
@@ -104,6 +105,7 @@ fn upstream_cluster(record: &Record<'_>) -> String {
     if let Some(outbound) = &record.outbound {
         return match outbound.service {
             Some(service) => format!("outbound|{}||{service}", outbound.dialled.port()),
+            None if record.details == NoEndpoint::Unregistered.details() => "BlackHoleCluster".to_owned(),
             None => "PassthroughCluster".to_owned(),
         };
     }
@@ -112,7 +114,9 @@ fn upstream_cluster(record: &Record<'_>) -> String {
 
 /// The SNI of the client's ClientHello.
 fn server_name<'a>(record: &Record<'a>) -> &'a [u8] {
-    record.connection.and_then(|c| c.server_name.as_deref()).unwrap_or_default().as_bytes()
+    let outbound = record.outbound.as_ref().and_then(|outbound| outbound.server_name);
+    let inbound = record.connection.and_then(|connection| connection.server_name.as_deref());
+    outbound.or(inbound).unwrap_or_default().as_bytes()
 }
 
 /// The rule of a route that applied.

@@ -41,7 +41,7 @@ const TOTALS: [(&str, &str, TotalUnit, TotalCount); 9] = [
     ("tidegate_sent", "Payload to clients", TotalUnit::Bytes, |totals| &totals.sent),
     (
         "tidegate_outbound_unknown",
-        "Connections of the app that were passed through because the controller did not resolve the destination",
+        "Connections of the app for which the controller did not resolve the destination",
         TotalUnit::One,
         |totals| &totals.outbound_unknown,
     ),

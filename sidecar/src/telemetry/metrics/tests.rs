@@ -96,6 +96,7 @@ fn opened_to(endpoint: DialledEndpoint) -> OutboundRecord<'static> {
         service: Some("shop/cart"),
         destination: RemoteId::UNKNOWN,
         endpoint: Some(endpoint),
+        server_name: None,
     }
 }
 

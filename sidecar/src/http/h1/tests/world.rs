@@ -12,7 +12,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, AppProtocol, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
     RuleState, Sources, Terms,
 };
-use tidegate_core::{CidrSet, Identity, ObjectRef, TrustDomain};
+use tidegate_core::{CidrSet, EgressMode, Identity, ObjectRef, TrustDomain};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
@@ -98,6 +98,7 @@ impl World {
             locality: None,
             telemetry: Default::default(),
             external_authorization: None,
+            egress: EgressMode::AllowAny,
             ports: BTreeMap::from([(PORT, port)]),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(policy.into()));

@@ -17,7 +17,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule,
     PortPolicy, RuleState, Sources, Terms,
 };
-use tidegate_core::{Identity, ObjectRef, Principal};
+use tidegate_core::{EgressMode, Identity, ObjectRef, Principal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
 
@@ -199,6 +199,7 @@ impl Sidecar {
             locality: None,
             telemetry: Default::default(),
             external_authorization: None,
+            egress: EgressMode::AllowAny,
             ports: [(PORT, port)].into(),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy.clone())));

@@ -11,7 +11,7 @@ use tidegate_core::policy::{
     ActiveIngressRule, ClientCheck, InboundPolicy, IngressRule, IngressTransport, MeshRule, PortPolicy,
     Reason, RuleState, Sources, Terms,
 };
-use tidegate_core::{CidrSet, Identity, ObjectRef, Principal, TrustDomain};
+use tidegate_core::{CidrSet, EgressMode, Identity, ObjectRef, Principal, TrustDomain};
 
 use super::*;
 use crate::connection_info::ConnectionInfo;
@@ -79,6 +79,7 @@ impl World {
             locality: None,
             telemetry: Default::default(),
             external_authorization: None,
+            egress: EgressMode::AllowAny,
             ports: BTreeMap::from([(PORT, port)]),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(policy.into()));

@@ -1,0 +1,151 @@
+//! What the texts of a ServiceEntry mean.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tidegate_core::PortProtocol;
+
+use super::{EntryPort, ServiceEntrySpec, WorkloadEntry};
+
+/// What connections to a port carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryProtocol {
+    /// Bytes that are not parsed.
+    Tcp,
+    /// The app's own TLS, with a server name.
+    Tls,
+    /// HTTP in the client's version.
+    Http,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// Nothing is declared.
+    Undeclared,
+    /// Not TCP.
+    Udp,
+}
+
+/// Where the addresses of endpoints come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// The address that was dialled.
+    None,
+    /// The entry's endpoints, or the Pods that it selects.
+    Static,
+    /// DNS: all addresses.
+    Dns,
+    /// DNS: one address after the other.
+    DnsRoundRobin,
+    /// DNS: the name that each request or connection is for.
+    DynamicDns,
+}
+
+/// Whether endpoints are part of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryLocation {
+    /// They are not.
+    External,
+    /// They are.
+    Internal,
+}
+
+impl ServiceEntrySpec {
+    /// Where the addresses of endpoints come from; the text, if it is not known.
+    pub fn resolution(&self) -> Result<Resolution, &str> {
+        match self.resolution.as_deref() {
+            None | Some("NONE") => Ok(Resolution::None),
+            Some("STATIC") => Ok(Resolution::Static),
+            Some("DNS") => Ok(Resolution::Dns),
+            Some("DNS_ROUND_ROBIN") => Ok(Resolution::DnsRoundRobin),
+            Some("DYNAMIC_DNS") => Ok(Resolution::DynamicDns),
+            Some(other) => Err(other),
+        }
+    }
+
+    /// Whether endpoints are part of the mesh; the text, if it is not known.
+    pub fn location(&self) -> Result<EntryLocation, &str> {
+        match self.location.as_deref() {
+            None | Some("MESH_EXTERNAL") => Ok(EntryLocation::External),
+            Some("MESH_INTERNAL") => Ok(EntryLocation::Internal),
+            Some(other) => Err(other),
+        }
+    }
+
+    /// The addresses as ranges; an address is a range of one. What cannot be parsed is left out.
+    pub fn ranges(&self) -> impl Iterator<Item = IpNet> {
+        self.addresses.iter().filter_map(|text| address_range(text))
+    }
+
+    /// The port with this number.
+    pub fn port(&self, number: u16) -> Option<&EntryPort> {
+        self.ports.iter().find(|port| port.number == u32::from(number))
+    }
+
+    /// Whether the workloads of a namespace see the entry, which is in the namespace `own`.
+    pub fn is_exported_to(&self, namespace: &str, own: &str) -> bool {
+        let is_meant = |text: &String| match text.as_str() {
+            "*" => true,
+            "~" => false,
+            "." => namespace == own,
+            name => namespace == name,
+        };
+        self.export_to.is_empty() || self.export_to.iter().any(is_meant)
+    }
+}
+
+impl EntryPort {
+    /// The number, if it is one of a port.
+    pub fn number(&self) -> Option<u16> {
+        port(self.number)
+    }
+
+    /// What connections carry; the text, if it is not known.
+    pub fn protocol(&self) -> Result<EntryProtocol, &str> {
+        let Some(text) = self.protocol.as_deref().filter(|text| !text.is_empty()) else {
+            return Ok(EntryProtocol::Undeclared);
+        };
+        match text.to_ascii_uppercase().as_str() {
+            "TCP" | "MONGO" | "REDIS" | "MYSQL" => Ok(EntryProtocol::Tcp),
+            "TLS" | "HTTPS" => Ok(EntryProtocol::Tls),
+            "HTTP" | "GRPC-WEB" | "HTTP_PROXY" => Ok(EntryProtocol::Http),
+            "HTTP2" | "GRPC" => Ok(EntryProtocol::Http2),
+            "UDP" => Ok(EntryProtocol::Udp),
+            _ => Err(text),
+        }
+    }
+}
+
+impl EntryProtocol {
+    /// The same in the terms of a Service's port. TLS is passed on as it is.
+    pub fn of_port(self) -> PortProtocol {
+        match self {
+            Self::Tcp | Self::Tls | Self::Udp => PortProtocol::Tcp,
+            Self::Http => PortProtocol::Http,
+            Self::Http2 => PortProtocol::Http2,
+            Self::Undeclared => PortProtocol::Undeclared,
+        }
+    }
+}
+
+impl WorkloadEntry {
+    /// Its IP address; none for a name or a socket.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.address.as_deref()?.parse().ok().map(|ip: IpAddr| ip.to_canonical())
+    }
+
+    /// Its port for one of the entry's.
+    pub fn port(&self, of: &EntryPort) -> Option<u16> {
+        port(self.ports.get(&of.name).copied().or(of.target_port).unwrap_or(of.number))
+    }
+}
+
+/// The range that an IP address or a CIDR text is; its host bits are zero.
+pub(crate) fn address_range(text: &str) -> Option<IpNet> {
+    let range: Option<IpNet> = text.parse().ok();
+    let range = range.or_else(|| text.parse::<IpAddr>().ok().map(|ip| IpNet::from(ip.to_canonical())));
+    range.map(|range| range.trunc())
+}
+
+/// The number of a port.
+pub(crate) fn port(number: u32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|number| *number > 0)
+}
