@@ -6,6 +6,7 @@
 //! as anything refers to it ([`references`]).
 
 mod affinity;
+mod attempt_limits;
 mod backend;
 mod caller;
 mod choice;
@@ -29,6 +30,7 @@ use tidegate_core::{Destination, EgressMode};
 use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
+pub(crate) use attempt_limits::AttemptLimits;
 pub(crate) use backend::{BalancedBackend, BalancedEndpoint, TopologyView};
 pub(crate) use choice::{EndpointChoice, NoEndpoint};
 pub(crate) use live::LiveDestination;

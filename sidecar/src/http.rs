@@ -3,8 +3,8 @@
 //! [`handler`] decides what happens to a request; the codecs parse requests, carry out its decision and forward the
 //! responses. [`h1`] is our own HTTP/1 implementation: one task drives client and app. [`h2`] uses the h2 crate. The
 //! connections to apps and other upstreams are in `crate::upstream`. `headers` has the rules for header fields that
-//! clients send, `target` those for request targets, `local_reply` the responses that the sidecar generates itself.
-//! `external_authorization` calls the server that also authorizes requests.
+//! clients send, `target` those for request targets, `local_reply` the responses that the sidecar generates itself,
+//! `timed` the time limits of rules. `external_authorization` calls the server that also authorizes requests.
 
 mod buffer;
 pub(crate) mod clock;
@@ -15,7 +15,9 @@ pub mod handler;
 mod headers;
 mod local_reply;
 mod request;
+mod retry_budgets;
 mod target;
+mod timed;
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -40,6 +42,8 @@ pub struct HttpContext {
     pub streams: h2::Streams,
     /// Spare buffers for bytes in transit.
     pub buffers: buffer::Buffers,
+    /// Bounds the retries at each backend.
+    pub(crate) retry_budgets: retry_budgets::RetryBudgets,
     /// Formats the `date` of locally generated responses.
     pub clock: clock::DateClock,
 }
@@ -54,6 +58,7 @@ impl HttpContext {
             external_authorizations: ExternalAuthorizations::default(),
             streams: h2::Streams::default(),
             buffers: buffer::Buffers::default(),
+            retry_budgets: retry_budgets::RetryBudgets::new(),
             clock: clock::DateClock::new(),
         }
     }
@@ -64,6 +69,7 @@ impl HttpContext {
         self.upstreams.sweep(now);
         self.external_authorizations.sweep(now);
         self.streams.expire(now);
+        self.retry_budgets.sweep();
         self.telemetry.flush();
     }
 }

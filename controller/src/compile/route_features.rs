@@ -38,6 +38,9 @@ impl Features {
         Feature::RequestRedirect,
         Feature::UrlRewrite,
         Feature::BackendFilters,
+        Feature::RequestTimeout,
+        Feature::BackendTimeout,
+        Feature::Retry,
     ]);
 
     /// All of them.

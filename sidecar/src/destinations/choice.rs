@@ -93,6 +93,17 @@ impl EndpointChoice {
         DialledEndpoint::new(&self.endpoint, self.remote)
     }
 
+    /// Another endpoint for another attempt, if there is one that was not tried. This one was reached.
+    pub(crate) fn change(&mut self) {
+        self.tried.push(self.endpoint.address);
+        let next = choose(&self.backend, self.is_ipv4, &self.tried);
+        self.tried.pop();
+        if let Some(chosen) = next {
+            (self.endpoint, self.slot) = (chosen.endpoint.clone(), chosen.hold());
+            self.remote = chosen.remote();
+        }
+    }
+
     /// The connection is open.
     pub(crate) fn connected(&self) {
         self.slot.succeeded();

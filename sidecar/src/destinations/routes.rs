@@ -11,6 +11,7 @@ use tidegate_core::route::{
     Action, BackendTarget, Route, RouteRule, RouteTable, RoutesName, RuleIndex, WeightedBackend,
 };
 
+use super::attempt_limits::AttemptLimits;
 use super::backend::BalancedBackend;
 
 /// A table of routes in force, without the endpoints behind it.
@@ -38,6 +39,7 @@ pub(crate) struct ActiveRule {
     response: HeaderEdits,
     /// Whether this version does what all of its filters say.
     is_carried_out: bool,
+    limits: Option<Arc<AttemptLimits>>,
 }
 
 /// A share of a rule's requests: where it goes, and what the filters of the rule and of the backend change in it together.
@@ -129,12 +131,18 @@ impl ActiveRule {
             shares: shares.iter().map(|share| ActiveShare::new(rule, share, places)).collect(),
             response: rule.header_edits(None).1,
             is_carried_out: rule.filters.iter().all(is_carried_out),
+            limits: AttemptLimits::of(rule),
         }
     }
 
     /// Whether this version does what all of its filters say. If not, requests are answered with an error: none is skipped.
     pub(crate) fn is_carried_out(&self) -> bool {
         self.is_carried_out
+    }
+
+    /// What it allows a request beyond one attempt of any length, if it limits that.
+    pub(crate) fn limits(&self) -> Option<&Arc<AttemptLimits>> {
+        self.limits.as_ref()
     }
 
     /// Index of the share of the next request.

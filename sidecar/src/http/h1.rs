@@ -7,7 +7,7 @@
 //! tunnel's ([`crate::tunnel`]); `websocket` has the last word where that was a switch to one.
 //!
 //! A connection that waits for a request holds no buffers. A request in a steady state allocates nothing, spawns
-//! nothing and sets no timer.
+//! nothing and sets no timer, unless a route's rule limits its time or has it retried.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -28,12 +28,14 @@ use self::exchange::{Asked, Exchange, ExchangeOutcome, MOST_DRAINED, UploadState
 use self::forward::{Persistence, Span};
 use self::glimpse::Glimpse;
 use self::head::{RequestHead, Storage, has_bare_line_feed};
+use self::retry::AttemptEnd;
 use self::websocket::Followed;
 use super::HttpContext;
 use super::buffer::{Buffer, MEDIUM, SMALL};
 use super::external_authorization::RefusalResponse;
 use super::handler::{Forward, Handled, Handler, HandlerAction, PendingCheck, UpstreamProtocol};
 use super::local_reply::{self, LocalReply, ReplyForm};
+use super::timed::timed;
 use crate::destinations::AppliedRule;
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::{Abort, MaybeTls};
@@ -49,6 +51,8 @@ mod forward;
 mod glimpse;
 pub mod head;
 mod refused;
+mod replay;
+mod retry;
 pub mod transcript;
 mod watch;
 mod websocket;
@@ -306,67 +310,77 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
 
     /// Passes the request on, and the answer back.
     async fn forward(&mut self, mut forward: Forward) -> After {
+        self.exchange.begin_attempts(forward.attempts.take(), self.env);
         loop {
-            let (mut upstream, is_reused) = match self.connect(&mut forward).await {
-                Ok(connected) => connected,
-                Err(ConnectError::Ended(cause)) => return self.cut_off(cause).await,
-                Err(error) => {
-                    let reply = local_reply::upstream_failed(&UpstreamError::from(error));
-                    self.tell(&reply);
-                    return self.reply(reply).await;
+            let deadline = self.exchange.deadline();
+            let (mut upstream, is_reused) = match timed(deadline, self.connect(&mut forward)).await {
+                Ok(Ok(connected)) => connected,
+                Ok(Err(ConnectError::Ended(cause))) => return self.cut_off(cause).await,
+                Ok(Err(error)) => {
+                    let end = AttemptEnd::NotConnected(UpstreamError::from(error));
+                    match self.end_attempt(&mut forward, end).await {
+                        Some(after) => return after,
+                        None => continue,
+                    }
                 }
+                Err(which) => match self.end_attempt(&mut forward, AttemptEnd::TimedOut(which)).await {
+                    Some(after) => return after,
+                    None => continue,
+                },
             };
             let (exchange, client, inbound) = (&mut self.exchange, &mut self.client, &mut self.inbound);
             if let Some(repeatable) = &mut exchange.repeatable {
                 repeatable.is_reused = is_reused;
             }
             let around = (self.line, &**self.env);
-            let outcome = self
-                .line
-                .guard(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
-            match outcome.await {
-                Ok(ExchangeOutcome::Stale) if has_vanished(&upstream) => {
-                    if !self.handler.turn(&mut forward, &UpstreamError::Vanished) {
-                        let reply = local_reply::upstream_failed(&UpstreamError::Vanished);
-                        self.tell(&reply);
-                        return self.reply(reply).await;
+            let outcome = self.line.guard(timed(
+                deadline,
+                poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)),
+            ));
+            let end = match outcome.await {
+                Ok(Ok(ExchangeOutcome::Stale)) if has_vanished(&upstream) => {
+                    if self.handler.turn(&mut forward, &UpstreamError::Vanished) {
+                        self.exchange.rewind(&self.env.buffers);
+                        continue;
                     }
-                    self.exchange.rewind();
+                    AttemptEnd::NotConnected(UpstreamError::Vanished)
                 }
-                Ok(ExchangeOutcome::Stale) if is_reused => self.exchange.rewind(),
-                Ok(ExchangeOutcome::Complete) => {
+                Ok(Ok(ExchangeOutcome::Stale)) if is_reused => {
+                    self.exchange.rewind(&self.env.buffers);
+                    continue;
+                }
+                Ok(Ok(ExchangeOutcome::Complete)) => {
                     forward.responded(self.exchange.down.status, self.exchange.upstream_time());
                     return self.complete(forward.endpoint(), upstream).await;
                 }
-                Ok(ExchangeOutcome::Switched) => {
+                Ok(Ok(ExchangeOutcome::Switched)) => {
                     forward.responded(self.exchange.down.status, self.exchange.upstream_time());
                     return Box::pin(self.switch(upstream)).await;
                 }
-                Ok(ExchangeOutcome::Stale) => {
-                    forward.failed();
-                    let reply = local_reply::connection_terminated();
-                    self.tell(&reply);
-                    return self.reply(reply).await;
-                }
-                Ok(ExchangeOutcome::Failed(reply)) => {
-                    if is_of_upstream(reply.flag) {
-                        failed(&forward, &upstream);
+                Ok(Ok(ExchangeOutcome::Retry { wait, is_reusable })) => {
+                    forward.responded(self.exchange.down.status, self.exchange.upstream_time());
+                    match is_reusable {
+                        true => self.env.upstreams.put(forward.endpoint(), upstream),
+                        false => drop(upstream),
                     }
+                    AttemptEnd::Retry(wait)
+                }
+                Ok(Ok(outcome)) => {
+                    let has_vanished = has_vanished(&upstream);
                     drop(upstream);
-                    self.tell(&reply);
-                    return self.reply(reply).await;
+                    AttemptEnd::Broken { outcome, has_vanished }
                 }
-                Ok(ExchangeOutcome::Aborted(flag, details)) => {
-                    if is_of_upstream(flag) {
-                        failed(&forward, &upstream);
-                    }
-                    self.tell_end(self.exchange.down.status, flag, details);
-                    return After::Abort;
+                Ok(Err(which)) => {
+                    drop(upstream);
+                    AttemptEnd::TimedOut(which)
                 }
                 Err(Ended(cause)) => {
                     drop(upstream);
                     return self.cut_off(cause).await;
                 }
+            };
+            if let Some(after) = self.end_attempt(&mut forward, end).await {
+                return after;
             }
         }
     }
@@ -580,6 +594,9 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         {
             buffers.give(buffer);
         }
+        if let Some(replay) = &mut exchange.up.replay {
+            replay.release(buffers);
+        }
         *exchange = Exchange::new();
     }
 
@@ -668,11 +685,7 @@ fn prepare(
     Ok(Next::Bridge(forward, Box::new(request)))
 }
 
-/// Notes that an endpoint was reached by this connection and has not responded.
-fn failed(forward: &Forward, upstream: &MaybeTls<UpstreamTls>) {
-    if has_vanished(upstream) { forward.vanished() } else { forward.failed() }
-}
-
+/// Whether the other end acknowledges nothing any more.
 fn has_vanished(upstream: &MaybeTls<UpstreamTls>) -> bool {
     matches!(upstream, MaybeTls::Tls(tls) if tls.has_vanished())
 }

@@ -5,25 +5,26 @@
 //! Deciding copies nothing of the head and allocates nothing, unless rules distinguish paths and the client sent one that is
 //! not in normal form, or a server outside the mesh has to authorize the request, too.
 
+mod attempts;
 mod handled;
 mod inbound;
 mod outbound;
+mod send;
 
 use std::fmt::Display;
 use std::rc::Rc;
 
-use ::http::Response;
-
+pub(super) use self::attempts::{Attempts, FailedResponse};
 use self::handled::ForwardTarget;
 pub(super) use self::handled::{Forward, Handled, HandlerAction, PendingCheck, UpstreamProtocol};
 use self::inbound::Inbound;
 use self::outbound::Outbound;
+pub(super) use self::send::SentRequest;
 use super::request::Request;
 use crate::authorizer::Authorizer;
 use crate::connection_info::{OutboundInfo, ServedConnection};
 use crate::destinations::LiveDestination;
 use crate::refusal_log::RefusalLog;
-use crate::upstream::{SendFailure, Sending, UpstreamBody, UpstreamError, Upstreams};
 
 /// Decides about the requests of one connection.
 pub struct Handler {
@@ -66,38 +67,6 @@ impl Handler {
         match &self.rule {
             Rule::Inbound(inbound) => inbound.handle(request),
             Rule::Outbound(outbound) => outbound.handle(request),
-        }
-    }
-
-    /// Waits for the response to a request that was sent to its endpoint. If that could not be reached, the request is
-    /// sent to the next one.
-    pub(super) async fn response(
-        &self,
-        upstreams: &Upstreams,
-        forward: &mut Forward,
-        mut sending: Sending,
-    ) -> Result<Response<UpstreamBody>, UpstreamError> {
-        loop {
-            let SendFailure { error, unsent } = match sending.await {
-                Ok(response) => {
-                    forward.responded(response.status().as_u16(), None);
-                    return Ok(response);
-                }
-                Err(failure) => failure,
-            };
-            let Some(unsent) = unsent else {
-                match error {
-                    UpstreamError::Vanished => forward.vanished(),
-                    error if error.is_of_upstream() => forward.failed(),
-                    _ => {}
-                }
-                return Err(error);
-            };
-            if !self.turn(forward, &error) {
-                return Err(error);
-            }
-            let is_http2 = forward.protocol == UpstreamProtocol::Http2;
-            sending = upstreams.resend(&self.connection, forward.endpoint(), is_http2, unsent)?;
         }
     }
 

@@ -10,7 +10,7 @@ use tidegate_core::policy::Reason;
 
 pub(super) use self::form::{ReplyForm, grpc_message, grpc_status};
 use crate::telemetry::ResponseFlag;
-use crate::upstream::{ConnectFailure, UpstreamError};
+use crate::upstream::{ConnectFailure, TimedOut, UpstreamError};
 
 /// A locally generated response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,6 +251,11 @@ pub(super) fn stream_timeout() -> LocalReply {
     }
 }
 
+/// The time that a rule allows for the request, or for one attempt, has passed.
+pub(super) fn timed_out(which: TimedOut) -> LocalReply {
+    LocalReply { body: "upstream request timeout", details: which.details(), ..stream_timeout() }
+}
+
 /// The upstream sends no response.
 pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
     match error {
@@ -265,6 +270,7 @@ pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
         UpstreamError::Protocol(violation) => LocalReply { details: violation.details(), ..bad_gateway() },
         UpstreamError::Closed | UpstreamError::Vanished => connection_terminated(),
         UpstreamError::Request => bad_request("request_body_incomplete"),
+        UpstreamError::Timeout(which) => timed_out(*which),
         UpstreamError::Overflow(limit) => LocalReply { details: limit.details(), ..overflow() },
         UpstreamError::Reset(h2::Reason::REFUSED_STREAM) => LocalReply {
             body: "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset",

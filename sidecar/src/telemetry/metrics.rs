@@ -93,6 +93,8 @@ pub struct Totals {
     pub made_room: Count,
     /// Handshakes, TLS records and request heads that were aborted because too much data was unfinished.
     pub unfinished: Count,
+    /// Attempts of requests after their first one.
+    pub retries: Count,
 }
 
 /// Counts of one series of requests.

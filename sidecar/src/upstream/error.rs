@@ -27,9 +27,21 @@ pub(crate) enum UpstreamError {
     /// answer, if any, is to something that the client has not sent.
     #[error("the client's request broke off")]
     Request,
+    /// The time that the request's rule allows has passed.
+    #[error("the app did not answer in time: {}", .0.details())]
+    Timeout(TimedOut),
     /// There is no place for the request.
     #[error("too many requests for the app: {}", .0.details())]
     Overflow(RequestLimit),
+}
+
+/// Which time has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TimedOut {
+    /// The request's.
+    Request,
+    /// That of one attempt.
+    Attempt,
 }
 
 /// What there was no room in.
@@ -84,6 +96,16 @@ impl UpstreamError {
             Self::Overflow(RequestLimit::Client) => Some("upstream_requests_of_client"),
             Self::Overflow(RequestLimit::Queue) => Some("upstream_queue_timeout"),
             _ => None,
+        }
+    }
+}
+
+impl TimedOut {
+    /// A stable word for logs: Envoy's.
+    pub(crate) fn details(self) -> &'static str {
+        match self {
+            Self::Request => "response_timeout",
+            Self::Attempt => "upstream_per_try_timeout",
         }
     }
 }

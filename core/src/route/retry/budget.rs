@@ -124,6 +124,11 @@ impl RetryBudget {
         self.recent_retries.add(now);
     }
 
+    /// Whether it holds nothing that counts any more.
+    pub fn is_unused(&mut self, now: Duration) -> bool {
+        self.requests.sum(now) + self.retries.sum(now) == 0
+    }
+
     /// Whether one more retry is allowed.
     pub fn allows(&mut self, now: Duration) -> bool {
         let allowed = self.requests.sum(now) * u64::from(self.budget.percent) / 100;

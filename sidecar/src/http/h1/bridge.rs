@@ -31,6 +31,7 @@ use crate::http::HttpContext;
 use crate::http::buffer::Buffer;
 use crate::http::handler::Forward;
 use crate::http::local_reply::{self, LocalReply};
+use crate::http::timed::timed;
 use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
 use crate::stream::Abort;
@@ -126,6 +127,7 @@ where
     let Exchange { asked, rule, edits, up, down, watch, pace, .. } = &mut connection.exchange;
     let edits = response_edits(rule.as_ref(), edits.as_deref());
     let (sender, body) = outgoing_body(up);
+    let mut attempts = forward.attempts.take();
     let client = SharedClient::new(&mut connection.client);
     let bridge = Bridge { client, progress: BridgeProgress::new(sender.is_some()), line, env };
     if asked.expects_continue && sender.is_some() && bridge.invite_body().await.is_err() {
@@ -133,12 +135,14 @@ where
     }
     let mut upload = pin!(bridge.upload(up, &mut connection.inbound, sender, watch));
     let mut download = pin!(async {
-        let (served, upstreams) = (handler.connection(), &env.upstreams);
-        let sent = match upstreams.send(served, forward.endpoint(), request.map(|()| body)) {
-            Ok(sending) => handler.response(upstreams, forward, sending).await,
+        let sent = match handler.send(env, forward, attempts.as_deref(), request.map(|()| body)) {
+            Ok(sent) => handler.response(env, forward, attempts.as_deref_mut(), sent).await,
             Err(error) => Err(error),
         };
-        bridge.download(sent, (*asked, is_drainable), edits, down).await
+        let limit = attempts.and_then(|attempts| attempts.deadline());
+        let downloading = pin!(bridge.download(sent, (*asked, is_drainable), edits, down));
+        let downloaded = timed(limit, downloading).await;
+        downloaded.unwrap_or_else(|which| BridgeOutcome::Failed(local_reply::timed_out(which)))
     });
     let mut is_upload_over = false;
     poll_fn(|context| {

@@ -4,23 +4,25 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidegate_core::policy::Decision;
 use tidegate_core::route::filter::HeaderEdits;
-use tidegate_core::route::retry::is_idempotent;
+use tidegate_core::route::retry::{RequestBody, is_idempotent};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::body::{BodyError, Decoder};
 use super::forward::{self, Notes, Persistence, Span};
 use super::head::{self, Framing, RequestHead, ResponseHead, Storage, upgrade_protocols};
 use super::refused::AnswerError;
+use super::replay::Replay;
 use super::watch::{ClientWatch, Due, Pace};
 use crate::connection_info::ServedConnection;
 use crate::destinations::AppliedRule;
 use crate::http::HttpContext;
 use crate::http::buffer::{Buffer, Buffers, LARGE, MEDIUM};
 use crate::http::external_authorization::Edits;
+use crate::http::handler::{Attempts, FailedResponse};
 use crate::http::headers::{Field, tokens};
 use crate::http::local_reply::{self, LocalReply, ReplyForm};
 use crate::http::request::Version;
@@ -29,6 +31,7 @@ use crate::stream::Abort;
 use crate::telemetry::trace::RequestTrace;
 use crate::telemetry::{DialledEndpoint, ResponseFlag};
 use crate::turn::Turn;
+use crate::upstream::TimedOut;
 
 /// The most of a request's body that is read only to keep the connection.
 pub(super) const MOST_DRAINED: u64 = 64 * 1024;
@@ -43,6 +46,8 @@ pub(super) struct Exchange {
     pub(super) edits: Option<Box<Edits>>,
     /// The request's span, if requests are traced.
     pub(super) trace: Option<Box<RequestTrace>>,
+    /// What its rule allows beyond one attempt without limit.
+    pub(super) attempts: Option<Box<Attempts>>,
     /// The endpoint that was tried last.
     pub(super) endpoint: Option<DialledEndpoint>,
     /// When the request's first byte came.
@@ -64,7 +69,7 @@ pub(super) struct Exchange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Repeatable {
     /// Bytes of its head.
-    length: u32,
+    pub(super) length: u32,
     /// Whether it has a body: it may be sent again as long as no byte of that was. A request without a body may be if
     /// to receive it twice is the same as once.
     has_body: bool,
@@ -95,6 +100,8 @@ pub(super) struct Upload {
     pub(super) sent_any: bool,
     /// When its last byte was sent.
     done: Option<Instant>,
+    /// What was written, if the request may be retried.
+    pub(super) replay: Option<Box<Replay>>,
 }
 
 /// How far the request has come.
@@ -155,8 +162,21 @@ pub(super) enum ExchangeOutcome {
     Stale,
     /// The client has got nothing yet and is to get this.
     Failed(LocalReply),
+    /// The client gets nothing of this answer: another attempt follows after `wait`. `is_reusable`: the connection is good
+    /// for another request.
+    Retry { wait: Duration, is_reusable: bool },
     /// The client cannot get a whole answer.
     Aborted(ResponseFlag, &'static str),
+}
+
+/// What a look at the app's bytes gave.
+enum HeadRead {
+    /// More bytes are needed.
+    Incomplete,
+    /// A head, which goes to the client.
+    Done,
+    /// The head of an answer that the client does not get.
+    Retry(ExchangeOutcome),
 }
 
 /// Why the request does not get to the app.
@@ -174,6 +194,7 @@ impl Exchange {
             rule: None,
             edits: None,
             trace: None,
+            attempts: None,
             endpoint: None,
             start: Instant::now(),
             notes: Notes::default(),
@@ -188,9 +209,14 @@ impl Exchange {
     }
 
     /// Takes the request back after its connection turned out to be stale, so that it is sent again.
-    pub(super) fn rewind(&mut self) {
+    pub(super) fn rewind(&mut self, buffers: &Buffers) {
         self.up.state = UploadState::Active;
         let is_written = std::mem::take(&mut self.up.sent_any);
+        if let Some(replay) = self.up.replay.as_ref().filter(|_| is_written) {
+            buffers.give(&mut self.up.out);
+            self.up.out = replay.copy(buffers);
+            return;
+        }
         let Some(Repeatable { length, .. }) = self.repeatable.filter(|_| is_written) else { return };
         if self.noted.size() > 0 {
             self.up.out = std::mem::take(&mut self.noted);
@@ -294,8 +320,13 @@ impl Exchange {
         self.fail(local_reply::bad_gateway())
     }
 
+    /// When the attempt in progress must be over.
+    pub(super) fn deadline(&self) -> Option<(Instant, TimedOut)> {
+        self.attempts.as_ref()?.deadline()
+    }
+
     /// From the request's last byte to the app to the first byte back.
-    pub(super) fn upstream_time(&self) -> Option<std::time::Duration> {
+    pub(super) fn upstream_time(&self) -> Option<Duration> {
         self.down.first_byte.map(|first| first.saturating_duration_since(self.up.done.unwrap_or(first)))
     }
 
@@ -350,6 +381,9 @@ impl Exchange {
                 .decoder
                 .transfer(inbound, &mut up.out, up.chunked, &env.buffers, &env.limits)
                 .map_err(UploadError::Malformed)?;
+            if let Some(replay) = &mut up.replay {
+                replay.record(up.out.bytes(), &env.buffers);
+            }
             if !up.out.is_empty() || up.decoder.is_done() {
                 continue;
             }
@@ -437,8 +471,9 @@ impl Exchange {
     ) -> Poll<Result<(), ExchangeOutcome>> {
         if std::mem::take(&mut self.down.is_new) {
             match self.read_head(line, env) {
-                Ok(true) => return Poll::Ready(Ok(())),
-                Ok(false) => {}
+                Ok(HeadRead::Done) => return Poll::Ready(Ok(())),
+                Ok(HeadRead::Incomplete) => {}
+                Ok(HeadRead::Retry(outcome)) => return Poll::Ready(Err(outcome)),
                 Err(error) => return Poll::Ready(Err(self.refuse(error))),
             }
         }
@@ -504,8 +539,8 @@ impl Exchange {
         Poll::Ready(Ok(count))
     }
 
-    /// Looks for a head in what the app has sent; whether there was one.
-    fn read_head(&mut self, line: &Lifeline, env: &HttpContext) -> Result<bool, AnswerError> {
+    /// Looks for a head in what the app has sent.
+    fn read_head(&mut self, line: &Lifeline, env: &HttpContext) -> Result<HeadRead, AnswerError> {
         let Asked { version, upgrade, .. } = self.asked;
         let is_head = self.asked.is_head();
         let is_uploaded = self.up.state == UploadState::Done;
@@ -513,7 +548,17 @@ impl Exchange {
         let mut storage = Storage::new();
         let head = head::parse_response(self.down.input.bytes(), &mut storage, &env.limits, is_head)
             .map_err(AnswerError::Head)?;
-        let Some(head) = head else { return Ok(false) };
+        let Some(head) = head else { return Ok(HeadRead::Incomplete) };
+        if let Some(attempts) = &mut self.attempts
+            && let Some(failed) = FailedResponse::of_fields(head.status, None, |name| head.text(name))
+            && let body = self.up.replay.as_ref().map_or(RequestBody::Gone, |replay| replay.body())
+            && let Some(wait) = attempts.next(env, &failed, body)
+        {
+            let is_whole = head.framing == Framing::Length((self.down.input.len() - head.length) as u64);
+            let is_reusable = is_whole && is_uploaded && head.keep_alive;
+            self.down.status = head.status;
+            return Ok(HeadRead::Retry(ExchangeOutcome::Retry { wait, is_reusable }));
+        }
         if self.down.out.size() == 0 {
             self.down.out = env.buffers.take(self.down.input.len() + 256);
         }
@@ -536,7 +581,7 @@ impl Exchange {
                 }
                 self.down.input.consume(length);
                 self.down.is_new = !self.down.input.is_empty();
-                return Ok(true);
+                return Ok(HeadRead::Done);
             }
             _ => {
                 let is_delimited = matches!(framing, Framing::Length(_));
@@ -561,7 +606,7 @@ impl Exchange {
             self.transfer_down(env).map_err(AnswerError::Body)?;
             self.down.state = DownloadState::Body;
         }
-        Ok(true)
+        Ok(HeadRead::Done)
     }
 
     /// Moves what came of the answer's body to `out`, in the client's framing.
@@ -591,6 +636,15 @@ pub(super) fn response_edits<'e>(
 }
 
 impl ExchangeOutcome {
+    /// The response flag of a failure.
+    pub(super) fn flag(&self) -> Option<ResponseFlag> {
+        match self {
+            Self::Failed(reply) => Some(reply.flag),
+            Self::Aborted(flag, _) => Some(*flag),
+            Self::Complete | Self::Switched | Self::Stale | Self::Retry { .. } => None,
+        }
+    }
+
     /// The client has left before it had the whole answer.
     pub(super) fn client_gone() -> Self {
         Self::Aborted(ResponseFlag::DownstreamConnectionTermination, "downstream_remote_disconnect")
@@ -623,7 +677,17 @@ impl Upload {
             moved: 0,
             sent_any: false,
             done: None,
+            replay: None,
         }
+    }
+}
+
+impl Upload {
+    /// All of it is to be sent again.
+    pub(super) fn begin_again(&mut self) {
+        self.state = UploadState::Active;
+        self.sent_any = false;
+        self.done = None;
     }
 }
 
@@ -633,7 +697,7 @@ impl Download {
         self.state = DownloadState::Body;
     }
 
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             state: DownloadState::Head,
             status: 0,

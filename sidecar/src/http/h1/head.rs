@@ -348,6 +348,15 @@ impl ResponseHead<'_> {
     }
 }
 
+impl<'h> ResponseHead<'h> {
+    /// The first value of a field, if it is text. `name` may be of any case.
+    pub(super) fn text(&self, name: &str) -> Option<&'h str> {
+        let (.., value) =
+            self.fields.iter().find(|(_, known, _)| known.eq_ignore_ascii_case(name.as_bytes()))?;
+        std::str::from_utf8(value).ok()
+    }
+}
+
 impl<'h> HeadFields<'h> {
     /// Each field with its class.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Field, &'h [u8], &'h [u8])> + use<'h> {

@@ -11,7 +11,7 @@ use super::request_log::RequestLog;
 use crate::http::h1::ended_by;
 use crate::lifeline::Cause;
 use crate::telemetry::ResponseFlag;
-use crate::upstream::{Uploading, UpstreamBody, UpstreamError};
+use crate::upstream::{TimedOut, Uploading, UpstreamBody, UpstreamError};
 
 /// A response body together with the log of its request, which is written when the body ends.
 pub(super) struct AnswerBody {
@@ -40,6 +40,11 @@ impl AnswerBody {
     pub(super) fn ran_out(&mut self, cause: Cause, is_client_due: bool) {
         let (flag, details) = ended_by(cause, is_client_due);
         self.log.broke_off(flag, details);
+    }
+
+    /// Records that the time that the rule allows ends before the response does.
+    pub(super) fn timed_out(&mut self, which: TimedOut) {
+        self.log.broke_off(ResponseFlag::UpstreamTimeout, which.details());
     }
 
     /// Ends the response. The rest of the request is still sent to the app as long as the returned value exists.

@@ -24,12 +24,14 @@ use crate::flow::outbox::Outbox;
 use crate::http::HttpContext;
 use crate::http::clock::DateClock;
 use crate::http::external_authorization::Edits;
-use crate::http::handler::{Forward, Handled, Handler, HandlerAction, UpstreamProtocol};
+use crate::http::handler::{
+    Attempts, Forward, Handled, Handler, HandlerAction, SentRequest, UpstreamProtocol,
+};
 use crate::http::headers::{self as rules, is_grpc, is_stream};
 use crate::http::local_reply::{self, LocalReply, ReplyForm};
 use crate::lifeline::{Cause, Ended, Wait};
 use crate::telemetry::ResponseFlag;
-use crate::upstream::{Sending, UpstreamBody, UpstreamError, Violation};
+use crate::upstream::{UpstreamBody, UpstreamError, Violation};
 
 /// State shared by the streams of one connection.
 pub(super) struct Exchanges {
@@ -150,17 +152,16 @@ impl Exchanges {
         let rule_edits = log.rule().and_then(AppliedRule::request_edits);
         headers::prepare(&mut head.headers, rule_edits, connection, log.trace());
         log.log_fields(&head.headers);
-        let (upstreams, endpoint) = (&self.env.upstreams, forward.endpoint());
-        let sent = match forward.protocol {
-            UpstreamProtocol::Http1 => {
-                upstreams.send_http1(connection, endpoint, headers::into_http1(head, target, body))
-            }
-            UpstreamProtocol::Http2 => {
-                upstreams.send(connection, endpoint, headers::into_http2(head, target, body))
-            }
+        let mut forward = forward;
+        let attempts = forward.attempts.take();
+        let request = match forward.protocol {
+            UpstreamProtocol::Http1 => headers::into_http1(head, target, body),
+            UpstreamProtocol::Http2 => headers::into_http2(head, target, body),
         };
-        match sent {
-            Ok(sending) => Box::pin(self.clone().pass_back((sending, forward, edits), log, form, progress)),
+        match self.handler.send(&self.env, &forward, attempts.as_deref(), request) {
+            Ok(sent) => {
+                Box::pin(self.clone().pass_back(sent, (forward, attempts, edits), log, form, progress))
+            }
             Err(error) => {
                 log.forwarded(forward);
                 at_once(self.failed(error, log, form))
@@ -171,13 +172,14 @@ impl Exchanges {
     /// Waits for the app's response.
     async fn pass_back(
         self: Rc<Self>,
-        (sending, forward, edits): (Sending, Forward, Option<Box<Edits>>),
+        sent: SentRequest<ClientBody>,
+        (forward, mut attempts, edits): (Forward, Option<Box<Attempts>>, Option<Box<Edits>>),
         mut log: Box<RequestLog>,
         form: ReplyForm,
         progress: Rc<Progress>,
     ) -> Response<AnswerBody> {
         let forward = log.forwarded(forward);
-        let response = self.handler.response(&self.env.upstreams, forward, sending);
+        let response = self.handler.response(&self.env, forward, attempts.as_deref_mut(), sent);
         let response = progress.line().guard(response).await;
         match response {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
@@ -190,6 +192,7 @@ impl Exchanges {
                 }
                 let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
                 progress.answered(is_stream(kind));
+                progress.limit(attempts.and_then(|attempts| attempts.deadline()));
                 of_app(response, log)
             }
             Ok(Err(error)) => self.failed(error, log, form),

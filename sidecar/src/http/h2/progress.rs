@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::lifeline::{Lifeline, Wait};
 use crate::limits::Limits;
+use crate::upstream::TimedOut;
 
 /// Progress of a stream, shared by its two bodies.
 pub(super) struct Progress {
@@ -21,6 +22,8 @@ pub(super) struct Progress {
     received: Cell<u64>,
     /// When the last of them did.
     ended: Cell<Option<Instant>>,
+    /// When the response must be complete, by the request's rule.
+    limit: Cell<Option<(Instant, TimedOut)>>,
     /// Wakes the stream's task if it waits for the end of the upload.
     waker: RefCell<Option<Waker>>,
 }
@@ -58,6 +61,7 @@ impl Progress {
             is_long_lived: Cell::new(is_long_lived),
             received: Cell::new(0),
             ended: Cell::new(None),
+            limit: Cell::new(None),
             waker: RefCell::default(),
         };
         progress.rearm();
@@ -136,6 +140,16 @@ impl Progress {
         }
         self.download.set(DownloadWait::App);
         self.rearm();
+    }
+
+    /// Sets when the response must be complete.
+    pub(super) fn limit(&self, limit: Option<(Instant, TimedOut)>) {
+        self.limit.set(limit);
+    }
+
+    /// When the response must be complete, if its time is limited.
+    pub(super) fn limited_to(&self) -> Option<(Instant, TimedOut)> {
+        self.limit.get()
     }
 
     /// Records that a piece of the response waits for the client.

@@ -17,6 +17,7 @@ use super::progress::Progress;
 use crate::flow::outbox::Piece;
 use crate::flow::send::{Gone, send};
 use crate::http::clock::DateClock;
+use crate::http::timed::timed;
 use crate::lifeline::Ended;
 
 /// Serves one request. The future that waits for the response is boxed and dropped when there is one, because the
@@ -62,14 +63,19 @@ async fn answer(
     };
     let waits = || progress.downloading();
     let sending = send(&mut answer, &mut stream, exchanges.outbox(), is_end, waits, |reason| reason);
-    let sent = progress.line().guard(pin!(sending)).await;
-    if let Err(Ended(cause)) = sent {
-        let is_client_due = progress.is_client_due();
-        answer.ran_out(cause, is_client_due);
-        return stream.send_reset(if is_client_due { Reason::CANCEL } else { Reason::INTERNAL_ERROR });
-    }
-    if let Ok(Err(Gone)) = sent {
-        return;
+    let sent = progress.line().guard(pin!(timed(progress.limited_to(), pin!(sending)))).await;
+    match sent {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(Gone))) => return,
+        Ok(Err(which)) => {
+            answer.timed_out(which);
+            return stream.send_reset(Reason::CANCEL);
+        }
+        Err(Ended(cause)) => {
+            let is_client_due = progress.is_client_due();
+            answer.ran_out(cause, is_client_due);
+            return stream.send_reset(if is_client_due { Reason::CANCEL } else { Reason::INTERNAL_ERROR });
+        }
     }
     // The app may still read the rest of a request that it has responded to, until this stream ends.
     let _uploading = answer.into_upload();

@@ -8,6 +8,7 @@ use tidegate_core::backend::Endpoint;
 use tidegate_core::policy::Decision;
 use tidegate_core::route::filter::HeaderEdits;
 
+use super::attempts::Attempts;
 use crate::destinations::{AppliedRule, EndpointChoice};
 use crate::http::external_authorization::Check;
 use crate::http::local_reply::LocalReply;
@@ -50,6 +51,8 @@ pub(in crate::http) struct PendingCheck {
 pub(in crate::http) struct Forward {
     pub(super) target: ForwardTarget,
     pub(in crate::http) protocol: UpstreamProtocol,
+    /// What the rule allows beyond one attempt without limit.
+    pub(in crate::http) attempts: Option<Box<Attempts>>,
 }
 
 pub(super) enum ForwardTarget {
@@ -98,10 +101,25 @@ impl Forward {
         }
     }
 
+    /// The name of what the endpoint belongs to, if it was chosen.
+    pub(super) fn service(&self) -> Option<&Arc<str>> {
+        match &self.target {
+            ForwardTarget::App(_) => None,
+            ForwardTarget::Chosen(choice) => choice.service(),
+        }
+    }
+
     /// The endpoint has responded with this status, so long after it had the request.
     pub(in crate::http) fn responded(&self, status: u16, after: Option<Duration>) {
         if let ForwardTarget::Chosen(choice) = &self.target {
             choice.responded(status, after);
+        }
+    }
+
+    /// Another attempt goes to another endpoint, if there is one. The one before was reached.
+    pub(in crate::http) fn change_endpoint(&mut self) {
+        if let ForwardTarget::Chosen(choice) = &mut self.target {
+            choice.change();
         }
     }
 

@@ -45,6 +45,7 @@ impl Inbound {
         let forward = Forward {
             target: ForwardTarget::App(self.app.clone()),
             protocol: app_version(&self.authorizer, request),
+            attempts: None,
         };
         match self.authorizer.external_authorization() {
             None => handled(decision, path, HandlerAction::Forward(forward)),

@@ -9,6 +9,7 @@ use tidegate_core::backend::BackendProtocol;
 use tidegate_core::route::filter::{Redirect, RedirectInput, Rewrite, Scheme};
 use tidegate_core::route::{Action, RequestView, RouteMatch, Selected};
 
+use super::attempts::Attempts;
 use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
 use crate::destinations::{
     ActiveRule, AppliedRule, BalancedBackend, DrawnShare, EndpointChoice, LiveDestination, NoEndpoint,
@@ -67,6 +68,7 @@ fn forward(
         Ok(choice) => Handled::from(HandlerAction::Forward(Forward {
             protocol: endpoint_version(choice.protocol(), request),
             target: ForwardTarget::Chosen(Box::new(choice)),
+            attempts: None,
         })),
         Err(reason) => Handled::reply(local_reply::no_endpoint(reason.details())),
     }
@@ -93,7 +95,11 @@ fn route(
         }
         Action::Forward(_) => {
             let (applied, share) = routes.draw(rule);
-            (applied, send(destination, share, request))
+            let mut handled = send(destination, share, request);
+            if let (HandlerAction::Forward(forward), Some(limits)) = (&mut handled.action, rule.limits()) {
+                forward.attempts = Some(Attempts::new(limits, request, forward.service()));
+            }
+            (applied, handled)
         }
         Action::Respond(response) => {
             let reply = local_reply::unrouted(response.status, "direct_response");

@@ -65,7 +65,7 @@ pub(super) fn received(log: &Log) -> Vec<Received> {
     log.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-async fn is_http2(io: &TcpStream) -> bool {
+pub(super) async fn is_http2(io: &TcpStream) -> bool {
     let mut start = [0; 3];
     while let Ok(count @ 1..) = io.peek(&mut start).await {
         if count == start.len() || !b"PRI".starts_with(&start[..count]) {

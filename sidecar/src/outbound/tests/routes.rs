@@ -19,13 +19,13 @@ fn routes_name() -> RoutesName {
     RoutesName::parse("Service/shop/cart:80").unwrap()
 }
 
-fn backend(protocol: BackendProtocol, port: u16, endpoint: SocketAddr) -> Backend {
+pub(super) fn backend(protocol: BackendProtocol, port: u16, endpoint: SocketAddr) -> Backend {
     let name = BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port };
     Backend::new(name, protocol, vec![Endpoint::new(endpoint, Transport::Plain)])
 }
 
 /// A client whose destination has these rules, and this backend.
-fn client(rules: Vec<RouteRule>, backend: Backend) -> Client {
+pub(super) fn client(rules: Vec<RouteRule>, backend: Backend) -> Client {
     let client = Client::of(&Authority::root("root"));
     let target = DestinationTarget::Routes(routes_name());
     let destination = Destination::Routed { protocol: AppProtocol::Http, target };
@@ -45,12 +45,12 @@ fn set(client: &Client, rules: Vec<RouteRule>) {
     client.destinations.settle(true);
 }
 
-fn share(weight: u32) -> WeightedBackend {
+pub(super) fn share(weight: u32) -> WeightedBackend {
     let name = BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 80 };
     WeightedBackend::new(weight, BackendTarget::Backend(name))
 }
 
-fn below(prefix: &str, filters: Vec<Filter>, action: Action) -> RouteRule {
+pub(super) fn below(prefix: &str, filters: Vec<Filter>, action: Action) -> RouteRule {
     let path = Some(PathMatch::prefix(prefix).unwrap());
     let matches = vec![RouteMatch::new(path, vec![], vec![], vec![])];
     RouteRule { matches, filters, ..RouteRule::new(action) }

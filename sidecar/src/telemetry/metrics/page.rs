@@ -30,7 +30,7 @@ enum TotalUnit {
 type TotalCount = fn(&Totals) -> &Count;
 
 /// Counts without labels: name, help, unit, and where they are counted.
-const TOTALS: [(&str, &str, TotalUnit, TotalCount); 9] = [
+const TOTALS: [(&str, &str, TotalUnit, TotalCount); 10] = [
     ("tidegate_tcp_connections_opened", "Client connections that were accepted", TotalUnit::One, |totals| {
         &totals.opened
     }),
@@ -55,6 +55,12 @@ const TOTALS: [(&str, &str, TotalUnit, TotalCount); 9] = [
     ("tidegate_tls_handshakes_failed", "TLS handshakes failed", TotalUnit::One, |totals| {
         &totals.handshakes_failed
     }),
+    (
+        "tidegate_retries",
+        "Attempts of requests after their first one, by rules of routes",
+        TotalUnit::One,
+        |totals| &totals.retries,
+    ),
 ];
 
 /// The shards of all workers at the time of a scrape.

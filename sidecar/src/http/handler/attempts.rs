@@ -1,0 +1,175 @@
+//! The attempts of a request whose rule limits its time, or has it retried.
+//!
+//! A request of another rule has none of this, and pays nothing for it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::http::HeaderMap;
+use tidegate_core::route::retry::{
+    Attempt, Failure, FinalReason, Pushback, RequestBody, RetryDecision, is_idempotent,
+};
+
+use crate::destinations::AttemptLimits;
+use crate::http::HttpContext;
+use crate::http::request::Request;
+use crate::http::retry_budgets::RetryBudgets;
+use crate::upstream::{TimedOut, UpstreamError};
+
+/// The longest wait that a server may ask for before another attempt. If it asks for more, the client gets its response.
+const LONGEST_PUSHBACK: Duration = Duration::from_secs(1);
+
+/// How far a request has come.
+pub(in crate::http) struct Attempts {
+    limits: Arc<AttemptLimits>,
+    /// Whose retries count together.
+    backend: Arc<str>,
+    /// Of the request itself, or it has an `Idempotency-Key`.
+    is_idempotent: bool,
+    /// When its head was complete.
+    began: Instant,
+    /// When the attempt in progress began.
+    attempt_began: Instant,
+    /// Attempts after the first one.
+    retries: u32,
+}
+
+/// What a response says about another attempt.
+pub(in crate::http) struct FailedResponse {
+    pub(in crate::http) failure: Failure,
+    pub(in crate::http) pushback: Option<Pushback>,
+}
+
+impl Attempts {
+    /// `backend`: the name of what the rule has chosen.
+    pub(super) fn new(
+        limits: &Arc<AttemptLimits>,
+        request: &Request<'_>,
+        backend: Option<&Arc<str>>,
+    ) -> Box<Self> {
+        let now = Instant::now();
+        Box::new(Self {
+            limits: limits.clone(),
+            backend: backend.cloned().unwrap_or_default(),
+            is_idempotent: is_idempotent(request.method) || request.field("idempotency-key").is_some(),
+            began: now,
+            attempt_began: now,
+            retries: 0,
+        })
+    }
+
+    /// Whether the request's body must be kept, because the request may be retried.
+    pub(in crate::http) fn may_retry(&self) -> bool {
+        self.limits.retry.as_ref().is_some_and(|policy| policy.attempts() > 0)
+    }
+
+    /// When the attempt in progress must be over, and with which error it ends otherwise.
+    pub(in crate::http) fn deadline(&self) -> Option<(Instant, TimedOut)> {
+        let timeouts = self.limits.timeouts;
+        let request = timeouts.request().and_then(|time| self.began.checked_add(time));
+        let attempt = timeouts.backend_request().and_then(|time| self.attempt_began.checked_add(time));
+        match (request, attempt) {
+            (Some(request), Some(attempt)) if attempt < request => Some((attempt, TimedOut::Attempt)),
+            (Some(request), _) => Some((request, TimedOut::Request)),
+            (None, attempt) => Some((attempt?, TimedOut::Attempt)),
+        }
+    }
+
+    /// The request is about to be sent for the first time.
+    pub(in crate::http) fn begin(&self, budgets: &RetryBudgets) {
+        if let Some(policy) = &self.limits.retry {
+            budgets.record_request(&self.backend, policy);
+        }
+    }
+
+    /// How long to wait before the next attempt; `None`: the client gets this failure. `body`: whether it can be sent again.
+    pub(in crate::http) fn next(
+        &mut self,
+        env: &HttpContext,
+        failed: &FailedResponse,
+        body: RequestBody,
+    ) -> Option<Duration> {
+        let policy = self.limits.retry.as_ref()?;
+        let (timeouts, budgets) = (self.limits.timeouts, &env.retry_budgets);
+        let attempt = Attempt {
+            method: b"",
+            has_idempotency_key: self.is_idempotent,
+            body,
+            retries: self.retries,
+            failure: failed.failure,
+            is_answered: false,
+            remaining: timeouts.request().map(|time| time.saturating_sub(self.began.elapsed())),
+            pushback: failed.pushback,
+            is_within_budget: budgets.allows(&self.backend, policy),
+            random: rand::random(),
+        };
+        match policy.decide(&attempt) {
+            RetryDecision::After(wait) => {
+                budgets.record_retry(&self.backend, policy);
+                env.telemetry.totals().retries.add(1);
+                self.retries += 1;
+                self.attempt_began = Instant::now() + wait;
+                Some(wait)
+            }
+            RetryDecision::Final(reason) => {
+                match reason {
+                    FinalReason::BudgetExhausted => env.telemetry.limited("retry_budget"),
+                    FinalReason::BodyGone => env.telemetry.limited("retry_body"),
+                    _ => {}
+                }
+                None
+            }
+        }
+    }
+}
+
+impl FailedResponse {
+    /// What a response means with this status and these fields. `is_end`: it has no body.
+    pub(in crate::http) fn of_head(status: u16, fields: &HeaderMap, is_end: bool) -> Option<Self> {
+        let field = |name: &str| fields.get(name).and_then(|value| value.to_str().ok());
+        let grpc = if is_end { field("grpc-status").and_then(|code| code.parse().ok()) } else { None };
+        Self::of_fields(status, grpc, field)
+    }
+
+    /// The same of any codec's fields. `grpc`: the status of a response of gRPC that has only trailers.
+    pub(in crate::http) fn of_fields<'f>(
+        status: u16,
+        grpc: Option<u8>,
+        field: impl Fn(&str) -> Option<&'f str>,
+    ) -> Option<Self> {
+        let failure = match grpc {
+            Some(0) => return None,
+            Some(code) => Failure::Grpc(code),
+            None if status < 400 => return None,
+            None => {
+                let is_rate_limited = field("x-envoy-ratelimited").is_some();
+                Failure::Status { code: status, is_rate_limited }
+            }
+        };
+        let pushback = field("grpc-retry-pushback-ms")
+            .map(|milliseconds| milliseconds.parse().map(Duration::from_millis))
+            .or_else(|| field("retry-after").map(|seconds| seconds.parse().map(Duration::from_secs)));
+        let pushback = pushback.map(|wait| match wait {
+            Ok(wait) if wait <= LONGEST_PUSHBACK => Pushback::After(wait),
+            Ok(_) | Err(_) => Pushback::Stop,
+        });
+        Some(Self { failure, pushback })
+    }
+
+    /// What it means that there is no response; `None` if that is not the upstream's failure.
+    pub(in crate::http) fn of_error(error: &UpstreamError) -> Option<Self> {
+        let failure = match error {
+            UpstreamError::Connect(_) => Failure::Connect,
+            UpstreamError::Reset(h2::Reason::REFUSED_STREAM) => Failure::RefusedStream,
+            UpstreamError::Reset(_)
+            | UpstreamError::Closed
+            | UpstreamError::Vanished
+            | UpstreamError::Protocol(_) => Failure::Reset,
+            UpstreamError::Timeout(TimedOut::Attempt) => Failure::Timeout,
+            UpstreamError::Timeout(TimedOut::Request)
+            | UpstreamError::Request
+            | UpstreamError::Overflow(_) => return None,
+        };
+        Some(Self { failure, pushback: None })
+    }
+}
