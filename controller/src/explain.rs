@@ -184,14 +184,7 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
     let is_asked = matches!(terms, Some(Terms::IngressMutualTls | Terms::MeshTls(_)));
     let client = (is_asked && !names.is_empty()).then_some(names.as_slice());
     let session = Session { port, source: query.source, opening, client };
-    let decision = match policy.admit(port, query.source) {
-        Ok(()) => policy.authorize(&session),
-        // If the port lets no client in, tell a mesh peer what keeps mesh peers out.
-        Err(denial) => Decision::Deny(match opening {
-            Opening::Mesh(_) => policy.open(port, query.source, opening).err().unwrap_or(denial),
-            _ => denial,
-        }),
-    };
+    let decision = admit(policy, &session);
     let (decision, request) = match policy.request_rules(&session) {
         Some(rules) => {
             let request = query.request.to_string();
@@ -239,6 +232,19 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
         server_identity: policy.identity.to_string(),
         port,
     })
+}
+
+/// What is decided about a connection.
+fn admit(policy: &InboundPolicy, session: &Session<'_>) -> Decision {
+    let Session { port, source, opening, .. } = *session;
+    match policy.admit(port, source) {
+        Ok(()) => policy.authorize(session),
+        // If the port lets no client in, a mesh peer gets the reason that keeps mesh peers out.
+        Err(denial) => Decision::Deny(match opening {
+            Opening::Mesh(_) => policy.open(port, source, opening).err().unwrap_or(denial),
+            _ => denial,
+        }),
+    }
 }
 
 /// The rate limits of a mesh peer's connection and of its request.

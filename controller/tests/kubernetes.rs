@@ -185,10 +185,8 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
     populate(&api, 10);
     let metadata = json!({"namespace": NAMESPACE, "name": "osm-mesh-config"});
     let version = "config.openservicemesh.io/v1alpha2";
-    api.apply(
-        CONFIGS,
-        json!({"apiVersion": version, "kind": "MeshConfig", "metadata": metadata, "spec": {}}),
-    );
+    let config = json!({"apiVersion": version, "kind": "MeshConfig", "metadata": metadata, "spec": {}});
+    api.apply(CONFIGS, config);
     let account = json!({"kind": "ServiceAccount", "name": "app", "namespace": "ns-0"});
     let service = json!({"group": "", "kind": "Service", "name": "none"});
     let specs = [

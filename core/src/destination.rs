@@ -17,7 +17,7 @@ use crate::route::RoutesName;
 pub enum Destination {
     /// Known to the cluster, and not in the mesh. The connection goes to the original address, unchanged.
     Passthrough,
-    /// No object has the address. The connection goes there, unchanged, if [`EgressMode`] lets it.
+    /// No object has the address. The connection goes there, unchanged, if [`crate::EgressMode`] lets it.
     Unknown,
     /// Connections are refused, for this reason.
     Blocked(Arc<str>),
@@ -28,16 +28,6 @@ pub enum Destination {
         /// Where they go.
         target: DestinationTarget,
     },
-}
-
-/// Where connections to addresses that no object has go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum EgressMode {
-    /// To these addresses, unchanged.
-    AllowAny,
-    /// Nowhere: they are refused, for this reason.
-    RegistryOnly(Arc<str>),
 }
 
 /// Where a routed destination leads.

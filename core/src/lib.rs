@@ -15,6 +15,7 @@ pub mod cidr;
 pub mod contract;
 pub mod destination;
 pub mod dns_name;
+mod egress;
 pub mod go_duration;
 mod hex;
 pub mod identity;
@@ -32,8 +33,9 @@ pub mod weighted;
 
 pub use certificate::PeerCertificate;
 pub use cidr::CidrSet;
-pub use destination::{Destination, EgressMode};
+pub use destination::Destination;
 pub use dns_name::DnsName;
+pub use egress::EgressMode;
 pub use hex::hex;
 pub use identity::{Identity, TrustDomain};
 pub use interface::is_interface;

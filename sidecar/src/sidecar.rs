@@ -90,13 +90,8 @@ impl Sidecar {
         let (spans, finished_spans) = span_queue();
         let counts = DataPlaneMetrics::new(access_log.clone()).with_spans(spans.counts().clone());
         let remotes = counts.remotes().clone();
-        let exporter = SpanExporter::new(
-            finished_spans,
-            spans.counts().clone(),
-            snapshots.clone(),
-            remotes.clone(),
-            options.workload.clone(),
-        );
+        let (lost, workload) = (spans.counts().clone(), options.workload.clone());
+        let exporter = SpanExporter::new(finished_spans, lost, snapshots.clone(), remotes.clone(), workload);
         metrics.add_collector(Box::new(counts.clone()));
 
         let destinations = Arc::new(Destinations::of_workload(&options.workload, remotes));
@@ -114,20 +109,14 @@ impl Sidecar {
             .merge(admin::routes(view))
             .bind(options.admin_address)
             .await?;
-        let health = match options.pod.health_address {
-            Some(address) => {
-                let server = AdminServer::health(PROCESS, metrics.clone(), readiness.clone(), log);
-                Some(server.bind(address).await?)
-            }
-            None => None,
-        };
-        let probes = ProbeServer::bind_all(&options.pod.probes)?;
-        let admin_address = admin.local_addr();
         let (drain, draining) = drain::channel();
         let mut control = JoinSet::new();
-        if let Some(health) = health {
-            control.spawn(health.serve(draining.clone()));
+        if let Some(address) = options.pod.health_address {
+            let health = AdminServer::health(PROCESS, metrics.clone(), readiness.clone(), log);
+            control.spawn(health.bind(address).await?.serve(draining.clone()));
         }
+        let probes = ProbeServer::bind_all(&options.pod.probes)?;
+        let admin_address = admin.local_addr();
         for server in probes {
             control.spawn(server.serve(draining.clone()));
         }

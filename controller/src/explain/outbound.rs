@@ -144,13 +144,14 @@ impl Unrouted {
         backends: Vec<BackendShare>,
     ) -> OutboundExplanation {
         let is_served = |share: &BackendShare| share.error.is_none() && share.weight.0 > 0;
-        let (decision, code) = match backends.iter().any(is_served) {
-            true => ("allow", None),
-            false if backends.iter().all(|share| share.weight.0 == 0) => ("deny", Some("no_backend")),
-            false if backends.iter().any(|share| share.backend.is_some()) => {
-                ("deny", Some("no_healthy_upstream"))
-            }
-            false => ("deny", Some("invalid_backend")),
+        let (decision, code) = if backends.iter().any(is_served) {
+            ("allow", None)
+        } else if backends.iter().all(|share| share.weight.0 == 0) {
+            ("deny", Some("no_backend"))
+        } else if backends.iter().any(|share| share.backend.is_some()) {
+            ("deny", Some("no_healthy_upstream"))
+        } else {
+            ("deny", Some("invalid_backend"))
         };
         OutboundExplanation { code, route, backends, ..self.answer(decision, reason.to_owned()) }
     }

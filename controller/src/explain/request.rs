@@ -43,9 +43,10 @@ impl HttpRequest {
     /// The request as rules see it. The error is that sidecars answer it with 400.
     pub(super) fn normal(&self, needs_normal_path: bool) -> Result<NormalRequest<'_>, PathError> {
         let target = self.path.as_bytes();
-        let target = match needs_normal_path && target != b"*" {
-            true => path::normalize(target)?,
-            false => Cow::Borrowed(target),
+        let target = if needs_normal_path && target != b"*" {
+            path::normalize(target)?
+        } else {
+            Cow::Borrowed(target)
         };
         Ok(NormalRequest { request: self, target })
     }

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cidr::CidrSet;
-use crate::destination::EgressMode;
 use crate::dns_name::{DnsName, DnsPattern};
+use crate::egress::EgressMode;
 use crate::identity::{Identity, TrustDomain};
 use crate::object_ref::ObjectRef;
 use crate::principal::Principal;

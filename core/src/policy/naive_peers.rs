@@ -6,8 +6,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::destination::EgressMode;
 use crate::dns_name::DnsName;
+use crate::egress::EgressMode;
 use crate::identity::{Identity, TrustDomain};
 use crate::object_ref::ObjectRef;
 use crate::route::matching::{HeaderMatch, PathMatch};
@@ -76,9 +76,10 @@ fn compile(number: usize, rule: &Written) -> Arc<PeerRule> {
         Some(matches) => PeerTraffic::Requests(matches.iter().map(matching).collect()),
     };
     let sources = rule.sources.iter().map(|account| identity(account)).collect();
-    let state = match rule.broken {
-        true => PeerRuleState::Invalid("broken".into()),
-        false => PeerRuleState::Active(ActivePeerRule { sources, traffic }),
+    let state = if rule.broken {
+        PeerRuleState::Invalid("broken".into())
+    } else {
+        PeerRuleState::Active(ActivePeerRule { sources, traffic })
     };
     Arc::new(PeerRule { origin: ObjectRef::new("TrafficTarget", "ns", &number.to_string()), state })
 }

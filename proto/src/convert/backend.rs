@@ -264,7 +264,7 @@ mod tests {
         let sticky = Backend { affinity: Some(Duration::from_secs(10_800)), ..backend() };
         let original = [None, Some(8443)].map(|port| {
             let original_destination = Some(OriginalDestination { port });
-            Backend { endpoints: vec![], original_destination, ..backend() }
+            Backend { original_destination, ..empty.clone() }
         });
         for backend in [backend(), empty, sticky].into_iter().chain(placed).chain(original) {
             let bytes = wire::Backend::from(&backend).encode_to_vec();

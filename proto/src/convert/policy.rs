@@ -280,6 +280,16 @@ mod tests {
         }
     }
 
+    fn telemetry() -> TelemetrySettings {
+        let collector = TraceCollector { host: "jaeger".into(), port: 4318, path: Some("/v1".into()) };
+        let tracing = TracingSettings { collector, sampled_per_million: 10_000 };
+        TelemetrySettings { workload: Some("cart".into()), tracing: Some(tracing) }
+    }
+
+    fn principals() -> Vec<Principal> {
+        vec![Principal::Any, Principal::parse("a.b.c"), Principal::parse("spiffe://td/ns/a/sa/b")]
+    }
+
     fn policy() -> InboundPolicy {
         let [requests, any, invalid] = peer_rules();
         let active = |sources, transport| RuleState::Active(ActiveIngressRule { sources, transport });
@@ -290,8 +300,6 @@ mod tests {
             sni_hosts: vec![DnsPattern::parse("*.bar.example").unwrap()],
             client,
         };
-        let principals =
-            vec![Principal::Any, Principal::parse("a.b.c"), Principal::parse("spiffe://td/ns/a/sa/b")];
         let limits = Arc::new(rate_limits());
         let port = |protocol, mesh, ingress| PortPolicy {
             protocol,
@@ -304,13 +312,7 @@ mod tests {
             workload: "a/pod".into(),
             identity: Identity::new(TrustDomain::default(), "a", "b").unwrap(),
             locality: Some(Locality { node: Some("node-1".into()), zone: None }),
-            telemetry: TelemetrySettings {
-                workload: Some("cart".into()),
-                tracing: Some(TracingSettings {
-                    collector: TraceCollector { host: "jaeger".into(), port: 4318, path: Some("/v1".into()) },
-                    sampled_per_million: 10_000,
-                }),
-            },
+            telemetry: telemetry(),
             egress: EgressMode::RegistryOnly("enableEgress is false".into()),
             ports: BTreeMap::from([
                 (
@@ -319,7 +321,7 @@ mod tests {
                         AppProtocol::Http,
                         MeshRule::AnyPeer,
                         vec![
-                            rule(active(ranges, https(ClientCheck::Principals(principals.into())))),
+                            rule(active(ranges, https(ClientCheck::Principals(principals().into())))),
                             rule(active(Sources::Any, https(ClientCheck::Skip))),
                             rule(RuleState::Invalid("why".into())),
                         ],

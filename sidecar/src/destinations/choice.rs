@@ -9,7 +9,7 @@ use tidegate_core::backend::{BackendProtocol, Endpoint};
 use super::LoadSlot;
 use super::backend::{BalancedBackend, BalancedEndpoint, is_of_family};
 use crate::remotes::RemoteId;
-use crate::telemetry::DialledEndpoint;
+use crate::telemetry::{DialledEndpoint, UNREGISTERED};
 
 /// The most endpoints that are tried.
 const MOST_TRIES: usize = 5;
@@ -49,7 +49,7 @@ impl NoEndpoint {
     pub(crate) fn details(self) -> &'static str {
         match self {
             Self::Blocked => "destination_blocked",
-            Self::Unregistered => "destination_unregistered",
+            Self::Unregistered => UNREGISTERED,
             Self::NotLocal => "no_local_endpoint",
             Self::NoneHealthy => "no_healthy_upstream",
             Self::NoRoute => "route_not_found",

@@ -10,7 +10,7 @@
 //! nothing and sets no timer, unless a route's rule limits its time or has it retried.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, ready};
@@ -41,7 +41,7 @@ use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
 use crate::tunnel::{Tunnel, TunnelPatience};
-use crate::upstream::{ConnectError, Deadline, UpstreamError, UpstreamTls};
+use crate::upstream::{ConnectError, Deadline, TimedOut, UpstreamError, UpstreamTls};
 
 pub mod body;
 mod bridge;
@@ -313,76 +313,78 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         self.exchange.begin_attempts(forward.attempts.take(), self.env);
         loop {
             let deadline = self.exchange.deadline();
-            let (mut upstream, is_reused) = match timed(deadline, self.connect(&mut forward)).await {
-                Ok(Ok(connected)) => connected,
-                Ok(Err(ConnectError::Ended(cause))) => return self.cut_off(cause).await,
-                Ok(Err(error)) => {
-                    let end = AttemptEnd::NotConnected(UpstreamError::from(error));
-                    match self.end_attempt(&mut forward, end).await {
-                        Some(after) => return after,
-                        None => continue,
-                    }
+            let end = {
+                let (mut upstream, is_reused) = match self.connect_until(deadline, &mut forward).await {
+                    Ok(connected) => connected,
+                    Err(Some(after)) => return after,
+                    Err(None) => continue,
+                };
+                let (exchange, client, inbound) = (&mut self.exchange, &mut self.client, &mut self.inbound);
+                if let Some(repeatable) = &mut exchange.repeatable {
+                    repeatable.is_reused = is_reused;
                 }
-                Err(which) => match self.end_attempt(&mut forward, AttemptEnd::TimedOut(which)).await {
-                    Some(after) => return after,
-                    None => continue,
-                },
-            };
-            let (exchange, client, inbound) = (&mut self.exchange, &mut self.client, &mut self.inbound);
-            if let Some(repeatable) = &mut exchange.repeatable {
-                repeatable.is_reused = is_reused;
-            }
-            let around = (self.line, &**self.env);
-            let outcome = self.line.guard(timed(
-                deadline,
-                poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)),
-            ));
-            let end = match outcome.await {
-                Ok(Ok(ExchangeOutcome::Stale)) if has_vanished(&upstream) => {
-                    if self.handler.turn(&mut forward, &UpstreamError::Vanished) {
+                let around = (self.line, &**self.env);
+                // Once in this future, and not for each layer.
+                let exchanged =
+                    pin!(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
+                match self.line.guard(timed(deadline, exchanged)).await {
+                    Ok(Ok(ExchangeOutcome::Stale)) if has_vanished(&upstream) => {
+                        if self.handler.turn(&mut forward, &UpstreamError::Vanished) {
+                            self.exchange.rewind(&self.env.buffers);
+                            continue;
+                        }
+                        AttemptEnd::NotConnected(UpstreamError::Vanished)
+                    }
+                    Ok(Ok(ExchangeOutcome::Stale)) if is_reused => {
                         self.exchange.rewind(&self.env.buffers);
                         continue;
                     }
-                    AttemptEnd::NotConnected(UpstreamError::Vanished)
-                }
-                Ok(Ok(ExchangeOutcome::Stale)) if is_reused => {
-                    self.exchange.rewind(&self.env.buffers);
-                    continue;
-                }
-                Ok(Ok(ExchangeOutcome::Complete)) => {
-                    forward.responded(self.exchange.down.status, self.exchange.upstream_time());
-                    return self.complete(forward.endpoint(), upstream).await;
-                }
-                Ok(Ok(ExchangeOutcome::Switched)) => {
-                    forward.responded(self.exchange.down.status, self.exchange.upstream_time());
-                    return Box::pin(self.switch(upstream)).await;
-                }
-                Ok(Ok(ExchangeOutcome::Retry { wait, is_reusable })) => {
-                    forward.responded(self.exchange.down.status, self.exchange.upstream_time());
-                    match is_reusable {
-                        true => self.env.upstreams.put(forward.endpoint(), upstream),
-                        false => drop(upstream),
+                    Ok(Ok(ExchangeOutcome::Complete)) => {
+                        forward.responded(self.exchange.down.status, self.exchange.upstream_time());
+                        return self.complete(forward.endpoint(), upstream).await;
                     }
-                    AttemptEnd::Retry(wait)
-                }
-                Ok(Ok(outcome)) => {
-                    let has_vanished = has_vanished(&upstream);
-                    drop(upstream);
-                    AttemptEnd::Broken { outcome, has_vanished }
-                }
-                Ok(Err(which)) => {
-                    drop(upstream);
-                    AttemptEnd::TimedOut(which)
-                }
-                Err(Ended(cause)) => {
-                    drop(upstream);
-                    return self.cut_off(cause).await;
+                    Ok(Ok(ExchangeOutcome::Switched)) => {
+                        forward.responded(self.exchange.down.status, self.exchange.upstream_time());
+                        return Box::pin(self.switch(upstream)).await;
+                    }
+                    Ok(Ok(ExchangeOutcome::Retry { wait, is_reusable })) => {
+                        forward.responded(self.exchange.down.status, self.exchange.upstream_time());
+                        if is_reusable {
+                            self.env.upstreams.put(forward.endpoint(), upstream);
+                        }
+                        AttemptEnd::Retry(wait)
+                    }
+                    Ok(Ok(outcome)) => AttemptEnd::Broken { outcome, has_vanished: has_vanished(&upstream) },
+                    Ok(Err(which)) => AttemptEnd::TimedOut(which),
+                    Err(Ended(cause)) => {
+                        drop(upstream);
+                        return self.cut_off(cause).await;
+                    }
                 }
             };
-            if let Some(after) = self.end_attempt(&mut forward, end).await {
+            if let Some(after) = Box::pin(self.end_attempt(&mut forward, end)).await {
                 return after;
             }
         }
+    }
+
+    /// [`Self::connect`] for one attempt; otherwise what follows it: `None` is another attempt.
+    async fn connect_until(
+        &mut self,
+        deadline: Option<(Instant, TimedOut)>,
+        forward: &mut Forward,
+    ) -> Result<(MaybeTls<UpstreamTls>, bool), Option<After>> {
+        let connected = {
+            let connecting = pin!(self.connect(forward));
+            timed(deadline, connecting).await
+        };
+        let end = match connected {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(ConnectError::Ended(cause))) => return Err(Some(self.cut_off(cause).await)),
+            Ok(Err(error)) => AttemptEnd::NotConnected(UpstreamError::from(error)),
+            Err(which) => AttemptEnd::TimedOut(which),
+        };
+        Err(Box::pin(self.end_attempt(forward, end)).await)
     }
 
     /// A connection to the endpoint, or to another one if it cannot be reached, and whether it was used before.

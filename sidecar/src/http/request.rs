@@ -128,9 +128,10 @@ impl<'a> Request<'a> {
 impl<'r, 'a> NormalRequest<'r, 'a> {
     /// The view for rules that need the path in normal form, or do not. The error means 400.
     pub(super) fn new(request: &'r Request<'a>, needs_normal_path: bool) -> Result<Self, PathError> {
-        let target = match needs_normal_path && request.path != b"*" {
-            true => path::normalize(request.path)?,
-            false => Cow::Borrowed(request.path),
+        let target = if needs_normal_path && request.path != b"*" {
+            path::normalize(request.path)?
+        } else {
+            Cow::Borrowed(request.path)
         };
         Ok(Self { request, target })
     }

@@ -96,29 +96,31 @@ fn an_external_proxy_is_reached_at_its_address_as_opaque_bytes() {
     assert_eq!(status(&index, "default/proxy").0, ACCEPTED);
 }
 
+const NONE: &str = "resolution: NONE";
+const FIXED: &str =
+    "resolution: STATIC, endpoints: [{address: 10.0.0.1}, {address: 10.0.0.2, ports: {p: 81}}]";
+
 #[test]
-fn each_resolution_protocol_and_location_is_in_force_or_says_that_it_is_not() {
-    let none = "resolution: NONE";
-    let fixed = "resolution: STATIC, endpoints: [{address: 10.0.0.1}, {address: 10.0.0.2, ports: {p: 81}}]";
+fn each_supported_resolution_protocol_and_location_is_in_force() {
     let internal =
         "resolution: STATIC, location: MESH_INTERNAL, endpoints: [{address: 10.0.0.1, serviceAccount: cart}]";
     let (tcp, http) = ("Tcp ServiceEntry shop/e", "Http ServiceEntry shop/e");
     let (both, at_8443) = ("10.0.0.1:443 10.0.0.2:81", "original:8443");
     let supported = [
-        ("TCP", "192.0.2.1", none, format!("{tcp} original")),
-        ("TCP", "192.0.2.0/24", none, format!("{tcp} original")),
-        ("TCP", "", none, format!("{tcp} original")),
-        ("MONGO", "192.0.2.1", none, format!("{tcp} original")),
-        ("TLS", "192.0.2.1", none, format!("{tcp} original")),
-        ("HTTPS", "192.0.2.1/32", none, format!("{tcp} original")),
-        ("HTTP", "192.0.2.1", none, format!("{http} original")),
-        ("GRPC", "192.0.2.1", none, "H2c ServiceEntry shop/e original".to_owned()),
-        ("", "192.0.2.0/24", none, "Undeclared ServiceEntry shop/e original".to_owned()),
-        ("TCP, targetPort: 8443", "192.0.2.1", none, format!("{tcp} {at_8443}")),
-        ("TCP", "192.0.2.1", fixed, format!("{tcp} {both}")),
-        ("TCP", "192.0.2.0/24", fixed, format!("{tcp} {both}")),
-        ("HTTPS", "192.0.2.1", fixed, format!("{tcp} {both}")),
-        ("HTTP", "192.0.2.1", fixed, format!("{http} {both}")),
+        ("TCP", "192.0.2.1", NONE, format!("{tcp} original")),
+        ("TCP", "192.0.2.0/24", NONE, format!("{tcp} original")),
+        ("TCP", "", NONE, format!("{tcp} original")),
+        ("MONGO", "192.0.2.1", NONE, format!("{tcp} original")),
+        ("TLS", "192.0.2.1", NONE, format!("{tcp} original")),
+        ("HTTPS", "192.0.2.1/32", NONE, format!("{tcp} original")),
+        ("HTTP", "192.0.2.1", NONE, format!("{http} original")),
+        ("GRPC", "192.0.2.1", NONE, "H2c ServiceEntry shop/e original".to_owned()),
+        ("", "192.0.2.0/24", NONE, "Undeclared ServiceEntry shop/e original".to_owned()),
+        ("TCP, targetPort: 8443", "192.0.2.1", NONE, format!("{tcp} {at_8443}")),
+        ("TCP", "192.0.2.1", FIXED, format!("{tcp} {both}")),
+        ("TCP", "192.0.2.0/24", FIXED, format!("{tcp} {both}")),
+        ("HTTPS", "192.0.2.1", FIXED, format!("{tcp} {both}")),
+        ("HTTP", "192.0.2.1", FIXED, format!("{http} {both}")),
         ("TCP", "192.0.2.1", internal, format!("{tcp} 10.0.0.1:443=cart")),
         ("HTTP2", "192.0.2.1", internal, "H2c ServiceEntry shop/e 10.0.0.1:443=cart".to_owned()),
     ];
@@ -127,18 +129,22 @@ fn each_resolution_protocol_and_location_is_in_force_or_says_that_it_is_not() {
         assert_eq!(seen(&index, "192.0.2.1:443", None), expected, "{what}");
         assert_eq!(status(&index, "shop/e").0, ACCEPTED, "{what}");
     }
+}
+
+#[test]
+fn what_is_not_supported_yet_is_not_in_force_and_says_so() {
     let unsupported = [
         (
             "TLS",
             "192.0.2.0/24",
-            none,
+            NONE,
             "spec.ports[0].protocol: TLS is not supported yet without single addresses",
         ),
-        ("HTTPS", "", none, "spec.ports[0].protocol: HTTPS is not supported yet without single addresses"),
+        ("HTTPS", "", NONE, "spec.ports[0].protocol: HTTPS is not supported yet without single addresses"),
         (
             "HTTP",
             "192.0.2.0/24",
-            fixed,
+            FIXED,
             "spec.ports[0].protocol: HTTP is not supported yet without single addresses",
         ),
         ("TCP", "192.0.2.1", "resolution: DNS", "spec.resolution: DNS is not supported yet"),

@@ -50,7 +50,7 @@ pub(super) fn check(spec: &ServiceEntrySpec, findings: &mut Findings) {
                 });
             }
             if port(*number).is_none() {
-                findings.add("endpoint port number", || {
+                findings.add("endpoint port", || {
                     Finding::error(path(), format!("expected 1 to 65535, got {number}"))
                 });
             }

@@ -39,7 +39,7 @@ fn entries_of_istio_s_users_are_valid() {
 }
 
 #[test]
-fn hosts_addresses_and_ports_that_istio_refuses_are_refused_with_field_and_value() {
+fn hosts_and_addresses_that_istio_refuses_are_refused_with_field_and_value() {
     for (change, expected) in [
         (json!({"hosts": []}), "error: spec.hosts: at least one host is required"),
         (
@@ -66,6 +66,14 @@ fn hosts_addresses_and_ports_that_istio_refuses_are_refused_with_field_and_value
             json!({"addresses": ["10.0.0.0/8"], "resolution": "DNS"}),
             "error: spec.addresses[0]: '10.0.0.0/8' is a CIDR range, which only NONE and STATIC resolution take",
         ),
+    ] {
+        assert_eq!(findings(change), [expected]);
+    }
+}
+
+#[test]
+fn ports_and_words_that_istio_refuses_are_refused_with_field_and_value() {
+    for (change, expected) in [
         (
             json!({"ports": [{"number": 70000, "name": "p"}]}),
             "error: spec.ports[0].number: expected 1 to 65535, got 70000",

@@ -350,8 +350,7 @@ impl Exchange {
         C: AsyncRead + Unpin,
         U: AsyncWrite + Unpin,
     {
-        let is_repeated = self.is_repeated();
-        let up = &mut self.up;
+        let (is_repeated, up) = (self.is_repeated(), &mut self.up);
         let mut turn = Turn::new();
         loop {
             if !up.out.is_empty() {
@@ -549,10 +548,7 @@ impl Exchange {
         let head = head::parse_response(self.down.input.bytes(), &mut storage, &env.limits, is_head)
             .map_err(AnswerError::Head)?;
         let Some(head) = head else { return Ok(HeadRead::Incomplete) };
-        if let Some(attempts) = &mut self.attempts
-            && let Some(failed) = FailedResponse::of_fields(head.status, None, |name| head.text(name))
-            && let body = self.up.replay.as_ref().map_or(RequestBody::Gone, |replay| replay.body())
-            && let Some(wait) = attempts.next(env, &failed, body)
+        if let Some(wait) = wait_to_retry(self.attempts.as_deref_mut(), self.up.replay.as_deref(), &head, env)
         {
             let is_whole = head.framing == Framing::Length((self.down.input.len() - head.length) as u64);
             let is_reusable = is_whole && is_uploaded && head.keep_alive;
@@ -601,8 +597,12 @@ impl Exchange {
         }
         self.down.status = status;
         self.down.input.consume(length);
+        self.begin_body(env)
+    }
+
+    /// What is there of the answer's body goes out in the same write as its head.
+    fn begin_body(&mut self, env: &HttpContext) -> Result<HeadRead, AnswerError> {
         if self.down.state == DownloadState::Head {
-            // What is there of the body goes out in the same write.
             self.transfer_down(env).map_err(AnswerError::Body)?;
             self.down.state = DownloadState::Body;
         }
@@ -633,6 +633,17 @@ pub(super) fn response_edits<'e>(
     edits: Option<&'e Edits>,
 ) -> Option<&'e HeaderEdits> {
     rule.map(AppliedRule::response_edits).or(edits.map(|edits| &edits.response))
+}
+
+/// How long to wait before the request is sent again, if this answer is to be replaced by another one.
+fn wait_to_retry(
+    attempts: Option<&mut Attempts>,
+    replay: Option<&Replay>,
+    head: &ResponseHead<'_>,
+    env: &HttpContext,
+) -> Option<Duration> {
+    let failed = FailedResponse::of_fields(head.status, None, |name| head.text(name))?;
+    attempts?.next(env, &failed, replay.map_or(RequestBody::Gone, Replay::body))
 }
 
 impl ExchangeOutcome {

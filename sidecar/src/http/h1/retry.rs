@@ -50,10 +50,10 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             }
             AttemptEnd::Broken { outcome, has_vanished } => {
                 let is_of_upstream = outcome.flag().is_some_and(is_of_upstream);
-                match is_of_upstream {
-                    true if has_vanished => forward.vanished(),
-                    true => forward.failed(),
-                    false => {}
+                if is_of_upstream && has_vanished {
+                    forward.vanished();
+                } else if is_of_upstream {
+                    forward.failed();
                 }
                 (is_of_upstream.then_some(Failure::Reset), outcome)
             }

@@ -6,8 +6,7 @@ use std::time::SystemTime;
 
 use tidegate_core::policy::Decision;
 
-use crate::destinations::NoEndpoint;
-use crate::telemetry::Record;
+use crate::telemetry::{Record, UNREGISTERED};
 
 /// Maximum bytes of a field from the wire, so that a client cannot determine the length of a line.
 const MAX_FIELD: usize = 1024;
@@ -105,7 +104,7 @@ fn upstream_cluster(record: &Record<'_>) -> String {
     if let Some(outbound) = &record.outbound {
         return match outbound.service {
             Some(service) => format!("outbound|{}||{service}", outbound.dialled.port()),
-            None if record.details == NoEndpoint::Unregistered.details() => "BlackHoleCluster".to_owned(),
+            None if record.details == UNREGISTERED => "BlackHoleCluster".to_owned(),
             None => "PassthroughCluster".to_owned(),
         };
     }

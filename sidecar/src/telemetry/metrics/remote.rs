@@ -122,10 +122,8 @@ impl RemoteMetrics {
             let is_shown = key.remote != RemoteId::OTHER
                 && cells.len() < MOST_LISTED
                 && self.shown.admit(key, labels.series());
-            let cell = match is_shown {
-                true => cell_of(all, key, labels),
-                false => cell_of(all, key.other(), labels.folded()),
-            };
+            let cell =
+                if is_shown { cell_of(all, key, labels) } else { cell_of(all, key.other(), labels.folded()) };
             // Beyond the bound the last one changes its labels.
             cells.truncate(MOST_LISTED);
             cells.push((labels, Found { cell, is_folded: !is_shown }));

@@ -159,7 +159,6 @@ fn a_mesh_config_of_the_older_version_is_read_and_of_any_other_the_right_one_is_
 #[test]
 fn policies_that_are_not_enforced_are_warned_about_by_kind_and_name() {
     let text = "apiVersion: policy.openservicemesh.io/v1alpha1\nkind: Egress\nmetadata: {name: out, namespace: shop}\n---\n\
-                apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: out}\n---\n\
                 apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: app}\n";
     let found: Vec<_> = parse("a.yaml", text).problems;
     let found: Vec<_> = found.iter().map(|p| (p.to_string(), p.object.as_deref().unwrap_or(""))).collect();
@@ -171,11 +170,7 @@ fn policies_that_are_not_enforced_are_warned_about_by_kind_and_name() {
                 "a.yaml:1:1: warning: Egress is not enforced yet: workloads can reach destinations outside the mesh with and without it",
                 "Egress shop/out"
             ),
-            (
-                "a.yaml:5:1: warning: ServiceEntry is not enforced yet: traffic to its hosts passes through unchanged",
-                "ServiceEntry default/out"
-            ),
-            ("a.yaml:9:1: info: apps/v1 Deployment is not used by the mesh and is ignored", ""),
+            ("a.yaml:5:1: info: apps/v1 Deployment is not used by the mesh and is ignored", ""),
         ]
     );
 }

@@ -29,9 +29,10 @@ pub(super) fn get(path: &str) -> RouteMatch {
 
 pub(super) fn rule(name: &str, sources: &[&str], matches: Vec<RouteMatch>) -> Arc<PeerRule> {
     let sources = sources.iter().map(|account| identity(account)).collect();
-    let traffic = match matches.is_empty() {
-        true => PeerTraffic::Any,
-        false => PeerTraffic::Requests(matches.into_iter().map(Arc::new).collect()),
+    let traffic = if matches.is_empty() {
+        PeerTraffic::Any
+    } else {
+        PeerTraffic::Requests(matches.into_iter().map(Arc::new).collect())
     };
     let state = PeerRuleState::Active(ActivePeerRule { sources, traffic });
     PeerRule { origin: ObjectRef::new("TrafficTarget", "httpbin", name), state }.into()
