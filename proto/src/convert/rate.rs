@@ -1,4 +1,7 @@
 //! Rates, and limits of requests.
+//!
+//! A rate is a number of tokens for a period, and how many may be taken at once on top of them. Tokens are connections or
+//! requests; periods are those of protobuf's `Duration`. Refused: a period of zero, in which any number would be allowed.
 
 use tidegate_core::route::filter::LocalRateLimit;
 use tidegate_core::token_bucket::TokenRate;
@@ -9,6 +12,7 @@ use super::routes::{inner, status};
 use super::{ConversionError, bad, object_from_wire, object_to_wire};
 use crate::discovery as wire;
 
+/// Never fails: each rate of the model can be sent.
 pub(super) fn rate_to_wire(rate: TokenRate) -> wire::TokenRate {
     wire::TokenRate { tokens: rate.tokens, per: Some(duration_to_wire(rate.per)), burst: rate.burst }
 }
@@ -22,6 +26,7 @@ pub(super) fn rate_from_wire(path: &str, rate: wire::TokenRate) -> Result<TokenR
     Ok(TokenRate { tokens: rate.tokens, per, burst: rate.burst })
 }
 
+/// A limit with the object that it comes from, the response to what is beyond it, and the key of its bucket.
 pub(super) fn limit_to_wire(limit: &LocalRateLimit) -> wire::LocalRateLimit {
     wire::LocalRateLimit {
         origin: Some(object_to_wire(&limit.origin)),
@@ -34,6 +39,7 @@ pub(super) fn limit_to_wire(limit: &LocalRateLimit) -> wire::LocalRateLimit {
     }
 }
 
+/// Refuses a status that is none of HTTP, and header fields that no response may have.
 pub(super) fn limit_from_wire(
     path: &str,
     limit: wire::LocalRateLimit,

@@ -1,4 +1,7 @@
-//! What a sidecar reports.
+//! What a sidecar reports: the name of its own workload in metrics, and where its traces go.
+//!
+//! A collector is a host, a port and, for OTLP over HTTP, a path; without a path it is OTLP over gRPC. The share of traces
+//! that are recorded is in millionths.
 
 use tidegate_core::telemetry::{TelemetrySettings, TraceCollector, TracingSettings};
 
@@ -25,6 +28,7 @@ pub(super) fn telemetry_from_wire(settings: wire::Telemetry) -> Result<Telemetry
     Ok(TelemetrySettings { workload: workload.map(Into::into), tracing })
 }
 
+/// A host that is empty, or a port of zero, is an error: spans would be recorded and never sent.
 fn tracing_from_wire(tracing: wire::Tracing) -> Result<TracingSettings, ConversionError> {
     if tracing.host.is_empty() {
         return Err(missing("telemetry.tracing.host"));

@@ -1,4 +1,8 @@
 //! The external authorization of a policy. One whose state is absent is an error, never a policy without it.
+//!
+//! Active, it is the server's host and port, the time that a check may take, and what happens to requests when the server
+//! does not answer; invalid, the reason with which every request is refused. Refused: a port of zero, and a host that is
+//! neither a DNS name nor an IP address.
 
 use tidegate_core::policy::{
     AuthorizationServer, ExternalAuthorization, ExternalAuthorizationState, ServerAddress,
@@ -10,6 +14,7 @@ use crate::discovery as wire;
 
 const PATH: &str = "external_authorization";
 
+/// With the MeshConfig that it comes from.
 pub(super) fn external_to_wire(external: &ExternalAuthorization) -> wire::ExternalAuthorization {
     let state = match &external.state {
         ExternalAuthorizationState::Invalid(why) => {
@@ -27,6 +32,7 @@ pub(super) fn external_to_wire(external: &ExternalAuthorization) -> wire::Extern
     wire::ExternalAuthorization { origin: Some(object_to_wire(&external.origin)), state: Some(state) }
 }
 
+/// Errors name the field below `external_authorization`.
 pub(super) fn external_from_wire(
     external: wire::ExternalAuthorization,
 ) -> Result<ExternalAuthorization, ConversionError> {

@@ -1,4 +1,8 @@
 //! Rules for mesh peers. A policy holds each once, and its ports refer to them by their place.
+//!
+//! A rule has its object, the identities that it admits, and what they may send: anything, or requests of which one match
+//! applies. An invalid rule carries its reason instead and admits nothing. Refused: a place that no rule has, and more than
+//! [`MAX_EXPRESSIONS`] regular expressions in a policy.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,11 +36,13 @@ impl<'p> PeerRuleList<'p> {
         wire::PeerRules { rules: rules.iter().map(place).collect() }
     }
 
+    /// The rules in the order of their places.
     pub(super) fn to_wire(&self) -> Vec<wire::PeerRule> {
         self.rules.iter().map(|rule| rule_to_wire(rule)).collect()
     }
 }
 
+/// Counts the regular expressions before it compiles the first one.
 pub(super) fn peer_rules_from_wire(
     rules: Vec<wire::PeerRule>,
 ) -> Result<Vec<Arc<PeerRule>>, ConversionError> {

@@ -1,4 +1,8 @@
 //! Rate limits of mesh peers. A policy holds those of an object once, and its ports refer to them by their place.
+//!
+//! Workloads of many ports so carry the limits of their Services once. Routes of a limit are matched as those of
+//! authorization are, by the same messages. Refused: a place that no limit has, which would otherwise leave a port without
+//! one, and more than [`MAX_EXPRESSIONS`] regular expressions in a policy.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,6 +35,7 @@ impl<'p> RateLimitList<'p> {
         limits.iter().map(place).collect()
     }
 
+    /// The limits in the order of their places.
     pub(super) fn to_wire(&self) -> Vec<wire::RateLimits> {
         self.limits.iter().map(|limits| limits_to_wire(limits)).collect()
     }
