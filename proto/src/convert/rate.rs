@@ -39,7 +39,7 @@ pub(super) fn limit_to_wire(limit: &LocalRateLimit) -> wire::LocalRateLimit {
     }
 }
 
-/// Refuses a status that is none of HTTP, and header fields that no response may have.
+/// Refuses an unknown status, and header fields that no response may have.
 pub(super) fn limit_from_wire(
     path: &str,
     limit: wire::LocalRateLimit,

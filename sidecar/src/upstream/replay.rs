@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_body_is_none_again() {
+    async fn without_a_body_there_is_none_again() {
         let body = ReplayBody::new(Full::new(Bytes::new()), true);
         assert!(body.is_end_stream());
         assert_eq!(all(body.again()).await, (Bytes::new(), None));

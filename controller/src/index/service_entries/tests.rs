@@ -48,7 +48,7 @@ fn an_entry_with_errors_is_found_by_its_name_alone() {
 }
 
 #[test]
-fn names_of_services_are_told_from_others() {
+fn names_of_services_differ_from_others() {
     let cart = Some(ObjectName::new("shop", "cart"));
     for (host, service) in [
         ("cart.shop.svc", cart.clone()),

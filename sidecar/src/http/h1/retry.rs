@@ -75,7 +75,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 self.tell_end(self.exchange.down.status, flag, details);
                 Some(After::Abort)
             }
-            // An outcome of another kind is no failure.
+            // An outcome of another kind is not a failure.
             _ => Some(After::Abort),
         }
     }
