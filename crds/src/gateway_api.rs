@@ -24,7 +24,7 @@ use serde_json::Value;
 pub use duration::duration;
 
 use crate::bounded;
-use rule::Rule;
+use rule::RuleSpec;
 
 /// The API group of routes.
 pub const GROUP: &str = "gateway.networking.k8s.io";
@@ -108,7 +108,7 @@ pub struct RouteSpec {
     pub hostnames: Option<Part<Hostnames>>,
     /// The rules, in order.
     #[serde(default, deserialize_with = "rules")]
-    pub rules: Vec<Part<Rule>>,
+    pub rules: Vec<Part<RuleSpec>>,
 }
 
 /// Names of servers, or `*.` and a suffix.
@@ -241,7 +241,7 @@ fn parents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ParentRef>,
     bounded::list(deserializer, "spec.parentRefs", MOST_PARENTS)
 }
 
-fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Part<Rule>>, D::Error> {
+fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Part<RuleSpec>>, D::Error> {
     bounded::list(deserializer, "spec.rules", MOST_RULES)
 }
 
@@ -261,7 +261,7 @@ mod tests {
     use super::rule::Filter;
     use super::*;
 
-    fn rules(rules: Value) -> Vec<Part<Rule>> {
+    fn rules(rules: Value) -> Vec<Part<RuleSpec>> {
         let spec = json!({"parentRefs": [{"group": "", "kind": "Service", "name": "cart"}], "rules": rules});
         serde_json::from_value::<RouteSpec>(spec).unwrap().rules
     }
@@ -278,7 +278,7 @@ mod tests {
         let [filters, matches, broken, backends, limits] = &read[..] else { panic!("{read:?}") };
         let filters = &filters.read().unwrap().filters;
         assert!(filters[0].read().unwrap_err().starts_with("unknown variant `CORS`"));
-        assert!(matches!(filters[1].read(), Ok(Filter::RequestRedirect { .. })));
+        assert!(matches!(filters[1].read(), Ok(FilterSpec::RequestRedirect { .. })));
         let matches = matches.read().unwrap();
         assert!(matches.matches[0].read().is_ok());
         assert!(matches.matches[1].read().unwrap_err().starts_with("unknown field `cookies`"));

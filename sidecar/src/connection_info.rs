@@ -10,6 +10,9 @@ use tidegate_core::policy::{Decision, Denial, InboundPolicy, Opening, Reason, Se
 
 use crate::remotes::RemoteId;
 
+/// The details, in records, of what goes to an address that no object has, and may not.
+pub(crate) const UNREGISTERED: &str = "destination_unregistered";
+
 /// A connection after its handshake, if any. Immutable.
 pub struct ConnectionInfo {
     /// Address of the TCP peer.

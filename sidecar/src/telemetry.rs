@@ -134,9 +134,6 @@ pub struct OutboundRecord<'a> {
     pub server_name: Option<&'a str>,
 }
 
-/// The details of what went to an address that no object has, and may not.
-pub(crate) const UNREGISTERED: &str = "destination_unregistered";
-
 /// An endpoint that a connection or request went to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DialledEndpoint {

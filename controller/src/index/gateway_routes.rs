@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tidegate_core::contract::names::GATEWAY_CONTROLLER;
 use tidegate_crds::gateway_api::rule::{
-    BackendRef, Filter, HeaderModifier, MethodMatch, PathMatchType, Rule, RuleMatch, ValueMatch,
-    ValueMatchType,
+    BackendRefSpec, FilterSpec, HeaderModifier, MethodMatch, PathMatchType, RuleMatchSpec, RuleSpec,
+    ValueMatchSpec, ValueMatchType,
 };
 use tidegate_crds::gateway_api::{
     GatewayRoute, MOST_PARENTS, ParentRef, Part, RouteProtocol, RouteSpec, Routed,
@@ -110,7 +110,7 @@ impl RouteObject<'_> {
     }
 
     /// The backendRefs of its rules, mirrors included, each with the place of its rule.
-    pub(crate) fn backend_refs(&self) -> impl Iterator<Item = (usize, &BackendRef)> {
+    pub(crate) fn backend_refs(&self) -> impl Iterator<Item = (usize, &BackendRefSpec)> {
         let rules = self.spec.rules.iter().enumerate();
         let rules = rules.filter_map(|(at, rule)| Some((at, rule.read().ok()?)));
         rules.flat_map(|(at, rule)| backend_refs(rule).map(move |backend| (at, backend)))
@@ -248,7 +248,7 @@ pub(crate) fn parent_of(route: &ObjectName, parent: &ParentRef) -> ObjectName {
 }
 
 /// The object that a backendRef of a route names.
-pub(crate) fn backend_of(route: &ObjectName, backend: &BackendRef) -> ObjectName {
+pub(crate) fn backend_of(route: &ObjectName, backend: &BackendRefSpec) -> ObjectName {
     in_namespace_of(route, backend.namespace.as_deref(), &backend.name)
 }
 
@@ -271,11 +271,11 @@ fn backends_of(name: &ObjectName, spec: &RouteSpec) -> BTreeSet<ObjectName> {
 }
 
 /// The backendRefs of a rule, its mirrors' included.
-fn backend_refs(rule: &Rule) -> impl Iterator<Item = &BackendRef> {
+fn backend_refs(rule: &RuleSpec) -> impl Iterator<Item = &BackendRefSpec> {
     let shares = || rule.backend_refs.iter().filter_map(|backend| backend.read().ok());
     let filters = rule.filters.iter().chain(shares().flat_map(|backend| &backend.filters));
     let mirrors = filters.filter_map(|filter| match filter.read() {
-        Ok(Filter::RequestMirror { request_mirror }) => Some(&request_mirror.backend_ref),
+        Ok(FilterSpec::RequestMirror { request_mirror }) => Some(&request_mirror.backend_ref),
         _ => None,
     });
     shares().chain(mirrors)
@@ -286,7 +286,7 @@ fn parts<T>(all: &[Part<T>], of: impl Fn(&T) -> usize) -> usize {
     all.iter().map(|part| item::<Part<T>>() + part.read().map_or_else(text, &of)).sum()
 }
 
-fn rule_size(rule: &Rule) -> usize {
+fn rule_size(rule: &RuleSpec) -> usize {
     let unknown: usize = rule.unknown.keys().map(|name| REFERENCE + text(name)).sum();
     let timeouts = rule.timeouts.as_ref().map_or(0, |part| {
         part.read()
@@ -301,7 +301,7 @@ fn rule_size(rule: &Rule) -> usize {
     optional(&rule.name) + parts(&rule.matches, match_size) + filters + backends + timeouts + retry + unknown
 }
 
-fn expressions(found: &RuleMatch) -> usize {
+fn expressions(found: &RuleMatchSpec) -> usize {
     let is_path = found.path.as_ref().is_some_and(|path| path.how == PathMatchType::RegularExpression);
     let call = match &found.method {
         Some(MethodMatch::Grpc(call)) if call.how == ValueMatchType::RegularExpression => {
@@ -315,7 +315,7 @@ fn expressions(found: &RuleMatch) -> usize {
         + values.filter(|value| value.how == ValueMatchType::RegularExpression).count()
 }
 
-fn match_size(found: &RuleMatch) -> usize {
+fn match_size(found: &RuleMatchSpec) -> usize {
     let path = found.path.iter().map(|path| optional(&path.value)).sum::<usize>();
     let method = match &found.method {
         Some(MethodMatch::Http(method)) => text(method),
@@ -323,11 +323,11 @@ fn match_size(found: &RuleMatch) -> usize {
         None => 0,
     };
     let values = found.headers.iter().chain(&found.query_params);
-    let slot = item::<ValueMatch>();
+    let slot = item::<ValueMatchSpec>();
     path + method + values.map(|value| slot + text(&value.name) + text(&value.value)).sum::<usize>() + 64
 }
 
-fn filter_size(filter: &Filter) -> usize {
+fn filter_size(filter: &FilterSpec) -> usize {
     let edits = |edits: &HeaderModifier| {
         let lines = edits.set.iter().chain(&edits.add);
         let lines: usize =
@@ -335,18 +335,18 @@ fn filter_size(filter: &Filter) -> usize {
         lines + edits.remove.iter().map(|name| item::<String>() + text(name)).sum::<usize>() + 96
     };
     match filter {
-        Filter::RequestHeaderModifier { request_header_modifier: modifier }
-        | Filter::ResponseHeaderModifier { response_header_modifier: modifier } => edits(modifier),
+        FilterSpec::RequestHeaderModifier { request_header_modifier: modifier }
+        | FilterSpec::ResponseHeaderModifier { response_header_modifier: modifier } => edits(modifier),
         // Hosts and paths are at most this long by every definition.
-        Filter::RequestRedirect { request_redirect: redirect } => {
+        FilterSpec::RequestRedirect { request_redirect: redirect } => {
             optional(&redirect.scheme) + optional(&redirect.hostname) + 2048
         }
-        Filter::URLRewrite { url_rewrite: rewrite } => optional(&rewrite.hostname) + 2048,
-        Filter::RequestMirror { request_mirror } => REFERENCE + backend_size(&request_mirror.backend_ref),
+        FilterSpec::URLRewrite { url_rewrite: rewrite } => optional(&rewrite.hostname) + 2048,
+        FilterSpec::RequestMirror { request_mirror } => REFERENCE + backend_size(&request_mirror.backend_ref),
     }
 }
 
-fn backend_size(backend: &BackendRef) -> usize {
+fn backend_size(backend: &BackendRefSpec) -> usize {
     let texts = [&backend.group, &backend.kind, &backend.namespace].into_iter().map(optional);
     REFERENCE + text(&backend.name) + texts.sum::<usize>() + parts(&backend.filters, filter_size)
 }

@@ -12,17 +12,17 @@ use super::Part;
 /// One rule.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub struct Rule {
+pub struct RuleSpec {
     /// Its name within the route.
     pub name: Option<String>,
     /// The requests that it applies to; if empty, all.
-    pub matches: Vec<Part<RuleMatch>>,
+    pub matches: Vec<Part<RuleMatchSpec>>,
     /// Changes to requests and responses.
-    pub filters: Vec<Part<Filter>>,
+    pub filters: Vec<Part<FilterSpec>>,
     /// Where requests go.
-    pub backend_refs: Vec<Part<BackendRef>>,
+    pub backend_refs: Vec<Part<BackendRefSpec>>,
     /// How long a request may take.
-    pub timeouts: Option<Part<Timeouts>>,
+    pub timeouts: Option<Part<TimeoutsSpec>>,
     /// When a request is retried.
     pub retry: Option<Part<Retry>>,
     /// Fields that are not read.
@@ -33,21 +33,21 @@ pub struct Rule {
 /// Conditions on a request, all of which must hold.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct RuleMatch {
+pub struct RuleMatchSpec {
     /// On the path.
-    pub path: Option<PathMatch>,
+    pub path: Option<PathMatchSpec>,
     /// On the method.
     pub method: Option<MethodMatch>,
     /// On headers.
-    pub headers: Vec<ValueMatch>,
+    pub headers: Vec<ValueMatchSpec>,
     /// On query parameters.
-    pub query_params: Vec<ValueMatch>,
+    pub query_params: Vec<ValueMatchSpec>,
 }
 
 /// The condition on a path.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PathMatch {
+pub struct PathMatchSpec {
     /// How it is compared; `PathPrefix` by default.
     #[serde(rename = "type", default)]
     pub how: PathMatchType,
@@ -93,7 +93,7 @@ pub struct GrpcMethodMatch {
 /// The condition on a header or a query parameter.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ValueMatch {
+pub struct ValueMatchSpec {
     /// How values are compared; `Exact` by default.
     #[serde(rename = "type", default)]
     pub how: ValueMatchType,
@@ -116,7 +116,7 @@ pub enum ValueMatchType {
 /// A filter.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all_fields = "camelCase", deny_unknown_fields)]
-pub enum Filter {
+pub enum FilterSpec {
     /// Edits the request's headers.
     RequestHeaderModifier {
         /// The edits.
@@ -213,17 +213,17 @@ pub enum PathModifier {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestMirror {
     /// Where the copies go.
-    pub backend_ref: BackendRef,
+    pub backend_ref: BackendRefSpec,
     /// Percentage of the requests.
     pub percent: Option<u32>,
     /// Share of the requests.
-    pub fraction: Option<Fraction>,
+    pub fraction: Option<FractionSpec>,
 }
 
 /// A share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Fraction {
+pub struct FractionSpec {
     /// How many.
     pub numerator: u32,
     /// Of how many; 100 by default.
@@ -233,7 +233,7 @@ pub struct Fraction {
 /// Where a share of the requests goes.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BackendRef {
+pub struct BackendRefSpec {
     /// API group; the core group by default.
     pub group: Option<String>,
     /// Kind; `Service` by default.
@@ -248,13 +248,13 @@ pub struct BackendRef {
     pub weight: Option<u32>,
     /// Changes to the requests of this share.
     #[serde(default)]
-    pub filters: Vec<Part<Filter>>,
+    pub filters: Vec<Part<FilterSpec>>,
 }
 
 /// How long a request may take.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct Timeouts {
+pub struct TimeoutsSpec {
     /// The whole request.
     pub request: Option<String>,
     /// One attempt.

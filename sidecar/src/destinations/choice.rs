@@ -8,8 +8,9 @@ use tidegate_core::backend::{BackendProtocol, Endpoint};
 
 use super::LoadSlot;
 use super::backend::{BalancedBackend, BalancedEndpoint, is_of_family};
+use crate::connection_info::UNREGISTERED;
 use crate::remotes::RemoteId;
-use crate::telemetry::{DialledEndpoint, UNREGISTERED};
+use crate::telemetry::DialledEndpoint;
 
 /// The most endpoints that are tried.
 const MOST_TRIES: usize = 5;

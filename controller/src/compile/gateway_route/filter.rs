@@ -17,7 +17,7 @@ use crate::compile::route_features::Feature;
 /// The filters of a list, in its order, and the redirect, which is the action of a rule. `field` is the list's path.
 pub(super) fn filters(
     rules: &Rules<'_>,
-    parts: &[Part<written::Filter>],
+    parts: &[Part<written::FilterSpec>],
     field: &str,
 ) -> Result<(Vec<Filter>, Option<Redirect>), Fault> {
     let (mut filters, mut redirect) = (Vec::new(), None);
@@ -27,13 +27,13 @@ pub(super) fn filters(
         rules.need(feature(filter), &field)?;
         let model = |error: RouteError| Fault::of_model(&field, &error);
         match filter {
-            written::Filter::RequestHeaderModifier { request_header_modifier: modifier } => {
+            written::FilterSpec::RequestHeaderModifier { request_header_modifier: modifier } => {
                 filters.push(Filter::RequestHeaders(edits(modifier).map_err(model)?));
             }
-            written::Filter::ResponseHeaderModifier { response_header_modifier: modifier } => {
+            written::FilterSpec::ResponseHeaderModifier { response_header_modifier: modifier } => {
                 filters.push(Filter::ResponseHeaders(edits(modifier).map_err(model)?));
             }
-            written::Filter::RequestRedirect { request_redirect } => {
+            written::FilterSpec::RequestRedirect { request_redirect } => {
                 if redirect.is_some() {
                     let error = RouteError {
                         field: "type".to_owned(),
@@ -44,12 +44,12 @@ pub(super) fn filters(
                 }
                 redirect = Some(self::redirect(request_redirect).map_err(model)?);
             }
-            written::Filter::URLRewrite { url_rewrite } => {
+            written::FilterSpec::URLRewrite { url_rewrite } => {
                 let path = url_rewrite.path.as_ref().map(path_edit).transpose().map_err(model)?;
                 let rewrite = Rewrite::new(url_rewrite.hostname.as_deref(), path).map_err(model)?;
                 filters.push(Filter::Rewrite(rewrite));
             }
-            written::Filter::RequestMirror { request_mirror: mirror } => {
+            written::FilterSpec::RequestMirror { request_mirror: mirror } => {
                 let fraction = fraction(mirror).map_err(model)?;
                 if let Ok(backend) = resolve(rules.index, &rules.object, &mirror.backend_ref) {
                     filters.push(Filter::Mirror(Mirror { backend, fraction }));
@@ -60,13 +60,13 @@ pub(super) fn filters(
     Ok((filters, redirect))
 }
 
-fn feature(filter: &written::Filter) -> Feature {
+fn feature(filter: &written::FilterSpec) -> Feature {
     match filter {
-        written::Filter::RequestHeaderModifier { .. } => Feature::RequestHeaderModifier,
-        written::Filter::ResponseHeaderModifier { .. } => Feature::ResponseHeaderModifier,
-        written::Filter::RequestRedirect { .. } => Feature::RequestRedirect,
-        written::Filter::URLRewrite { .. } => Feature::UrlRewrite,
-        written::Filter::RequestMirror { .. } => Feature::RequestMirror,
+        written::FilterSpec::RequestHeaderModifier { .. } => Feature::RequestHeaderModifier,
+        written::FilterSpec::ResponseHeaderModifier { .. } => Feature::ResponseHeaderModifier,
+        written::FilterSpec::RequestRedirect { .. } => Feature::RequestRedirect,
+        written::FilterSpec::URLRewrite { .. } => Feature::UrlRewrite,
+        written::FilterSpec::RequestMirror { .. } => Feature::RequestMirror,
     }
 }
 

@@ -96,7 +96,7 @@ pub(super) fn created(object: &RouteObject<'_>) -> i64 {
 
 impl Rules<'_> {
     /// The rule, if its matches are understood, and what is wrong with it.
-    fn rule(&self, part: &Part<written::Rule>) -> (Option<RouteRule>, Option<Fault>) {
+    fn rule(&self, part: &Part<written::RuleSpec>) -> (Option<RouteRule>, Option<Fault>) {
         let rule = match part.read() {
             Ok(rule) => rule,
             Err(reason) => return (None, Some(Fault::new(UNSUPPORTED_VALUE, reason).in_rule(self.at))),
@@ -118,7 +118,7 @@ impl Rules<'_> {
     }
 
     /// The rule with filters, action, timeouts and retries.
-    fn filled(&self, rule: &written::Rule, empty: RouteRule) -> Result<RouteRule, Fault> {
+    fn filled(&self, rule: &written::RuleSpec, empty: RouteRule) -> Result<RouteRule, Fault> {
         if let Some(field) = rule.unknown.keys().map(String::as_str).chain(self.of_requests(rule)).next() {
             return Err(Fault::unsupported(field, "is not supported"));
         }
@@ -142,7 +142,7 @@ impl Rules<'_> {
     }
 
     /// The parts of a rule that only requests have, if it is about connections.
-    fn of_requests(&self, rule: &written::Rule) -> Option<&'static str> {
+    fn of_requests(&self, rule: &written::RuleSpec) -> Option<&'static str> {
         let parts = [
             ("matches", !rule.matches.is_empty()),
             ("filters", !rule.filters.is_empty()),
@@ -181,10 +181,10 @@ impl Rules<'_> {
         Err(Fault::unsupported(field, &format!("this version does not support {}", feature.what())))
     }
 
-    fn matches(&self, rule: &written::Rule) -> Result<Vec<RouteMatch>, Fault> {
+    fn matches(&self, rule: &written::RuleSpec) -> Result<Vec<RouteMatch>, Fault> {
         let any = || {
             if self.object.routed == Routed::Http {
-                http_match(&written::RuleMatch::default())
+                http_match(&written::RuleMatchSpec::default())
             } else {
                 Ok(RouteMatch::any())
             }
@@ -192,7 +192,7 @@ impl Rules<'_> {
         if rule.matches.is_empty() {
             return any().map(|matching| vec![matching]).map_err(|error| Fault::of_model("matches", &error));
         }
-        let one = |(at, part): (usize, &Part<written::RuleMatch>)| {
+        let one = |(at, part): (usize, &Part<written::RuleMatchSpec>)| {
             let field = format!("matches[{at}]");
             let found = part.read().map_err(|reason| Fault::unsupported(&field, reason))?;
             let matching =
@@ -203,7 +203,7 @@ impl Rules<'_> {
     }
 
     /// The shares of a rule. One that cannot be resolved answers with an error.
-    fn backends(&self, refs: &[Part<written::BackendRef>]) -> Result<Vec<WeightedBackend>, Fault> {
+    fn backends(&self, refs: &[Part<written::BackendRefSpec>]) -> Result<Vec<WeightedBackend>, Fault> {
         let mut shares = Vec::with_capacity(refs.len());
         for (at, part) in refs.iter().enumerate() {
             let field = format!("backendRefs[{at}]");
@@ -224,7 +224,7 @@ impl Rules<'_> {
         Ok(shares)
     }
 
-    fn timeouts(&self, part: &Part<written::Timeouts>) -> Result<Timeouts, Fault> {
+    fn timeouts(&self, part: &Part<written::TimeoutsSpec>) -> Result<Timeouts, Fault> {
         let timeouts = part.read().map_err(|reason| Fault::unsupported("timeouts", reason))?;
         let parse = |text: &Option<String>, field, feature| {
             let Some(text) = text else { return Ok(None) };
@@ -262,7 +262,7 @@ impl Rules<'_> {
 pub(super) fn resolve(
     index: &Index,
     object: &RouteObject<'_>,
-    backend: &written::BackendRef,
+    backend: &written::BackendRefSpec,
 ) -> Result<BackendRef, Fault> {
     let (group, kind) = (backend.group.as_deref(), backend.kind.as_deref());
     if group.is_some_and(|group| !group.is_empty()) || kind.is_some_and(|kind| kind != "Service") {
@@ -298,7 +298,7 @@ fn parse_duration(text: &str, field: &str) -> Result<Duration, Fault> {
 }
 
 /// Without a path it matches all paths, as the definition's default `PathPrefix /` says.
-fn http_match(found: &written::RuleMatch) -> Result<RouteMatch, RouteError> {
+fn http_match(found: &written::RuleMatchSpec) -> Result<RouteMatch, RouteError> {
     let (how, value) = match &found.path {
         Some(path) => (path.how, path.value.as_deref().unwrap_or("/")),
         None => (PathMatchType::PathPrefix, "/"),
@@ -323,7 +323,7 @@ fn http_match(found: &written::RuleMatch) -> Result<RouteMatch, RouteError> {
     Ok(RouteMatch::new(Some(path), method, headers(found)?, query.collect::<Result<_, _>>()?))
 }
 
-fn grpc_match(found: &written::RuleMatch) -> Result<RouteMatch, RouteError> {
+fn grpc_match(found: &written::RuleMatchSpec) -> Result<RouteMatch, RouteError> {
     let path = match &found.method {
         Some(MethodMatch::Grpc(call)) => {
             let parse = |name: &Option<String>| {
@@ -348,8 +348,8 @@ fn misplaced_method(value: &str) -> RouteError {
     RouteError { field: "method".to_owned(), value: value.to_owned(), problem }
 }
 
-fn headers(found: &written::RuleMatch) -> Result<Vec<HeaderMatch>, RouteError> {
-    let header = |(at, value): (usize, &written::ValueMatch)| {
+fn headers(found: &written::RuleMatchSpec) -> Result<Vec<HeaderMatch>, RouteError> {
+    let header = |(at, value): (usize, &written::ValueMatchSpec)| {
         let header = match value.how {
             ValueMatchType::Exact => HeaderMatch::exact(&value.name, &value.value),
             ValueMatchType::RegularExpression => HeaderMatch::regex(&value.name, &value.value),

@@ -6,7 +6,8 @@ use std::time::SystemTime;
 
 use tidegate_core::policy::Decision;
 
-use crate::telemetry::{Record, UNREGISTERED};
+use crate::connection_info::UNREGISTERED;
+use crate::telemetry::Record;
 
 /// Maximum bytes of a field from the wire, so that a client cannot determine the length of a line.
 const MAX_FIELD: usize = 1024;
