@@ -258,7 +258,7 @@ fn shortened(text: &str) -> Box<str> {
 mod tests {
     use serde_json::json;
 
-    use super::rule::Filter;
+    use super::rule::FilterSpec;
     use super::*;
 
     fn rules(rules: Value) -> Vec<Part<RuleSpec>> {
