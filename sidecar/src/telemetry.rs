@@ -126,7 +126,7 @@ pub struct OutboundRecord<'a> {
     pub dialled: SocketAddr,
     /// `<namespace>/<name>` of the Service or Pod, if the destination is in the mesh.
     pub service: Option<&'a str>,
-    /// The destination in metrics, if there is no endpoint.
+    /// The destination in metrics for a request that reached no endpoint.
     pub destination: RemoteId,
     /// The endpoint that was chosen, and tried last.
     pub endpoint: Option<DialledEndpoint>,
@@ -264,7 +264,7 @@ impl Telemetry {
         Self { tracer: Tracer::new(Some(sink)), ..self }
     }
 
-    /// Takes over what the policy says about traces; `None`: there is no policy.
+    /// Applies the policy's tracing settings; `None` while the sidecar has no policy.
     pub(crate) fn trace_by(&self, settings: Option<&TelemetrySettings>) {
         let tracing = settings.and_then(|settings| settings.tracing.as_ref());
         self.tracer.sample(tracing.map(|tracing| Sampling::of(f64::from(tracing.sampled_per_million) / 1e6)));

@@ -103,7 +103,7 @@ impl<'i> EntriesAt<'i> {
 }
 
 impl Resolver<'_> {
-    /// The endpoints of an entry's port; `None` if there is no such port.
+    /// The endpoints of an entry's port; `None` if the entry lacks that port.
     pub(super) fn behind_entry(
         &self,
         name: &BackendRef,

@@ -17,7 +17,8 @@ use super::endpoint::Endpoint;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Locality {
-    /// The name of its node. `None` where there are no nodes, as in a folder: every such workload is in the same place.
+    /// The name of its node. `None` outside Kubernetes, as in a folder; all workloads without a node count as being on the same
+    /// one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<Arc<str>>,
     /// The node's zone, its label `topology.kubernetes.io/zone`.

@@ -396,7 +396,7 @@ mod tests {
             change(&mut policy.rate_limits[0]);
             InboundPolicy::try_from(policy).unwrap_err().to_string()
         };
-        assert_eq!(spoil(|p| p.rate_limits.clear()), "ports[1].rate_limits: there are no limits 0");
+        assert_eq!(spoil(|p| p.rate_limits.clear()), "ports[1].rate_limits: rate_limits has no entry 0");
         assert_eq!(limited(|l| l.routes[0].requests = None), "rate_limits[0].routes[0].requests: missing");
         assert_eq!(
             limited(|l| l.connections = Some(wire::TokenRate::default())),

@@ -30,7 +30,7 @@ pub(crate) struct EndpointChoice {
     tried: Vec<SocketAddr>,
 }
 
-/// Why there is no endpoint to try.
+/// Why no endpoint can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoEndpoint {
     /// The controller, or a resource that cannot be used, blocks the destination.

@@ -8,6 +8,7 @@
 //! all that wait for it until one of them finds out.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -67,10 +68,10 @@ impl PeerConnections {
 
     fn cut_off_vanished(&self) {
         const VANISHED: Cause = Cause::PeerVanished;
-        let mut vanished = Vec::new();
+        let mut vanished = BTreeSet::new();
         self.connections.for_each(|line, peer| {
             if line.phase() == Phase::Closed(VANISHED) {
-                vanished.push(peer.address);
+                vanished.insert(peer.address);
             }
         });
         if vanished.is_empty() {

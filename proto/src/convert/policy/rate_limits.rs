@@ -63,7 +63,7 @@ pub(super) fn referred_limits(
 ) -> Result<Vec<Arc<RateLimits>>, ConversionError> {
     let one = |place: &u32| {
         let limits = usize::try_from(*place).ok().and_then(|place| limits.get(place));
-        limits.cloned().ok_or_else(|| bad(path, format!("there are no limits {place}")))
+        limits.cloned().ok_or_else(|| bad(path, format!("rate_limits has no entry {place}")))
     };
     places.iter().map(one).collect()
 }

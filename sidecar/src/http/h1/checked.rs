@@ -17,7 +17,7 @@ use crate::http::local_reply::{self, LocalReply, ReplyForm};
 use crate::lifeline::{Cause, Ended, Wait};
 use crate::stream::Abort;
 
-/// Why there is no verdict.
+/// Why a check ended without a verdict.
 enum Unchecked {
     ClientLeft,
     Ended(Cause),

@@ -18,11 +18,11 @@ use crate::upstream::{TimedOut, UpstreamError};
 
 /// How an attempt ended.
 pub(super) enum AttemptEnd {
-    /// There is no connection, or no request may have been processed on it.
+    /// No connection was made, or the endpoint has vanished and there is no other; the request may be sent again.
     NotConnected(UpstreamError),
     /// The answer is not passed on: another attempt follows after this wait.
     Retry(Duration),
-    /// There is no whole answer. `has_vanished`: the endpoint acknowledges nothing any more.
+    /// The response did not arrive completely. `has_vanished`: the endpoint has stopped acknowledging data.
     Broken { outcome: ExchangeOutcome, has_vanished: bool },
     /// Its time, or the request's, has passed.
     TimedOut(TimedOut),

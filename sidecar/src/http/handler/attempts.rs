@@ -156,7 +156,7 @@ impl FailedResponse {
         Some(Self { failure, pushback })
     }
 
-    /// What it means that there is no response; `None` if that is not the upstream's failure.
+    /// Classifies an error that came instead of a response; `None` if the upstream is not at fault.
     pub(in crate::http) fn of_error(error: &UpstreamError) -> Option<Self> {
         let failure = match error {
             UpstreamError::Connect(_) => Failure::Connect,

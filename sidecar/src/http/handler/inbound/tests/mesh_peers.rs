@@ -90,7 +90,7 @@ impl Peer {
             (HandlerAction::Reply(reply) | HandlerAction::ReplyWith(reply, _), _) => reply.status.to_string(),
             (HandlerAction::Forward(_), Some(path)) => String::from_utf8(path.into()).unwrap(),
             (HandlerAction::Forward(_), None) => "as sent".to_owned(),
-            (HandlerAction::Check(_), _) => panic!("there is no external authorization"),
+            (HandlerAction::Check(_), _) => panic!("external authorization is not configured"),
         };
         let decision = match &*decision.unwrap() {
             Decision::Allow(Grant::Peer(origin, _)) => origin.name.to_string(),
