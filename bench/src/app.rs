@@ -78,16 +78,16 @@ async fn connection(mut stream: TcpStream) -> Result<()> {
         buffer.copy_within(request.head_bytes..filled, 0);
         filled -= request.head_bytes;
         match request.kind {
-            http::RequestKind::Small => stream.write_all(&small).await?,
-            http::RequestKind::Download => download(&mut stream).await?,
-            http::RequestKind::Upload(length) => {
+            http::AppRequest::Small => stream.write_all(&small).await?,
+            http::AppRequest::Download => download(&mut stream).await?,
+            http::AppRequest::Upload(length) => {
                 let came_with_head = filled.min(usize::try_from(length).unwrap_or(filled));
                 buffer.copy_within(came_with_head..filled, 0);
                 filled -= came_with_head;
                 skip(&mut stream, length - came_with_head as u64).await?;
                 stream.write_all(&small).await?;
             }
-            http::RequestKind::NotServed => {
+            http::AppRequest::NotServed => {
                 stream
                     .write_all(
                         b"HTTP/1.1 405 Method Not Allowed\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",

@@ -9,7 +9,7 @@ use crate::app::{SMALL_BYTES, SMALL_FILL};
 use crate::load::{LoadEndpoint, LoadExchange};
 use crate::targets::{MtlsListener, Running};
 use crate::tls::ClientIdentity;
-use crate::topology::Topology;
+use crate::topology::ProxyTopology;
 
 /// Timeout from a target's start until it serves.
 const START: Duration = Duration::from_secs(20);
@@ -48,7 +48,7 @@ pub(crate) struct ObservedRefusals {
 
 /// Checks at the listener that enforces the policy that the admitted client gets the app's response, and a client of the
 /// same CA with another name and a client without a certificate get nothing of it: of an ingress, the former gets 403.
-pub(crate) async fn refuses_others(running: &Running, topology: Topology) -> Result<ObservedRefusals> {
+pub(crate) async fn refuses_others(running: &Running, topology: ProxyTopology) -> Result<ObservedRefusals> {
     let Some(listener) = running.guarded() else { return Ok(ObservedRefusals::default()) };
     let files = &listener.files;
     // Otherwise a listener that refuses everyone would pass.
@@ -57,7 +57,7 @@ pub(crate) async fn refuses_others(running: &Running, topology: Topology) -> Res
     let foreign =
         refusal(&endpoint(&listener, Some(&files.foreign))?).await.context("a client with another name")?;
     ensure!(
-        topology == Topology::Pair || foreign == FORBIDDEN,
+        topology == ProxyTopology::Pair || foreign == FORBIDDEN,
         "a client with another name: {foreign}, not {FORBIDDEN}"
     );
     let nameless = refusal(&endpoint(&listener, None)?).await.context("a client without a certificate")?;

@@ -21,14 +21,14 @@ pub(crate) struct ReceivedRequest {
     /// Length of the head in bytes.
     pub(crate) head_bytes: usize,
     /// What the app responds with.
-    pub(crate) kind: RequestKind,
+    pub(crate) kind: AppRequest,
     /// Whether the sender wants the connection closed after the response.
     pub(crate) close: bool,
 }
 
 /// What the app responds with.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum RequestKind {
+pub(crate) enum AppRequest {
     /// A GET of any other path: the small response.
     Small,
     /// A GET of [`LARGE_PATH`]: the large response.
@@ -157,15 +157,15 @@ pub(crate) fn parse_request(bytes: &[u8]) -> Result<Option<ReceivedRequest>> {
         return Ok(None);
     };
     let kind = match (request.method, request.path) {
-        (Some("GET"), Some(LARGE_PATH)) => RequestKind::Download,
-        (Some("GET"), _) => RequestKind::Small,
+        (Some("GET"), Some(LARGE_PATH)) => AppRequest::Download,
+        (Some("GET"), _) => AppRequest::Small,
         (Some("POST"), Some(LARGE_PATH)) => {
             let length =
                 request.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
             let length = length.and_then(|length| std::str::from_utf8(length.value).ok()?.parse().ok());
-            length.map_or(RequestKind::NotServed, RequestKind::Upload)
+            length.map_or(AppRequest::NotServed, AppRequest::Upload)
         }
-        _ => RequestKind::NotServed,
+        _ => AppRequest::NotServed,
     };
     let close = request.headers.iter().any(|header| {
         header.name.eq_ignore_ascii_case("connection") && header.value.eq_ignore_ascii_case(b"close")
@@ -204,18 +204,18 @@ mod tests {
         let request = parse_request(bytes).unwrap().unwrap();
         assert_eq!(
             request,
-            ReceivedRequest { head_bytes: bytes.len() - 3, kind: RequestKind::Download, close: true }
+            ReceivedRequest { head_bytes: bytes.len() - 3, kind: AppRequest::Download, close: true }
         );
     }
 
     #[test]
     fn a_post_is_served_if_its_length_is_known() {
         let request = b"POST /100m HTTP/1.1\r\nContent-Length: 300\r\n\r\n";
-        assert_eq!(parse_request(request).unwrap().unwrap().kind, RequestKind::Upload(300));
+        assert_eq!(parse_request(request).unwrap().unwrap().kind, AppRequest::Upload(300));
         let chunked = b"POST /100m HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n";
-        assert_eq!(parse_request(chunked).unwrap().unwrap().kind, RequestKind::NotServed);
+        assert_eq!(parse_request(chunked).unwrap().unwrap().kind, AppRequest::NotServed);
         let request = parse_request(b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\n").unwrap().unwrap();
-        assert_eq!(request.kind, RequestKind::NotServed);
+        assert_eq!(request.kind, AppRequest::NotServed);
     }
 
     /// Sends each part separately, then closes.

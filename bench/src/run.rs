@@ -15,7 +15,7 @@ use crate::load;
 use crate::process::Process;
 use crate::report::{self, Machine, Measures, Results, RunSettings};
 use crate::targets::{Programs, Running, Target, TargetSite};
-use crate::topology::Topology;
+use crate::topology::ProxyTopology;
 
 /// How much longer than expected a load may take until it counts as stalled.
 const STALL: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ const STALL: Duration = Duration::from_secs(60);
 pub(crate) struct RunOptions {
     /// How client, proxies and app are connected.
     #[arg(long, default_value = "ingress")]
-    topology: Topology,
+    topology: ProxyTopology,
     /// Targets to measure; all of the topology by default.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Target>,
@@ -198,12 +198,12 @@ impl Bench<'_> {
         let download = self.load(&running, &directory, load::LoadKind::Download { seconds }).await?;
         let (mut upload, mut http2_download, mut http2_upload) = (None, None, None);
         match topology {
-            Topology::Pair => {
+            ProxyTopology::Pair => {
                 upload = Some(self.load(&running, &directory, load::LoadKind::Upload { seconds }).await?);
             }
             // The app only speaks HTTP/1.1.
-            Topology::Ingress if running.measured.is_empty() => {}
-            Topology::Ingress => {
+            ProxyTopology::Ingress if running.measured.is_empty() => {}
+            ProxyTopology::Ingress => {
                 let kind = load::LoadKind::Http2Download { seconds };
                 http2_download = Some(self.load(&running, &directory, kind).await?);
                 let kind = load::LoadKind::Http2Upload { seconds };

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::certificates::{RunCertificates, SERVER};
 use crate::process::{Process, usage};
 use crate::tls::ClientIdentity;
-use crate::topology::Topology;
+use crate::topology::ProxyTopology;
 
 /// Address of the compared proxies: outgoing connections do not take their ports from it.
 const PEERS: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 10);
@@ -59,7 +59,7 @@ pub(crate) struct Programs {
 /// What a target is started with.
 pub(crate) struct TargetSite<'a> {
     /// How the target is connected with client and app.
-    pub(crate) topology: Topology,
+    pub(crate) topology: ProxyTopology,
     /// An empty folder for configuration, state and logs.
     pub(crate) directory: &'a Path,
     /// Certificates of the proxy, and of the clients that it admits and refuses.
@@ -122,10 +122,12 @@ pub(crate) struct ClientFiles {
 
 impl Target {
     /// The targets that are measured in a topology, in the order of the columns.
-    pub(crate) fn all(topology: Topology) -> &'static [Self] {
+    pub(crate) fn all(topology: ProxyTopology) -> &'static [Self] {
         match topology {
-            Topology::Ingress => &[Self::Direct, Self::Tidegate, Self::Nginx, Self::Haproxy, Self::Envoy],
-            Topology::Pair => &[
+            ProxyTopology::Ingress => {
+                &[Self::Direct, Self::Tidegate, Self::Nginx, Self::Haproxy, Self::Envoy]
+            }
+            ProxyTopology::Pair => &[
                 Self::Direct,
                 Self::Tidegate,
                 Self::TidegateTcp,
@@ -294,8 +296,8 @@ fn start_peer(
 ) -> Result<Running> {
     let inbound = inbound(site)?;
     match site.topology {
-        Topology::Ingress => Ok(Running::single(inbound, site)),
-        Topology::Pair => Ok(Running::pair(outbound(site, inbound.listen)?, inbound, site)),
+        ProxyTopology::Ingress => Ok(Running::single(inbound, site)),
+        ProxyTopology::Pair => Ok(Running::pair(outbound(site, inbound.listen)?, inbound, site)),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::certificates::{ALLOWED, CALLER};
 /// How client, proxies and app are connected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Topology {
+pub(crate) enum ProxyTopology {
     /// Client → mTLS → proxy → app.
     #[default]
     Ingress,
@@ -17,7 +17,7 @@ pub(crate) enum Topology {
     Pair,
 }
 
-impl Topology {
+impl ProxyTopology {
     /// The name in the certificate of the one client that the proxy in front of the app admits.
     pub(crate) fn admitted(self) -> &'static str {
         match self {
@@ -35,7 +35,7 @@ impl Topology {
     }
 }
 
-impl fmt::Display for Topology {
+impl fmt::Display for ProxyTopology {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Ingress => "ingress",

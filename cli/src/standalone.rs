@@ -40,7 +40,7 @@ use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::options::TrustDomainOptions;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::{memory, signals, trust_bundle};
-use tidegate_sidecar::options::{Inbound, LimitOptions, Options as SidecarOptions, PodOptions};
+use tidegate_sidecar::options::{InboundListener, LimitOptions, Options as SidecarOptions, PodOptions};
 use tidegate_sidecar::sidecar::Sidecar;
 use tidegate_sidecar::telemetry::access_log::AccessLogFormat;
 use tokio::sync::{Mutex, watch};
@@ -351,8 +351,10 @@ impl Sidecars {
             "podIP and annotation {APP_ADDRESS} are both {ip}: the sidecar and the app need different addresses"
         );
         let token_file = self.tokens.write(&subject(pod))?;
-        let inbound =
-            |port: &u16| Inbound { listen: SocketAddr::new(ip, *port), app: SocketAddr::new(app, *port) };
+        let inbound = |port: &u16| InboundListener {
+            listen: SocketAddr::new(ip, *port),
+            app: SocketAddr::new(app, *port),
+        };
         let controller = controller_identity(&self.options.trust.trust_domain)?;
         let options = SidecarOptions {
             workload: workload(pod),

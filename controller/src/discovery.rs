@@ -28,7 +28,7 @@ use crate::metrics::ControllerMetrics;
 use crate::publish::on_demand::OnDemand;
 use crate::publish::policies::PolicyStore;
 
-use session::{Client, Session};
+use session::{Client, NewStream};
 use shares::{ShareLimits, Shares};
 
 /// Serves streams.
@@ -68,7 +68,7 @@ impl Discovery for DiscoveryService {
         })?;
         // One message: what is not yet taken by the sidecar is at most what it has not acknowledged.
         let (sender, receiver) = mpsc::channel(1);
-        let session = Session {
+        let session = NewStream {
             id: self.streams.fetch_add(1, Ordering::Relaxed),
             client,
             workloads: self.workloads.clone(),

@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Parser;
 use k8s_openapi::api::core::v1::Pod;
 use tidegate_controller::admission::{self, ValidatingWebhook};
-use tidegate_controller::options::Options;
+use tidegate_controller::options::ControllerOptions;
 use tidegate_controller::source::ObjectSource;
 use tidegate_controller::source::folder::{FolderSource, is_local};
 use tidegate_controller::source::kubernetes::{KubernetesSource, is_injected};
@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let options = Options::parse();
+    let options = ControllerOptions::parse();
     let log = logging::init(&options.log)?;
     tls::install_provider();
     signals::raise_file_limit();
@@ -116,7 +116,7 @@ impl SourceSetup {
     /// configured. An error means that the client cannot be configured or the webhook cannot listen; an API server
     /// that does not answer is retried later.
     async fn cluster(
-        options: &Options,
+        options: &ControllerOptions,
         credentials: &watch::Receiver<Option<Arc<Credentials>>>,
         trust_bundle: &watch::Receiver<Arc<TrustBundle>>,
         metrics: &Metrics,

@@ -14,7 +14,7 @@ use tidegate_runtime::logging::LogOptions;
 /// Never in the path of a request: while it is down, sidecars keep serving with the policy they have.
 #[derive(Parser, Clone, Debug)]
 #[command(name = names::CONTROLLER, version)]
-pub struct Options {
+pub struct ControllerOptions {
     /// Folder of manifests (.yaml, .yml, .json) to read and follow.
     #[arg(
         long,
@@ -73,7 +73,7 @@ mod tests {
     fn objects_come_from_a_folder_or_from_kubernetes() {
         let parse = |flags: &[&str]| {
             let ca = ["--ca-address=https://ca:1", "--ca-trust-bundle=ca.crt", "--token-file=token"];
-            Options::try_parse_from(["tidegate-controller"].iter().chain(&ca).chain(flags))
+            ControllerOptions::try_parse_from(["tidegate-controller"].iter().chain(&ca).chain(flags))
         };
         assert!(parse(&["--folder=objects"]).is_ok());
         let options = parse(&["--kubernetes", "--pod-name=tidegate-controller-0"]).unwrap();
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn every_flag_has_help_and_can_be_set_by_environment() {
-        let command = Options::command();
+        let command = ControllerOptions::command();
         command.clone().debug_assert();
         for argument in command.get_arguments().filter(|a| !matches!(a.get_id().as_str(), "help" | "version"))
         {

@@ -2,7 +2,7 @@
 //! `gateway.networking.k8s.io/v1`.
 //!
 //! Their definitions belong to the cluster, not to Tidegate, and may be newer than this program. So each part of a route is
-//! read by itself ([`Part`]): an unknown value or field makes the smallest part that contains it unreadable, and neither
+//! read by itself ([`Lenient`]): an unknown value or field makes the smallest part that contains it unreadable, and neither
 //! the rest of the object nor other objects. `hostnames` have a meaning only for TLSRoutes: for other routes of a Service they
 //! are ignored (GEP-1294).
 //!
@@ -105,10 +105,10 @@ pub struct RouteSpec {
     pub parent_refs: Vec<ParentRef>,
     /// The names of servers that it is about, of a TLSRoute.
     #[serde(default)]
-    pub hostnames: Option<Part<Hostnames>>,
+    pub hostnames: Option<Lenient<Hostnames>>,
     /// The rules, in order.
     #[serde(default, deserialize_with = "rules")]
-    pub rules: Vec<Part<RuleSpec>>,
+    pub rules: Vec<Lenient<RuleSpec>>,
 }
 
 /// Names of servers, or `*.` and a suffix.
@@ -141,7 +141,7 @@ pub struct ParentRef {
 
 /// A part of an object, or why it cannot be read.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Part<T>(pub Result<T, Box<str>>);
+pub struct Lenient<T>(pub Result<T, Box<str>>);
 
 impl RouteProtocol for Tcp {
     const KIND: &'static str = "TCPRoute";
@@ -218,11 +218,11 @@ impl RouteSpec {
 
     /// Parents alone: what is left of a route whose rules cannot be read at all, for this reason.
     pub fn without_rules(parent_refs: Vec<ParentRef>, reason: &str) -> Self {
-        Self { parent_refs, hostnames: None, rules: vec![Part(Err(shortened(reason)))] }
+        Self { parent_refs, hostnames: None, rules: vec![Lenient(Err(shortened(reason)))] }
     }
 }
 
-impl<T> Part<T> {
+impl<T> Lenient<T> {
     /// The part, or why it cannot be read.
     pub fn read(&self) -> Result<&T, &str> {
         self.0.as_ref().map_err(|reason| &**reason)
@@ -230,7 +230,7 @@ impl<T> Part<T> {
 }
 
 /// Takes the part's value as a whole first, so that what does not fit ends with the part.
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Part<T> {
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Lenient<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
         Ok(Self(T::deserialize(value).map_err(|error| shortened(&error.to_string()))))
@@ -241,7 +241,7 @@ fn parents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ParentRef>,
     bounded::list(deserializer, "spec.parentRefs", MOST_PARENTS)
 }
 
-fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Part<RuleSpec>>, D::Error> {
+fn rules<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Lenient<RuleSpec>>, D::Error> {
     bounded::list(deserializer, "spec.rules", MOST_RULES)
 }
 
@@ -261,7 +261,7 @@ mod tests {
     use super::rule::FilterSpec;
     use super::*;
 
-    fn rules(rules: Value) -> Vec<Part<RuleSpec>> {
+    fn rules(rules: Value) -> Vec<Lenient<RuleSpec>> {
         let spec = json!({"parentRefs": [{"group": "", "kind": "Service", "name": "cart"}], "rules": rules});
         serde_json::from_value::<RouteSpec>(spec).unwrap().rules
     }

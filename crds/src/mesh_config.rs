@@ -21,7 +21,7 @@ pub use feature_flags::FeatureFlags;
 pub use observability::ObservabilitySpec;
 pub use sidecar::{ResourceRequirements, SidecarSpec};
 pub use tracing::{TracingError, TracingSpec};
-pub use traffic::{ExternalAuthorization, FieldProblem, TrafficSpec};
+pub use traffic::{ExternalAuthorizationSpec, FieldProblem, TrafficSpec};
 
 /// The `apiVersion` of MeshConfigs.
 pub(crate) const MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha2";
@@ -125,7 +125,7 @@ impl MeshConfigSpec {
     }
 
     /// The external authorization of requests, if it is enabled.
-    pub fn external_authorization(&self) -> Option<&ExternalAuthorization> {
+    pub fn external_authorization(&self) -> Option<&ExternalAuthorizationSpec> {
         let external = self.traffic.as_ref()?.inbound_external_authorization.as_ref();
         external.filter(|external| external.enable == Some(true))
     }

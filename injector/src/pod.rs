@@ -162,7 +162,7 @@ pub(crate) struct ContainerProbe {
     #[serde(default)]
     pub(crate) tcp_socket: Option<TcpSocket>,
     #[serde(default)]
-    pub(crate) grpc: Option<Grpc>,
+    pub(crate) grpc: Option<GrpcAction>,
     /// Kubernetes' default is 1.
     #[serde(default)]
     pub(crate) timeout_seconds: Option<i32>,
@@ -205,7 +205,7 @@ pub(crate) struct TcpSocket {
 
 /// The health check of gRPC (`grpc.health.v1.Health/Check`) at a port that only a number can name.
 #[derive(Deserialize, Clone, Debug)]
-pub(crate) struct Grpc {
+pub(crate) struct GrpcAction {
     pub(crate) port: i32,
     #[serde(default)]
     pub(crate) service: Option<String>,

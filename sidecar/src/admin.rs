@@ -14,7 +14,7 @@ use tidegate_runtime::trust_bundle::fingerprint;
 use crate::destinations::{
     BalancedEndpoint, Destinations, ReferencedView, ResolvedDestination, ResolvedTarget, TopologyView,
 };
-use crate::options::Inbound;
+use crate::options::InboundListener;
 use crate::snapshot::Publisher;
 
 /// State of the `/config` handler.
@@ -23,7 +23,7 @@ pub(crate) struct ConfigView {
     /// `<namespace>/<name>` of the workload.
     pub(crate) workload: Arc<str>,
     /// Fixed listeners: the address that is bound, and the app's address.
-    pub(crate) inbound: Arc<[Inbound]>,
+    pub(crate) inbound: Arc<[InboundListener]>,
     /// Address of the listener for connections that the kernel redirects.
     pub(crate) transparent: Option<SocketAddr>,
     /// Addresses of the listeners for the app's outbound connections.

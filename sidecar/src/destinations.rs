@@ -38,7 +38,7 @@ pub(crate) use references::{ReferencedView, ReferencesFull};
 pub(crate) use resolved::{ResolvedDestination, ResolvedTarget};
 pub(crate) use routes::{ActiveRule, AppliedRule, DrawnShare, ResolvedRoutes};
 
-use caller::Caller;
+use caller::ClientWorkload;
 use endpoint::LoadSlot;
 use references::References;
 
@@ -113,7 +113,7 @@ struct AddressEntry {
 impl Destinations {
     /// Nothing is used yet by this workload, `<namespace>/<name>`.
     pub(crate) fn of_workload(workload: &str, remotes: Remotes) -> Self {
-        let caller = Caller { workload: workload.into(), remotes, ..Caller::default() };
+        let caller = ClientWorkload { workload: workload.into(), remotes, ..ClientWorkload::default() };
         let state =
             DestinationsState { references: References::of_caller(caller), ..DestinationsState::default() };
         Self { state: Mutex::new(state), ..Self::default() }

@@ -71,7 +71,7 @@ pub(crate) struct Discovery {
 
 /// Why a resource is not taken over.
 #[derive(Debug, thiserror::Error)]
-enum Refusal {
+enum ResourceRefusal {
     #[error("{0}")]
     Malformed(#[from] tidegate_proto::ConversionError),
     #[error("this sidecar knows no resources of this name; it may be older than the controller")]
@@ -258,13 +258,13 @@ impl Discovery {
     }
 
     /// Takes over one resource.
-    fn take(&mut self, resource: wire::Resource) -> Result<(), Refusal> {
-        let name = ResourceName::parse(&resource.name).ok_or(Refusal::UnknownName)?;
+    fn take(&mut self, resource: wire::Resource) -> Result<(), ResourceRefusal> {
+        let name = ResourceName::parse(&resource.name).ok_or(ResourceRefusal::UnknownName)?;
         let (bytes, version) = (resource.size(), resource.version);
-        let decoded = match (&name, resource.body.ok_or(Refusal::UnknownBody)?) {
+        let decoded = match (&name, resource.body.ok_or(ResourceRefusal::UnknownBody)?) {
             (ResourceName::Listener { .. }, Body::Listener(policy)) => {
                 if resource.name != self.listener() {
-                    return Err(Refusal::OtherListener(self.config.workload.clone()));
+                    return Err(ResourceRefusal::OtherListener(self.config.workload.clone()));
                 }
                 let policy = self.policy(policy)?;
                 tracing::info!(%version, ports = policy.ports.len(), "a new inbound policy is in force");
@@ -282,29 +282,32 @@ impl Discovery {
             (ResourceName::Backend(name), Body::Backend(backend)) => {
                 let backend = Backend::try_from(backend)?;
                 if backend.name != *name {
-                    return Err(Refusal::OtherBackend(backend.name.to_string()));
+                    return Err(ResourceRefusal::OtherBackend(backend.name.to_string()));
                 }
                 Resource::Backend(backend)
             }
             (ResourceName::Routes(_), Body::Routes(routes)) => Resource::Routes(routes.try_into()?),
-            _ => return Err(Refusal::UnknownBody),
+            _ => return Err(ResourceRefusal::UnknownBody),
         };
         Ok(self.destinations.set(&name, version, decoded, bytes)?)
     }
 
     /// The policy, if it is that of this workload and of the identity in our certificate: a controller that mixes them
     /// up changes nothing.
-    fn policy(&self, policy: wire::InboundPolicy) -> Result<InboundPolicy, Refusal> {
+    fn policy(&self, policy: wire::InboundPolicy) -> Result<InboundPolicy, ResourceRefusal> {
         let policy = InboundPolicy::try_from(policy)?;
         if *policy.workload != *self.config.workload {
-            return Err(Refusal::OtherWorkload(policy.workload.to_string(), self.config.workload.clone()));
+            return Err(ResourceRefusal::OtherWorkload(
+                policy.workload.to_string(),
+                self.config.workload.clone(),
+            ));
         }
         let credentials = self.credentials.borrow();
         let names =
             credentials.as_ref().map(|credentials| credentials.leaf.sans.as_slice()).unwrap_or_default();
         let ours = tidegate_core::Identity::of_workload(names, policy.identity.trust_domain());
         if ours.as_ref() != Some(&policy.identity) {
-            return Err(Refusal::OtherIdentity(policy.identity.to_string()));
+            return Err(ResourceRefusal::OtherIdentity(policy.identity.to_string()));
         }
         Ok(policy)
     }

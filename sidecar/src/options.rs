@@ -38,12 +38,12 @@ pub struct Options {
         conflicts_with = "transparent",
         value_delimiter = ','
     )]
-    pub inbound: Vec<Inbound>,
+    pub inbound: Vec<InboundListener>,
 
     /// Address that the app dials instead of a destination, and the destination, such as 127.0.0.1:9000=10.96.0.10:80.
     /// The destination is resolved in the mesh. May be repeated, or separated by commas.
     #[arg(long, env = "TIDEGATE_OUTBOUND", value_name = "LISTEN=DESTINATION", value_delimiter = ',')]
-    pub outbound: Vec<Outbound>,
+    pub outbound: Vec<OutboundListener>,
 
     /// The controller: https://host:port.
     #[arg(long = flags::DISCOVERY_ADDRESS, env = environment::DISCOVERY_ADDRESS, value_name = "URL")]
@@ -99,7 +99,7 @@ pub struct Options {
 
 /// An inbound listener, and the app's address behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inbound {
+pub struct InboundListener {
     /// Address to listen on.
     pub listen: SocketAddr,
     /// The app's address; its port selects the policy.
@@ -113,7 +113,7 @@ pub struct InboundError(String);
 
 /// An outbound listener, and the destination behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outbound {
+pub struct OutboundListener {
     /// Address to listen on.
     pub listen: SocketAddr,
     /// The destination that stands behind it.
@@ -269,7 +269,7 @@ impl From<&LimitOptions> for Limits {
     }
 }
 
-impl FromStr for Inbound {
+impl FromStr for InboundListener {
     type Err = InboundError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -278,7 +278,7 @@ impl FromStr for Inbound {
     }
 }
 
-impl FromStr for Outbound {
+impl FromStr for OutboundListener {
     type Err = OutboundError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {

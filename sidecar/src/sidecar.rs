@@ -25,7 +25,7 @@ use crate::discovery::{Discovery, DiscoveryClientConfig};
 use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{FixedOutbound, InboundTarget, Listener, Redirected};
-use crate::options::{Inbound, Options, Outbound};
+use crate::options::{InboundListener, Options, OutboundListener};
 use crate::probes::{ProbeBindError, ProbeServer};
 use crate::snapshot::{self, Publisher, Snapshots};
 use crate::span_export::SpanExporter;
@@ -44,7 +44,7 @@ const PROCESS: ProcessName = ProcessName(names::SIDECAR);
 /// A running sidecar.
 pub struct Sidecar {
     workers: RunningWorkers,
-    inbound: Arc<[Inbound]>,
+    inbound: Arc<[InboundListener]>,
     admin_address: SocketAddr,
     readiness: Readiness,
     drain: drain::Trigger,
@@ -138,7 +138,7 @@ impl Sidecar {
     }
 
     /// The fixed inbound listeners, with the ports that were bound.
-    pub fn inbound(&self) -> &[Inbound] {
+    pub fn inbound(&self) -> &[InboundListener] {
         &self.inbound
     }
 
@@ -195,7 +195,7 @@ fn config_view(
     let fixed = inbound.iter().zip(&options.inbound);
     ConfigView {
         workload: options.workload.as_str().into(),
-        inbound: fixed.map(|(listen, inbound)| Inbound { listen: *listen, ..*inbound }).collect(),
+        inbound: fixed.map(|(listen, inbound)| InboundListener { listen: *listen, ..*inbound }).collect(),
         transparent: options.pod.transparent.then(|| inbound.first().copied()).flatten(),
         outbound: outbound.into(),
         destinations: destinations.clone(),
@@ -205,7 +205,7 @@ fn config_view(
 
 /// Inbound listeners, followed by those of [`outbound_listeners`].
 fn listeners(options: &Options) -> Vec<Listener> {
-    let fixed = |inbound: &Inbound| {
+    let fixed = |inbound: &InboundListener| {
         Listener::Fixed(InboundTarget { address: inbound.listen, port: inbound.app.port(), app: inbound.app })
     };
     let mut listeners: Vec<_> = if options.pod.transparent {
@@ -219,7 +219,7 @@ fn listeners(options: &Options) -> Vec<Listener> {
 
 /// Listeners for connections that the app opens.
 fn outbound_listeners(options: &Options) -> Vec<Listener> {
-    let fixed = |outbound: &Outbound| {
+    let fixed = |outbound: &OutboundListener| {
         Listener::FixedOutbound(FixedOutbound { address: outbound.listen, destination: outbound.destination })
     };
     let mut listeners: Vec<_> = options.outbound.iter().map(fixed).collect();

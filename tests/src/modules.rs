@@ -1,4 +1,4 @@
-//! Which modules of a crate use which others, read from its source, and circles among them.
+//! Which modules of a crate use which others, read from its source, and circles among them; the types of a crate.
 //!
 //! A module is one that the crate's root declares, with everything below it; code for tests only is left out. Paths
 //! that begin with `crate` or `super` are followed, and names that the root re-exports.
@@ -96,13 +96,39 @@ impl fmt::Display for Circle<'_> {
     }
 }
 
+/// The types and traits of the crate with this root file, each with the file that declares it.
+pub fn types(root: &Path) -> Vec<(String, PathBuf)> {
+    let source = ScannedFile::read(&fs::read_to_string(root).unwrap());
+    let folder = root.parent().unwrap();
+    let mut all: Vec<_> = source.types.iter().map(|name| (name.clone(), root.to_owned())).collect();
+    for child in &source.children {
+        all.extend(types_below(folder, child));
+    }
+    all
+}
+
+/// Of a module and all below it.
+fn types_below(folder: &Path, name: &str) -> Vec<(String, PathBuf)> {
+    let below = folder.join(name);
+    let Some(file) = source_file(&below) else { return Vec::new() };
+    let source = ScannedFile::read(&fs::read_to_string(&file).unwrap());
+    let mut all: Vec<_> = source.types.iter().map(|name| (name.clone(), file.clone())).collect();
+    for child in &source.children {
+        all.extend(types_below(&below, child));
+    }
+    all
+}
+
+/// The file of a module; a module without one is inside its parent.
+fn source_file(module: &Path) -> Option<PathBuf> {
+    [module.with_extension("rs"), module.join("mod.rs")].into_iter().find(|file| file.exists())
+}
+
 /// What a module and all below it refer to at the crate's root. It is declared in a file of `folder`, `depth` below the
 /// root.
 fn references(folder: &Path, name: &str, depth: usize) -> Vec<(ModulePath, PathBuf)> {
     let below = folder.join(name);
-    let file = [below.with_extension("rs"), below.join("mod.rs")].into_iter().find(|file| file.exists());
-    // A module without a file is inside its parent, which was read.
-    let Some(file) = file else { return Vec::new() };
+    let Some(file) = source_file(&below) else { return Vec::new() };
     let source = ScannedFile::read(&fs::read_to_string(&file).unwrap());
     let at_root = source.references.iter().filter(|reference| reference.is_at_root(depth)).cloned();
     let mut all: Vec<_> = at_root.map(|reference| (reference, file.clone())).collect();

@@ -4,12 +4,12 @@
 // Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-use tidegate_tests::modules::Modules;
+use tidegate_tests::modules::{self, Modules};
 
 /// The workspace.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -101,4 +101,19 @@ fn the_modules_of_a_crate_form_no_circles() {
         circles.extend(Modules::of(&root).circles().iter().map(|circle| format!("{member}: {circle}")));
     }
     assert!(circles.is_empty(), "modules that depend on each other:\n{}", circles.join("\n"));
+}
+
+/// In code that is not for tests only, of all programs and libraries.
+#[test]
+fn a_name_stands_for_one_type() {
+    let mut files = BTreeMap::<String, BTreeSet<PathBuf>>::new();
+    for (_, root) in roots().iter().filter(|(member, _)| member != "tests") {
+        for (name, file) in modules::types(root) {
+            files.entry(name).or_default().insert(file);
+        }
+    }
+    assert!(files.contains_key("InboundPolicy"), "{files:?}");
+    let twice = files.iter().filter(|(_, files)| files.len() > 1);
+    let twice: Vec<_> = twice.map(|(name, files)| format!("{name}: {files:?}")).collect();
+    assert!(twice.is_empty(), "names that two types have:\n{}", twice.join("\n"));
 }

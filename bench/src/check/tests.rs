@@ -11,7 +11,7 @@ async fn a_listener_that_admits_every_client_of_the_ca_is_found_out() {
     let files = ClientFiles::of(&certificates, &certificates.caller);
     let mut running = Running::without_proxy(address);
     running.inner = Some(MtlsListener { address, files, protocols: &[] });
-    let error = refuses_others(&running, Topology::Pair).await.unwrap_err();
+    let error = refuses_others(&running, ProxyTopology::Pair).await.unwrap_err();
     assert_eq!(format!("{error:#}"), "a client with another name: admitted with status 200");
 
     let listener = running.guarded().unwrap();
@@ -30,6 +30,6 @@ async fn a_listener_that_refuses_every_client_is_found_out() {
     files.foreign = other.foreign;
     let mut running = Running::without_proxy(address);
     running.inner = Some(MtlsListener { address, files, protocols: &[] });
-    let error = refuses_others(&running, Topology::Pair).await.unwrap_err();
+    let error = refuses_others(&running, ProxyTopology::Pair).await.unwrap_err();
     assert!(format!("{error:#}").starts_with("admitted client: "), "{error:#}");
 }

@@ -4,7 +4,7 @@ use super::Results;
 use super::metrics::{MAIN_CONNECTIONS, Metric, Quantile, Transfer};
 use super::table::number;
 use crate::targets::Target;
-use crate::topology::Topology;
+use crate::topology::ProxyTopology;
 
 /// A bound on a figure of Tidegate's, absolute or relative to other targets'.
 #[derive(Debug)]
@@ -108,8 +108,8 @@ const fn goal(name: &'static str, metric: Metric) -> Goal {
 pub(super) fn render(results: &Results) -> String {
     let mut text = "| goal | bound | measured | |\n|---|---|---:|---|\n".to_owned();
     let goals = match results.settings.topology {
-        Topology::Ingress => &INGRESS[..],
-        Topology::Pair => &PAIR,
+        ProxyTopology::Ingress => &INGRESS[..],
+        ProxyTopology::Pair => &PAIR,
     };
     for goal in goals {
         let measured = goal.measured(results);

@@ -3,7 +3,7 @@
 use super::{Measures, Results, RunSettings};
 use crate::load::LoadMeasurement;
 use crate::targets::Target;
-use crate::topology::Topology;
+use crate::topology::ProxyTopology;
 
 /// The closed loop that the goals refer to.
 pub(super) const MAIN_CONNECTIONS: usize = 64;
@@ -83,8 +83,10 @@ impl Metric {
             Self::KibPerIdleConnection,
         ]);
         let transfers = match settings.topology {
-            Topology::Ingress => &[Transfer::Download, Transfer::Http2Download, Transfer::Http2Upload][..],
-            Topology::Pair => &[Transfer::Download, Transfer::Upload],
+            ProxyTopology::Ingress => {
+                &[Transfer::Download, Transfer::Http2Download, Transfer::Http2Upload][..]
+            }
+            ProxyTopology::Pair => &[Transfer::Download, Transfer::Upload],
         };
         for transfer in transfers.iter().copied() {
             rows.extend([Self::Megabytes(transfer), Self::CpuPerGigabyte(transfer)]);
@@ -95,8 +97,8 @@ impl Metric {
     /// The row's label.
     pub(super) fn label(self, settings: &RunSettings) -> String {
         let side = match settings.topology {
-            Topology::Ingress => "",
-            Topology::Pair => " of the client's side",
+            ProxyTopology::Ingress => "",
+            ProxyTopology::Pair => " of the client's side",
         };
         match self {
             Self::Throughput { connections } => format!("requests/s, {}", counted(connections)),
@@ -104,8 +106,8 @@ impl Metric {
             Self::LatencyMicros { rate, quantile } => format!("{} µs at {rate}/s", quantile.label()),
             Self::CpuOpen { rate } => format!("CPU s per 10 k requests at {rate}/s"),
             Self::Handshakes => match settings.topology {
-                Topology::Ingress => "new mTLS connections/s".to_owned(),
-                Topology::Pair => "new connections/s".to_owned(),
+                ProxyTopology::Ingress => "new mTLS connections/s".to_owned(),
+                ProxyTopology::Pair => "new connections/s".to_owned(),
             },
             Self::CpuMillisPerHandshake => "CPU ms per new connection".to_owned(),
             Self::FreshMegabytes => format!("RSS MB{side}, fresh"),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::load::LoadMeasurement;
 use crate::targets::Target;
-use crate::topology::Topology;
+use crate::topology::ProxyTopology;
 
 /// The rounds of a run, and the conditions under which they were measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,7 +39,7 @@ pub(crate) struct Machine {
 pub(crate) struct RunSettings {
     /// How client, proxies and app were connected.
     #[serde(default)]
-    pub(crate) topology: Topology,
+    pub(crate) topology: ProxyTopology,
     /// Length of each measurement.
     pub(crate) seconds: f64,
     /// Numbers of connections of the closed loop.

@@ -4,7 +4,7 @@ use super::metrics::{Metric, Quantile, Transfer, median};
 use super::*;
 use crate::load::{Latency, LoadMeasurement};
 use crate::targets::Target;
-use crate::topology::Topology;
+use crate::topology::ProxyTopology;
 
 /// A round in which a target answered `requests` in one second and used `cpu` seconds for them.
 fn measures(requests: u64, cpu: Option<f64>) -> Measures {
@@ -39,7 +39,7 @@ fn results(rounds: Vec<BTreeMap<Target, Measures>>) -> Results {
         machine: Machine { processor: "2 × P".to_owned(), kernel: "Linux 6".to_owned() },
         versions: BTreeMap::new(),
         settings: RunSettings {
-            topology: Topology::Ingress,
+            topology: ProxyTopology::Ingress,
             seconds: 1.0,
             connections: vec![64],
             rates: vec![1000],
@@ -51,7 +51,7 @@ fn results(rounds: Vec<BTreeMap<Target, Measures>>) -> Results {
 
 fn pair(rounds: Vec<BTreeMap<Target, Measures>>) -> Results {
     let mut results = results(rounds);
-    results.settings.topology = Topology::Pair;
+    results.settings.topology = ProxyTopology::Pair;
     results
 }
 

@@ -17,7 +17,7 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
     let app = "127.0.0.1:4001".parse().unwrap();
     let listen = "127.0.7.10:4002".parse().unwrap();
     let mut site = TargetSite {
-        topology: Topology::Ingress,
+        topology: ProxyTopology::Ingress,
         directory: directory.path(),
         certificates: &certificates,
         app,
@@ -50,7 +50,7 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
         assert!(envoy.contains(part), "{part} is not in {envoy}");
     }
 
-    site.topology = Topology::Pair;
+    site.topology = ProxyTopology::Pair;
     for config in [
         nginx::render_inbound(&site, listen).unwrap(),
         haproxy::render_inbound(&site, listen).unwrap(),
@@ -67,7 +67,7 @@ fn the_client_s_side_of_each_pair_presents_its_certificate_and_verifies_the_othe
     let (directory, certificates) = certificates();
     let programs = programs();
     let site = TargetSite {
-        topology: Topology::Pair,
+        topology: ProxyTopology::Pair,
         directory: directory.path(),
         certificates: &certificates,
         app: "127.0.0.1:4001".parse().unwrap(),
@@ -118,7 +118,7 @@ fn the_client_s_side_of_each_pair_presents_its_certificate_and_verifies_the_othe
 
 #[test]
 fn opaque_tcp_is_measured_in_pairs_only() {
-    let [ingress, pair] = [Topology::Ingress, Topology::Pair].map(Target::all);
+    let [ingress, pair] = [ProxyTopology::Ingress, ProxyTopology::Pair].map(Target::all);
     for target in [Target::TidegateTcp, Target::EnvoyTcp] {
         assert!(pair.contains(&target) && !ingress.contains(&target));
     }

@@ -22,7 +22,7 @@ use crate::http::HttpConnection;
 use crate::process::Process;
 use crate::template;
 use crate::tls::ClientIdentity;
-use crate::topology::Topology;
+use crate::topology::ProxyTopology;
 
 /// Kubernetes objects of topology "ingress", with placeholders.
 const INGRESS: &str = include_str!("../../templates/tidegate.yaml");
@@ -180,8 +180,8 @@ impl LocalMesh {
             controller_token: path("controller.token"),
             sidecar_token: path("sidecar.token"),
             caller: match site.topology {
-                Topology::Ingress => None,
-                Topology::Pair => Some(CallerSidecar::prepare(site, &key)?),
+                ProxyTopology::Ingress => None,
+                ProxyTopology::Pair => Some(CallerSidecar::prepare(site, &key)?),
             },
             secrets: path("secrets"),
             store: path("store"),
@@ -259,11 +259,11 @@ pub(super) fn render(site: &TargetSite<'_>, protocol: &str) -> Result<String> {
         ("protocol", protocol.to_owned()),
     ];
     match site.topology {
-        Topology::Ingress => {
+        ProxyTopology::Ingress => {
             values.push(("allowed", ALLOWED.to_owned()));
             template::render(INGRESS, &values).context("tidegate.yaml")
         }
-        Topology::Pair => {
+        ProxyTopology::Pair => {
             values.push(("caller_address", caller::POD.to_string()));
             values.push(("service_address", caller::SERVICE.to_string()));
             template::render(PAIR, &values).context("pair.yaml")

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tidegate_crds::gateway_api::{GatewayRoute, ParentRef, RouteProtocol};
 
 use super::route_features::{Feature, Features};
-use super::status::parents::{Condition, ParentStatus};
+use super::status::parents::{ParentCondition, ParentStatus};
 use super::status::{Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, RouteObject, parent_of};
 use crate::object::{ObjectName, OfKind};
@@ -24,7 +24,7 @@ use crate::object::{ObjectName, OfKind};
 pub(super) use attach::{deciding, has_routes, routes};
 
 use attach::{NamespaceRoutes, ports};
-use fault::{BACKEND_NOT_FOUND, Fault, UNSUPPORTED_VALUE};
+use fault::{BACKEND_NOT_FOUND, RouteFault, UNSUPPORTED_VALUE};
 
 /// The most faults that a message lists.
 const MOST_LISTED: usize = 4;
@@ -75,7 +75,8 @@ impl<'i> RouteStatuses<'i> {
         let wrong = || parents.iter().flat_map(|parent| &parent.conditions).filter(|found| !found.is_well());
         let nothing = parents.is_empty().then(|| "no parent is a Service of this mesh".to_owned());
         let error = wrong().next().map(|found| format!("{}: {}", found.reason, found.message)).or(nothing);
-        let is_missing = |found: &Condition| matches!(found.reason, "NoMatchingParent" | BACKEND_NOT_FOUND);
+        let is_missing =
+            |found: &ParentCondition| matches!(found.reason, "NoMatchingParent" | BACKEND_NOT_FOUND);
         let is_incomplete = wrong().next().is_some() && wrong().all(is_missing);
         Judged {
             name: object.name.clone(),
@@ -108,14 +109,14 @@ impl<'i> RouteStatuses<'i> {
     }
 
     /// Why a parent does not accept a route, whatever its rules.
-    fn refusal(&mut self, object: &RouteObject<'i>, parent: &ParentRef) -> Option<Fault> {
+    fn refusal(&mut self, object: &RouteObject<'i>, parent: &ParentRef) -> Option<RouteFault> {
         let numbers = match ports(self.index, object, parent) {
             Ok(numbers) => numbers,
             Err(fault) => return Some(fault),
         };
         if !self.features.has(Feature::Routing) {
             let message = "this version does not route requests within the mesh: the route has no effect";
-            return Some(Fault::new(UNSUPPORTED_VALUE, message));
+            return Some(RouteFault::new(UNSUPPORTED_VALUE, message));
         }
         let (index, namespace) = (self.index, &object.name.namespace);
         let service = parent_of(object.name, parent);
@@ -126,13 +127,13 @@ impl<'i> RouteStatuses<'i> {
 }
 
 /// `Accepted`, and `PartiallyInvalid` if some rules are not in force, but not all.
-fn rules_in_force(faults: &[Fault], rules: usize) -> Vec<Condition> {
+fn rules_in_force(faults: &[RouteFault], rules: usize) -> Vec<ParentCondition> {
     let fault = listed(faults.iter());
     if faults.len() == rules {
         return vec![condition("Accepted", IN_FORCE, fault)];
     }
     // Gateway API prescribes how the message begins.
-    let partly = fault.map(|fault| Condition {
+    let partly = fault.map(|fault| ParentCondition {
         kind: "PartiallyInvalid",
         holds: true,
         reason: UNSUPPORTED_VALUE,
@@ -142,18 +143,18 @@ fn rules_in_force(faults: &[Fault], rules: usize) -> Vec<Condition> {
 }
 
 /// A condition that holds unless there is a fault. Its reason is its type then.
-fn condition(kind: &'static str, well: &str, fault: Option<Fault>) -> Condition {
+fn condition(kind: &'static str, well: &str, fault: Option<RouteFault>) -> ParentCondition {
     match fault {
-        None => Condition { kind, holds: true, reason: kind, message: well.to_owned() },
-        Some(Fault { reason, message }) => Condition { kind, holds: false, reason, message },
+        None => ParentCondition { kind, holds: true, reason: kind, message: well.to_owned() },
+        Some(RouteFault { reason, message }) => ParentCondition { kind, holds: false, reason, message },
     }
 }
 
 /// Several faults as one, with the reason of the first.
-fn listed<'f>(faults: impl Iterator<Item = &'f Fault> + Clone) -> Option<Fault> {
+fn listed<'f>(faults: impl Iterator<Item = &'f RouteFault> + Clone) -> Option<RouteFault> {
     let first = faults.clone().next()?;
     let messages: Vec<_> = faults.clone().take(MOST_LISTED).map(|fault| fault.message.as_str()).collect();
     let rest = faults.count() - messages.len();
     let rest = if rest > 0 { format!("; and {rest} more") } else { String::new() };
-    Some(Fault { reason: first.reason, message: format!("{}{rest}", messages.join("; ")) })
+    Some(RouteFault { reason: first.reason, message: format!("{}{rest}", messages.join("; ")) })
 }

@@ -19,7 +19,7 @@ use crate::service::tcp_ports;
 pub(super) use shares::at;
 
 use fault::SplitFault;
-use shares::{Share, Split};
+use shares::{PortShare, Split};
 
 impl Compiled for TrafficSplit {
     fn statuses(scope: &StatusScope<'_>) -> Vec<Judged> {
@@ -53,7 +53,9 @@ fn faults(index: &Index, split: Split<'_>) -> Vec<SplitFault> {
         Err(fault) => return vec![fault],
     };
     let mut faults: Vec<SplitFault> = split.no_weight().into_iter().collect();
-    for fault in tcp_ports(service).flat_map(|port| split.shares(index, port)).filter_map(Share::into_fault) {
+    for fault in
+        tcp_ports(service).flat_map(|port| split.shares(index, port)).filter_map(PortShare::into_fault)
+    {
         if !faults.contains(&fault) {
             faults.push(fault);
         }
@@ -116,7 +118,7 @@ fn consumers(index: &Index, split: Split<'_>, service: &Service) -> Option<Strin
 /// The backends that do not have a port of the root.
 fn left_out(index: &Index, split: Split<'_>, port: &ServicePort) -> Option<String> {
     let shares = split.shares(index, port);
-    let without: Vec<_> = shares.iter().filter_map(Share::without_port).collect();
+    let without: Vec<_> = shares.iter().filter_map(PortShare::without_port).collect();
     let number = port.port;
     match without.len() {
         0 => None,

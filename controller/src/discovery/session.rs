@@ -46,7 +46,7 @@ pub(super) struct Client {
 }
 
 /// A stream before its first message.
-pub(super) struct Session {
+pub(super) struct NewStream {
     pub(super) id: u64,
     pub(super) client: Client,
     pub(super) workloads: Arc<PolicyStore>,
@@ -61,12 +61,12 @@ pub(super) struct Session {
 
 /// A stream that follows a workload.
 struct Following<'s> {
-    session: &'s Session,
+    session: &'s NewStream,
     workload: ObjectName,
     listener: ResourceName,
     subscriptions: Subscriptions,
     /// The response that is not acknowledged; nothing is sent while there is one.
-    in_flight: Option<InFlight>,
+    in_flight: Option<UnacknowledgedResponse>,
     last_nonce: u64,
     /// Whether the workload's policy shows this stream.
     is_introduced: bool,
@@ -75,13 +75,13 @@ struct Following<'s> {
 }
 
 /// A response that waits for its acknowledgement.
-struct InFlight {
+struct UnacknowledgedResponse {
     nonce: u64,
     /// Of its resources.
     names: Vec<String>,
 }
 
-impl Session {
+impl NewStream {
     /// Logs about the client, unless its identity has had its share of lines; the rest is counted.
     fn complain(&self, say: impl FnOnce()) {
         if self.complaints.admits(&self.client.identity, Instant::now()) {
@@ -315,7 +315,7 @@ impl Following<'_> {
         }
         self.last_nonce += 1;
         let names = response.resources.iter().map(|resource| resource.name.clone()).collect();
-        self.in_flight = Some(InFlight { nonce: self.last_nonce, names });
+        self.in_flight = Some(UnacknowledgedResponse { nonce: self.last_nonce, names });
         self.session.metrics.sent.inc();
         // A sidecar that is gone ends the stream from its side.
         let _ = self.session.responses.send(Ok(response)).await;

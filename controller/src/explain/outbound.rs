@@ -7,7 +7,7 @@ use tidegate_core::backend::BackendRef;
 use tidegate_core::route::filter::{Redirect, RedirectInput, Scheme};
 use tidegate_core::route::{Action, BackendTarget, RequestView, RouteTable, Selected, WeightedBackend};
 
-use super::request::NormalRequest;
+use super::request::ExplainedRequest;
 use super::{ExplainError, HttpRequest};
 use crate::compile::destination::Resolver;
 use crate::compile::route_features::Features;
@@ -116,7 +116,7 @@ impl Unrouted {
     fn applied(
         self,
         resolver: &Resolver<'_>,
-        request: &NormalRequest<'_>,
+        request: &ExplainedRequest<'_>,
         found: &Selected<'_>,
     ) -> OutboundExplanation {
         let route = Some(found.route.label(found.rule));
@@ -190,7 +190,12 @@ fn shares(resolver: &Resolver<'_>, backends: &[WeightedBackend]) -> Vec<BackendS
 }
 
 /// Where a client is redirected to.
-fn redirection(redirect: &Redirect, request: &NormalRequest<'_>, found: &Selected<'_>, port: u16) -> String {
+fn redirection(
+    redirect: &Redirect,
+    request: &ExplainedRequest<'_>,
+    found: &Selected<'_>,
+    port: u16,
+) -> String {
     let input = RedirectInput {
         scheme: Scheme::Http,
         port,

@@ -41,14 +41,14 @@ impl HttpRequest {
     }
 
     /// The request as rules see it. The error is that sidecars answer it with 400.
-    pub(super) fn normal(&self, needs_normal_path: bool) -> Result<NormalRequest<'_>, PathError> {
+    pub(super) fn normal(&self, needs_normal_path: bool) -> Result<ExplainedRequest<'_>, PathError> {
         let target = self.path.as_bytes();
         let target = if needs_normal_path && target != b"*" {
             path::normalize(target)?
         } else {
             Cow::Borrowed(target)
         };
-        Ok(NormalRequest { request: self, target })
+        Ok(ExplainedRequest { request: self, target })
     }
 }
 
@@ -65,12 +65,12 @@ impl fmt::Display for HttpRequest {
 }
 
 /// A request with its path in normal form.
-pub(super) struct NormalRequest<'r> {
+pub(super) struct ExplainedRequest<'r> {
     request: &'r HttpRequest,
     target: Cow<'r, [u8]>,
 }
 
-impl RequestView for NormalRequest<'_> {
+impl RequestView for ExplainedRequest<'_> {
     fn method(&self) -> &[u8] {
         self.request.method.as_bytes()
     }

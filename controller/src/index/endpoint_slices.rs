@@ -10,7 +10,7 @@ use std::sync::Arc;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
 use super::addresses::Addresses;
-use super::part::{Effect, Indexed, References, in_namespace};
+use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
 use crate::object::ObjectName;
 use crate::service::SERVICE_NAME_LABEL;
 
@@ -19,8 +19,8 @@ use crate::service::SERVICE_NAME_LABEL;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EndpointSlices {
     by_name: BTreeMap<ObjectName, Arc<EndpointSlice>>,
-    of_service: References,
-    of_pod: References,
+    of_service: ReferenceIndex,
+    of_pod: ReferenceIndex,
     of_address: Addresses,
 }
 

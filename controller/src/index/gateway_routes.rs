@@ -15,11 +15,11 @@ use tidegate_crds::gateway_api::rule::{
     ValueMatchSpec, ValueMatchType,
 };
 use tidegate_crds::gateway_api::{
-    GatewayRoute, MOST_PARENTS, ParentRef, Part, RouteProtocol, RouteSpec, Routed,
+    GatewayRoute, Lenient, MOST_PARENTS, ParentRef, RouteProtocol, RouteSpec, Routed,
 };
 use tidegate_kubernetes::lean::{First, Meta};
 
-use super::part::{Effect, Indexed, References, in_namespace};
+use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
 use crate::object::stored::Stored;
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
 use crate::object::{Kind, Object, ObjectName, OfKind};
@@ -28,8 +28,8 @@ use crate::object::{Kind, Object, ObjectName, OfKind};
 #[derive(Clone, Debug)]
 pub(crate) struct GatewayRoutes<P> {
     by_name: BTreeMap<ObjectName, Arc<GatewayRoute<P>>>,
-    by_parent: References,
-    by_backend: References,
+    by_parent: ReferenceIndex,
+    by_backend: ReferenceIndex,
 }
 
 /// A route of any kind.
@@ -56,7 +56,11 @@ pub(crate) struct RouteWeight {
 
 impl<P> Default for GatewayRoutes<P> {
     fn default() -> Self {
-        Self { by_name: BTreeMap::new(), by_parent: References::default(), by_backend: References::default() }
+        Self {
+            by_name: BTreeMap::new(),
+            by_parent: ReferenceIndex::default(),
+            by_backend: ReferenceIndex::default(),
+        }
     }
 }
 
@@ -188,12 +192,12 @@ struct LeanRoute<S> {
     metadata: Meta,
     spec: S,
     #[serde(default)]
-    status: Option<LeanStatus>,
+    status: Option<LeanRouteStatus>,
 }
 
 /// Of the status: which controllers report.
 #[derive(Deserialize)]
-struct LeanStatus {
+struct LeanRouteStatus {
     #[serde(default)]
     parents: Option<First<LeanParentStatus, MOST_PARENTS>>,
 }
@@ -205,7 +209,7 @@ struct LeanParentStatus {
     controller_name: String,
 }
 
-impl LeanStatus {
+impl LeanRouteStatus {
     fn has_ours(&self) -> bool {
         let parents = self.parents.iter().flat_map(|parents| &parents.0);
         parents.into_iter().any(|parent| parent.controller_name == GATEWAY_CONTROLLER)
@@ -213,7 +217,7 @@ impl LeanStatus {
 }
 
 /// A route whose rules cannot be read, for this reason, with its parents, if at least these can be read.
-fn unreadable(text: &str, reason: &str) -> serde_json::Result<(Meta, Option<LeanStatus>, RouteSpec)> {
+fn unreadable(text: &str, reason: &str) -> serde_json::Result<(Meta, Option<LeanRouteStatus>, RouteSpec)> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Parents {
@@ -282,8 +286,8 @@ fn backend_refs(rule: &RuleSpec) -> impl Iterator<Item = &BackendRefSpec> {
 }
 
 /// Bytes of parts, each with its slot.
-fn parts<T>(all: &[Part<T>], of: impl Fn(&T) -> usize) -> usize {
-    all.iter().map(|part| item::<Part<T>>() + part.read().map_or_else(text, &of)).sum()
+fn parts<T>(all: &[Lenient<T>], of: impl Fn(&T) -> usize) -> usize {
+    all.iter().map(|part| item::<Lenient<T>>() + part.read().map_or_else(text, &of)).sum()
 }
 
 fn rule_size(rule: &RuleSpec) -> usize {

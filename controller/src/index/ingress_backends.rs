@@ -12,7 +12,7 @@ use kube::CustomResourceExt;
 use tidegate_crds::ingress_backend::{BackendSpec, IngressSourceSpec, Match};
 use tidegate_crds::{IngressBackend, IngressBackendSpec, validate};
 
-use super::part::{Effect, Indexed, References, in_namespace};
+use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
 use crate::object::stored::{CustomKind, Stored};
@@ -22,7 +22,7 @@ use crate::object::{Object, ObjectName};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct IngressBackends {
     by_name: BTreeMap<ObjectName, Arc<IngressBackend>>,
-    by_source: References,
+    by_source: ReferenceIndex,
 }
 
 impl IngressBackends {

@@ -83,9 +83,9 @@ pub(super) fn in_namespace<'m, T>(
 
 /// Objects by the name of something that they refer to.
 #[derive(Clone, Debug, Default)]
-pub(super) struct References(BTreeMap<ObjectName, BTreeSet<ObjectName>>);
+pub(super) struct ReferenceIndex(BTreeMap<ObjectName, BTreeSet<ObjectName>>);
 
-impl References {
+impl ReferenceIndex {
     /// The objects that refer to `target`.
     pub(super) fn to<'r>(&'r self, target: &ObjectName) -> impl Iterator<Item = &'r ObjectName> + use<'r> {
         self.0.get(target).into_iter().flatten()

@@ -14,7 +14,7 @@ use kube::CustomResourceExt;
 use tidegate_crds::service_entry::{EntryPort, OLDER_SERVICE_ENTRIES, ServiceEntry, WorkloadEntry};
 use tidegate_crds::{Finding, ServiceEntrySpec, validate};
 
-use super::part::{Effect, Indexed, References, in_namespace};
+use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
 use crate::object::stored::{CustomKind, Stored};
@@ -30,7 +30,7 @@ pub(crate) struct ServiceEntries {
     /// Entries without addresses, by the numbers of their ports.
     anywhere: BTreeMap<u16, BTreeSet<ObjectName>>,
     /// By the Services whose names their hosts are.
-    by_service: References,
+    by_service: ReferenceIndex,
 }
 
 impl ServiceEntries {

@@ -9,7 +9,7 @@ use kube::CustomResourceExt;
 use tidegate_crds::traffic_split::{OLDER_TRAFFIC_SPLIT, SplitBackend, SplitMatch, service_name};
 use tidegate_crds::{TrafficSplit, TrafficSplitSpec, validate};
 
-use super::part::{Effect, Indexed, References, in_namespace};
+use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, text};
 use crate::object::stored::{CustomKind, Stored};
@@ -19,9 +19,9 @@ use crate::object::{Object, ObjectName};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TrafficSplits {
     by_name: BTreeMap<ObjectName, Arc<TrafficSplit>>,
-    by_root: References,
-    by_backend: References,
-    by_group: References,
+    by_root: ReferenceIndex,
+    by_backend: ReferenceIndex,
+    by_group: ReferenceIndex,
 }
 
 impl TrafficSplits {
@@ -53,7 +53,7 @@ impl TrafficSplits {
         self.roots(&self.by_group, group)
     }
 
-    fn roots(&self, references: &References, target: &ObjectName) -> BTreeSet<ObjectName> {
+    fn roots(&self, references: &ReferenceIndex, target: &ObjectName) -> BTreeSet<ObjectName> {
         let root = |name: &ObjectName| root_of(name, self.by_name.get(name)?);
         references.to(target).filter_map(root).collect()
     }
@@ -63,7 +63,7 @@ impl TrafficSplits {
         &mut self,
         name: &ObjectName,
         split: &TrafficSplit,
-    ) -> [(&mut References, BTreeSet<ObjectName>); 3] {
+    ) -> [(&mut ReferenceIndex, BTreeSet<ObjectName>); 3] {
         let here = |found: &str| ObjectName::new(name.namespace.clone(), found);
         let backends = split.spec.backends.iter().filter_map(|backend| backend_of(name, backend));
         let groups = split.spec.matches.iter().flatten().map(|found| here(&found.name));

@@ -10,7 +10,7 @@ use tidegate_core::route::filter::LocalRateLimit;
 use tidegate_crds::upstream_traffic_setting::{HttpRateLimitSpec, HttpRouteLimitSpec, ResponseHeaderSpec};
 use tidegate_crds::{UpstreamTrafficSetting, UpstreamTrafficSettingSpec, validate};
 
-use super::part::{Effect, Indexed, References, in_namespace};
+use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
 use crate::object::stored::{CustomKind, Stored};
@@ -20,7 +20,7 @@ use crate::object::{Object, ObjectName};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UpstreamTrafficSettings {
     by_name: BTreeMap<ObjectName, Arc<UpstreamTrafficSetting>>,
-    by_service: References,
+    by_service: ReferenceIndex,
 }
 
 impl UpstreamTrafficSettings {

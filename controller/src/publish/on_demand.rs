@@ -75,7 +75,7 @@ struct Basis {
 }
 
 /// A value within the share of its namespace; none if the resource does not exist.
-struct Resolution {
+struct ResolvedValue {
     value: Option<Arc<Published>>,
     basis: Basis,
 }
@@ -146,13 +146,13 @@ impl OnDemand {
     }
 
     /// Makes a value. Takes the lock for moments only.
-    fn resolve(&self, resolver: &Resolver<'_>, name: &Arc<ResourceName>) -> Resolution {
+    fn resolve(&self, resolver: &Resolver<'_>, name: &Arc<ResourceName>) -> ResolvedValue {
         match &**name {
             ResourceName::Destination(address) => self.resolve_destination(resolver, name, *address),
             ResourceName::Backend(backend) => self.resolve_backend(resolver, name, backend),
             ResourceName::Routes(routes) => self.resolve_routes(resolver, name, routes),
             // These are not made on demand.
-            ResourceName::Listener { .. } => Resolution::none(BTreeSet::new()),
+            ResourceName::Listener { .. } => ResolvedValue::none(BTreeSet::new()),
         }
     }
 
@@ -162,7 +162,7 @@ impl OnDemand {
         resolver: &Resolver<'_>,
         name: &Arc<ResourceName>,
         address: SocketAddr,
-    ) -> Resolution {
+    ) -> ResolvedValue {
         let entries = resolver.entries(address);
         let mut all = self.destination_for(resolver, name, address, &entries, None);
         let mut variants = Vec::new();
@@ -188,29 +188,29 @@ impl OnDemand {
         address: SocketAddr,
         entries: &EntriesAt<'_>,
         client: Option<&str>,
-    ) -> Resolution {
+    ) -> ResolvedValue {
         let blocked = |reason: String| Published::destination(&Destination::Blocked(reason.into()));
         let owner = resolver.owner(address.ip());
         if let Some(owner) = owner
             && let Some(reason) = self.is_used_up(&owner.namespace, name)
         {
-            return Resolution::left_out(blocked(reason), &owner.namespace);
+            return ResolvedValue::left_out(blocked(reason), &owner.namespace);
         }
         let Resolved { value, pods } = resolver.destination(address, entries, client);
         let backend = |backend: &BackendRef| {
             ObjectName::new(backend.object.namespace.clone(), backend.object.name.clone())
         };
         let owner = match &value {
-            Destination::Unknown => return Resolution::shared(&self.unknown, pods),
-            Destination::Passthrough => return Resolution::shared(&self.passthrough, pods),
+            Destination::Unknown => return ResolvedValue::shared(&self.unknown, pods),
+            Destination::Passthrough => return ResolvedValue::shared(&self.passthrough, pods),
             Destination::Routed { target: DestinationTarget::Backend(name), .. } => Some(backend(name)),
             Destination::Routed { .. } | Destination::Blocked(_) => owner.cloned(),
         };
         let published = Published::destination(&value);
-        let Some(owner) = owner else { return Resolution::shared(&Arc::new(published), pods) };
+        let Some(owner) = owner else { return ResolvedValue::shared(&Arc::new(published), pods) };
         match self.admit(&owner, name, &published, &pods) {
-            Ok(()) => Resolution::of(published, pods, &owner.namespace),
-            Err(reason) => Resolution::left_out(blocked(reason), &owner.namespace),
+            Ok(()) => ResolvedValue::of(published, pods, &owner.namespace),
+            Err(reason) => ResolvedValue::left_out(blocked(reason), &owner.namespace),
         }
     }
 
@@ -219,19 +219,19 @@ impl OnDemand {
         resolver: &Resolver<'_>,
         name: &Arc<ResourceName>,
         backend: &BackendRef,
-    ) -> Resolution {
+    ) -> ResolvedValue {
         let ObjectRef { namespace, name: object, .. } = &backend.object;
         let empty = || Published::backend(&Backend::new(backend.clone(), BackendProtocol::Tcp, Vec::new()));
         let Resolved { value, pods } = match self.is_used_up(namespace, name) {
-            Some(_) => return Resolution::left_out(empty(), namespace),
+            Some(_) => return ResolvedValue::left_out(empty(), namespace),
             None => resolver.backend(backend),
         };
-        let Some(value) = value else { return Resolution::none(pods) };
+        let Some(value) = value else { return ResolvedValue::none(pods) };
         let published = Published::backend(&value);
         let owner = ObjectName::new(namespace.clone(), object.clone());
         match self.admit(&owner, name, &published, &pods) {
-            Ok(()) => Resolution::of(published, pods, namespace),
-            Err(_) => Resolution::left_out(empty(), namespace),
+            Ok(()) => ResolvedValue::of(published, pods, namespace),
+            Err(_) => ResolvedValue::left_out(empty(), namespace),
         }
     }
 
@@ -241,25 +241,25 @@ impl OnDemand {
         resolver: &Resolver<'_>,
         name: &Arc<ResourceName>,
         routes: &RoutesName,
-    ) -> Resolution {
+    ) -> ResolvedValue {
         let Some((RoutesKey { service, port }, caller)) = RoutesKey::parse(routes) else {
-            return Resolution::none(BTreeSet::new());
+            return ResolvedValue::none(BTreeSet::new());
         };
         let Some(PortRoutes { routes, namespace }) = resolver.routes(&service, port, caller) else {
-            return Resolution::none(BTreeSet::new());
+            return ResolvedValue::none(BTreeSet::new());
         };
         let left_out = |reason: &str| {
             let response = DirectResponse { status: 503, reason: reason.into() };
             let rules = vec![RouteRule::new(Action::Respond(response))];
             let route = Route { origin: service.to_ref(Kind::Service), created: 0, hosts: Vec::new(), rules };
-            Resolution::left_out(Published::routes(&[route]), &namespace)
+            ResolvedValue::left_out(Published::routes(&[route]), &namespace)
         };
         if let Some(reason) = self.is_used_up(&namespace, name) {
             return left_out(&reason);
         }
         let published = Published::routes(&routes);
         if let Some(shared) = self.kept_for_others(&service, name, &published) {
-            return Resolution { value: Some(shared), basis: Basis::default() };
+            return ResolvedValue { value: Some(shared), basis: Basis::default() };
         }
         match self.admit(
             &ObjectName::new(namespace.clone(), &*service.name),
@@ -267,7 +267,7 @@ impl OnDemand {
             &published,
             &BTreeSet::new(),
         ) {
-            Ok(()) => Resolution::of(published, BTreeSet::new(), &namespace),
+            Ok(()) => ResolvedValue::of(published, BTreeSet::new(), &namespace),
             Err(reason) => left_out(&reason),
         }
     }
@@ -453,7 +453,7 @@ impl Made {
     }
 }
 
-impl Resolution {
+impl ResolvedValue {
     fn of(value: Published, pods: BTreeSet<ObjectName>, namespace: &Arc<str>) -> Self {
         let namespaces = [namespace.clone()].into();
         Self { value: Some(Arc::new(value)), basis: Basis { pods, namespaces } }

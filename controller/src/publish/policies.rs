@@ -21,12 +21,12 @@ use crate::object::ObjectName;
 #[derive(Debug)]
 pub(crate) struct PolicyStore {
     store: Arc<Store>,
-    entries: Mutex<BTreeMap<ObjectName, WorkloadEntry>>,
+    entries: Mutex<BTreeMap<ObjectName, WorkloadState>>,
     is_synced: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
-struct WorkloadEntry {
+struct WorkloadState {
     has_policy: bool,
     error: Option<String>,
     follower: Option<SidecarStream>,
@@ -199,7 +199,7 @@ impl PolicyStore {
         self.lock().iter().map(|(name, entry)| entry.view(name, self.policy(name))).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ObjectName, WorkloadEntry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ObjectName, WorkloadState>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -209,7 +209,7 @@ pub(crate) fn listener(workload: &ObjectName) -> ResourceName {
     ResourceName::Listener { namespace: workload.namespace.clone(), pod: workload.name.clone() }
 }
 
-impl WorkloadEntry {
+impl WorkloadState {
     /// Whether nothing is left to remember of the workload.
     fn is_unused(&self) -> bool {
         self.error.is_none() && !self.has_policy && self.streams == 0

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::Part;
+use super::Lenient;
 
 /// One rule.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -16,15 +16,15 @@ pub struct RuleSpec {
     /// Its name within the route.
     pub name: Option<String>,
     /// The requests that it applies to; if empty, all.
-    pub matches: Vec<Part<RuleMatchSpec>>,
+    pub matches: Vec<Lenient<RuleMatchSpec>>,
     /// Changes to requests and responses.
-    pub filters: Vec<Part<FilterSpec>>,
+    pub filters: Vec<Lenient<FilterSpec>>,
     /// Where requests go.
-    pub backend_refs: Vec<Part<BackendRefSpec>>,
+    pub backend_refs: Vec<Lenient<BackendRefSpec>>,
     /// How long a request may take.
-    pub timeouts: Option<Part<TimeoutsSpec>>,
+    pub timeouts: Option<Lenient<TimeoutsSpec>>,
     /// When a request is retried.
-    pub retry: Option<Part<Retry>>,
+    pub retry: Option<Lenient<Retry>>,
     /// Fields that are not read.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, IgnoredAny>,
@@ -248,7 +248,7 @@ pub struct BackendRefSpec {
     pub weight: Option<u32>,
     /// Changes to the requests of this share.
     #[serde(default)]
-    pub filters: Vec<Part<FilterSpec>>,
+    pub filters: Vec<Lenient<FilterSpec>>,
 }
 
 /// How long a request may take.

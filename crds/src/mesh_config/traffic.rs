@@ -58,13 +58,13 @@ pub struct TrafficSpec {
     pub use_https_ingress: Option<bool>,
     /// A server that also authorizes each HTTP request that policy allows. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub inbound_external_authorization: Option<ExternalAuthorization>,
+    pub inbound_external_authorization: Option<ExternalAuthorizationSpec>,
 }
 
 /// A server of Envoy's gRPC `ext_authz` protocol, `envoy.service.auth.v3.Authorization`.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub struct ExternalAuthorization {
+pub struct ExternalAuthorizationSpec {
     /// Whether requests are subject to it. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable: Option<bool>,
@@ -101,7 +101,7 @@ pub struct FieldProblem {
 /// Time for one check if none is set, as in OSM.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
-impl ExternalAuthorization {
+impl ExternalAuthorizationSpec {
     /// The server to call.
     ///
     /// # Errors

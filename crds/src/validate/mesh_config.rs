@@ -9,7 +9,9 @@ use tidegate_core::identity::both_spellings;
 use tidegate_core::{CidrSet, DnsName, Identity, Principal, San, go_duration, is_interface};
 
 use super::Finding;
-use crate::mesh_config::{ExternalAuthorization, FieldProblem, IngressGatewayCertificate, MeshConfigSpec};
+use crate::mesh_config::{
+    ExternalAuthorizationSpec, FieldProblem, IngressGatewayCertificate, MeshConfigSpec,
+};
 use crate::quantity::{CONTAINER_RESOURCES, is_quantity};
 
 /// Errors and probable mistakes in a MeshConfig, and its settings without effect. OSM had no admission check for it,
@@ -80,7 +82,7 @@ fn ranges(which: &str, list: Option<&[String]>, findings: &mut Vec<Finding>) {
 }
 
 /// Without a server that can be called, each request is refused.
-fn external_authorization(external: &ExternalAuthorization, findings: &mut Vec<Finding>) {
+fn external_authorization(external: &ExternalAuthorizationSpec, findings: &mut Vec<Finding>) {
     const PATH: &str = "spec.traffic.inboundExternalAuthorization";
     if let Err(FieldProblem { field, problem }) = external.server() {
         findings.push(Finding::error(format!("{PATH}.{field}"), problem));

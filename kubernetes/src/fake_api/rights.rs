@@ -10,12 +10,12 @@ use super::{RecordedRequest, fail};
 /// The permissions of one program: everywhere, and in certain namespaces.
 #[derive(Debug, Deserialize)]
 #[serde(transparent)]
-pub struct Rights(BTreeMap<String, Vec<Rule>>);
+pub struct Rights(BTreeMap<String, Vec<GrantedRule>>);
 
 /// A rule of a Role or ClusterRole (`rbac.authorization.k8s.io/v1` PolicyRule). Wildcards do not occur in the chart.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Rule {
+struct GrantedRule {
     api_groups: Vec<String>,
     resources: Vec<String>,
     #[serde(default)]
@@ -40,7 +40,7 @@ impl Rights {
     /// request.
     #[must_use]
     pub fn with(mut self, namespace: &str, resource: &str, verbs: &[&str]) -> Self {
-        self.0.entry(namespace.to_owned()).or_default().push(Rule {
+        self.0.entry(namespace.to_owned()).or_default().push(GrantedRule {
             api_groups: vec![String::new()],
             resources: vec![resource.to_owned()],
             resource_names: Vec::new(),
@@ -58,7 +58,7 @@ impl Rights {
     pub fn needless(&self, requests: &[RecordedRequest]) -> BTreeSet<(String, String, String)> {
         let used: BTreeSet<_> =
             requests.iter().map(|r| (r.group.clone(), r.resource.clone(), r.verb.to_owned())).collect();
-        let rights = self.0.values().flatten().flat_map(Rule::rights);
+        let rights = self.0.values().flatten().flat_map(GrantedRule::rights);
         rights.filter(|right| !used.contains(right)).collect()
     }
 
@@ -68,7 +68,7 @@ impl Rights {
     }
 }
 
-impl Rule {
+impl GrantedRule {
     fn grants(&self, request: &RecordedRequest) -> bool {
         self.api_groups.contains(&request.group)
             && self.resources.contains(&request.resource)

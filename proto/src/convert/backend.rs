@@ -19,7 +19,7 @@ use tidegate_core::{DnsName, ObjectRef};
 
 use super::duration::{duration_from_wire, duration_to_wire};
 use super::protocol::{backend_protocol_from_wire, backend_protocol_to_wire};
-use super::topology::{Place, topology_from_wire, topology_to_wire};
+use super::topology::{EndpointPlace, topology_from_wire, topology_to_wire};
 use super::{
     ConversionError, bad, identity_from_wire, identity_to_wire, missing, object_from_wire, object_to_wire,
     port_number,
@@ -53,7 +53,7 @@ impl TryFrom<wire::Backend> for Backend {
     fn try_from(mut backend: wire::Backend) -> Result<Self, ConversionError> {
         let name = backend_ref_from_wire("name", backend.name)?;
         let protocol = backend_protocol_from_wire("protocol", backend.protocol)?;
-        let places = backend.endpoints.iter_mut().map(Place::take).collect();
+        let places = backend.endpoints.iter_mut().map(EndpointPlace::take).collect();
         let workloads: Vec<_> =
             backend.endpoints.iter_mut().map(|endpoint| std::mem::take(&mut endpoint.workload)).collect();
         let endpoint = |(i, endpoint)| endpoint_from_wire(&format!("endpoints[{i}]"), endpoint);

@@ -51,7 +51,7 @@ pub(super) fn topology_to_wire(topology: &Topology, endpoints: &[Endpoint], mess
 pub(super) fn topology_from_wire(
     policy: i32,
     endpoints: &[Endpoint],
-    messages: Vec<Place>,
+    messages: Vec<EndpointPlace>,
 ) -> Result<Topology, ConversionError> {
     let addresses = endpoints.iter().map(|endpoint| endpoint.address);
     match wire::InternalTrafficPolicy::try_from(policy) {
@@ -71,12 +71,12 @@ pub(super) fn topology_from_wire(
 }
 
 /// What an endpoint's message says about its place.
-pub(super) struct Place {
+pub(super) struct EndpointPlace {
     node: Option<Arc<str>>,
     hints: Option<TopologyHints>,
 }
 
-impl Place {
+impl EndpointPlace {
     /// Takes it out of the message.
     pub(super) fn take(message: &mut wire::Endpoint) -> Self {
         let texts = |names: Vec<String>| names.into_iter().map(Into::into).collect();

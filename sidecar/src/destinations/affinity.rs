@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::caller::Caller;
+use super::caller::ClientWorkload;
 use super::endpoint::Moment;
 
 /// A use is noted at most this often, in milliseconds: a store for each request would take the cache line from the other
@@ -37,7 +37,7 @@ struct KeptEndpoint {
 
 impl Affinity {
     /// The affinity of this client, without an endpoint yet.
-    pub(super) fn new(timeout: Duration, caller: &Caller) -> Self {
+    pub(super) fn new(timeout: Duration, caller: &ClientWorkload) -> Self {
         let timeout = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         Self { timeout, client: hash(&caller.workload), kept: Default::default() }
     }
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     fn affinity(workload: &str, seconds: u64) -> Affinity {
-        let caller = Caller { workload: workload.into(), ..Caller::default() };
+        let caller = ClientWorkload { workload: workload.into(), ..ClientWorkload::default() };
         Affinity::new(Duration::from_secs(seconds), &caller)
     }
 

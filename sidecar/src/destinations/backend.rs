@@ -10,7 +10,7 @@ use tidegate_core::backend::{
 };
 
 use super::affinity::Affinity;
-use super::caller::Caller;
+use super::caller::ClientWorkload;
 use super::endpoint::{EndpointState, LoadSlot, Moment, Peers};
 use crate::remotes::{EndpointRemote, RemoteId};
 
@@ -57,7 +57,7 @@ pub(crate) struct TopologyView {
 
 impl BalancedBackend {
     /// The endpoints of a backend that this workload uses; those that were there before keep their state.
-    pub(super) fn new(backend: &Backend, caller: &Caller, before: Option<&Self>) -> Self {
+    pub(super) fn new(backend: &Backend, caller: &ClientWorkload, before: Option<&Self>) -> Self {
         let UsableEndpoints { preferred, others } =
             backend.topology.usable(&backend.endpoints, caller.locality.as_ref());
         let count = preferred.len();
@@ -106,7 +106,7 @@ impl BalancedBackend {
     }
 
     /// The same backend for a workload that runs elsewhere; `None` if that makes no difference.
-    pub(super) fn moved(&self, caller: &Caller) -> Option<Self> {
+    pub(super) fn moved(&self, caller: &ClientWorkload) -> Option<Self> {
         self.placed.as_ref().map(|backend| Self::new(backend, caller, Some(self)))
     }
 

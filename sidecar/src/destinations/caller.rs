@@ -9,7 +9,7 @@ use crate::remotes::Remotes;
 
 /// The workload whose connections are balanced.
 #[derive(Clone, Debug)]
-pub(super) struct Caller {
+pub(super) struct ClientWorkload {
     /// `<namespace>/<name>` of the pod.
     pub(super) workload: Box<str>,
     /// Where it runs; `None`: the controller has not said so.
@@ -20,7 +20,7 @@ pub(super) struct Caller {
     pub(super) egress: EgressMode,
 }
 
-impl Default for Caller {
+impl Default for ClientWorkload {
     /// Before the controller has said anything, the sidecar lets nothing through.
     fn default() -> Self {
         let egress =

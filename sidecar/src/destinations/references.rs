@@ -11,7 +11,7 @@ use tidegate_core::{Destination, EgressMode};
 use tidegate_proto::ResourceName;
 
 use super::backend::BalancedBackend;
-use super::caller::Caller;
+use super::caller::ClientWorkload;
 use super::resolved::ResolvedDestination;
 use super::routes::{ActiveRoutes, ResolvedRoutes};
 use crate::remotes::Remotes;
@@ -30,7 +30,7 @@ pub(super) struct References {
     routes: BTreeMap<RoutesName, Referenced<ActiveRoutes>>,
     /// Of all values, on the wire.
     bytes: usize,
-    caller: Caller,
+    caller: ClientWorkload,
 }
 
 /// A value that something refers to.
@@ -66,7 +66,7 @@ pub(crate) struct ReferencedView {
 
 impl References {
     /// Nothing is held yet for this workload.
-    pub(super) fn of_caller(caller: Caller) -> Self {
+    pub(super) fn of_caller(caller: ClientWorkload) -> Self {
         Self { caller, ..Self::default() }
     }
 

@@ -2,7 +2,7 @@
 //! `envoy.service.auth.v3.Authorization`.
 //!
 //! `attributes` says what the server gets of a request, `answer` what its answer means, `edits` carries out what it changes.
-//! A [`Check`] copies its part of the head, so that a codec can wait for the [`Verdict`] and keep its own buffers; requests
+//! A [`AuthorizationCheck`] copies its part of the head, so that a codec can wait for the [`CheckVerdict`] and keep its own buffers; requests
 //! that are not subject to a check never come here.
 
 mod answer;
@@ -29,7 +29,7 @@ use crate::grpc::{GrpcError, GrpcServers};
 use crate::telemetry::{CheckResult, ResponseFlag, Telemetry};
 
 /// The method that is called.
-const METHOD: &str = "/envoy.service.auth.v3.Authorization/Check";
+const METHOD: &str = "/envoy.service.auth.v3.Authorization/AuthorizationCheck";
 
 /// A worker's state of external authorization.
 #[derive(Default)]
@@ -40,7 +40,7 @@ pub struct ExternalAuthorizations {
 }
 
 /// The check of one request, which has not begun.
-pub(super) struct Check {
+pub(super) struct AuthorizationCheck {
     authorization: Arc<ExternalAuthorization>,
     server: AuthorizationServer,
     message: CheckRequest,
@@ -50,7 +50,7 @@ pub(super) struct Check {
 }
 
 /// The outcome of a check.
-pub(super) enum Verdict {
+pub(super) enum CheckVerdict {
     /// It is forwarded, with these edits.
     Allow(Option<Box<Edits>>),
     /// It is refused.
@@ -114,7 +114,7 @@ impl ExternalAuthorizations {
     }
 }
 
-impl Check {
+impl AuthorizationCheck {
     /// Copies what the server gets of a request. `path`: with query, as the app gets it.
     pub(super) fn new(
         (authorization, server): (&Arc<ExternalAuthorization>, &AuthorizationServer),
@@ -133,13 +133,13 @@ impl Check {
     }
 
     /// Calls the server. Dropped before it is done, the check is cancelled.
-    pub(super) async fn verdict(self, context: &HttpContext, client: &ServedConnection) -> Verdict {
+    pub(super) async fn verdict(self, context: &HttpContext, client: &ServedConnection) -> CheckVerdict {
         let answer = self.call(context, client).await;
         context.external_authorizations.note(&self.server, answer.as_ref().err());
         match answer {
             Ok(Answer::Allow(edits)) => {
                 context.telemetry.checked(CheckResult::Ok);
-                Verdict::Allow(self.with_id(edits))
+                CheckVerdict::Allow(self.with_id(edits))
             }
             Ok(Answer::Deny(response)) => {
                 context.telemetry.checked(CheckResult::Denied);
@@ -156,7 +156,7 @@ impl Check {
         answer::answer(response.await?, &self.message)
     }
 
-    fn failed(self, error: CheckError, telemetry: &Telemetry) -> Verdict {
+    fn failed(self, error: CheckError, telemetry: &Telemetry) -> CheckVerdict {
         telemetry.checked(match error {
             CheckError::Call(GrpcError::Timeout) => CheckResult::Timeout,
             _ => CheckResult::Error,
@@ -168,7 +168,7 @@ impl Check {
         }
         if self.server.failure_mode_allow {
             telemetry.checked(CheckResult::FailureModeAllowed);
-            return Verdict::Allow(self.with_id(None));
+            return CheckVerdict::Allow(self.with_id(None));
         }
         let response = match error {
             CheckError::Undecided(response) => *response,
@@ -177,7 +177,7 @@ impl Check {
         self.refuse(Reason::ExternalAuthorizationFailed, response)
     }
 
-    fn refuse(self, reason: Reason, response: RefusalResponse) -> Verdict {
+    fn refuse(self, reason: Reason, response: RefusalResponse) -> CheckVerdict {
         let details = match reason {
             Reason::ExternallyDenied => "ext_authz_denied",
             _ => "ext_authz_error",
@@ -185,7 +185,7 @@ impl Check {
         let origin = Some(self.authorization.origin.clone());
         let decision = Rc::new(Decision::Deny(Denial { reason, origin }));
         let response = if self.is_grpc { response.for_grpc() } else { response };
-        Verdict::Refuse(Box::new(Refusal { decision, response, details }))
+        CheckVerdict::Refuse(Box::new(Refusal { decision, response, details }))
     }
 
     /// The app gets the ID that the server has got.

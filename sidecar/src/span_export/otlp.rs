@@ -28,7 +28,7 @@ pub(super) fn export_request(
 ) -> ExportTraceServiceRequest {
     let (namespace, pod) = pod.split_once('/').unwrap_or_default();
     let own = remotes.own();
-    let mut attributes = Attributes::default();
+    let mut attributes = SpanAttributes::default();
     attributes.text("service.name", own.name.as_deref().unwrap_or(pod));
     attributes.text("service.namespace", namespace);
     attributes.text("service.instance.id", pod);
@@ -91,7 +91,7 @@ fn is_error(span: &FinishedSpan) -> bool {
 }
 
 fn attributes(span: &FinishedSpan, is_error: bool, remotes: &Remotes) -> Vec<KeyValue> {
-    let mut all = Attributes::default();
+    let mut all = SpanAttributes::default();
     match known_method(&span.method) {
         Some(method) => all.text("http.request.method", method),
         None => {
@@ -136,9 +136,9 @@ fn attributes(span: &FinishedSpan, is_error: bool, remotes: &Remotes) -> Vec<Key
 }
 
 #[derive(Default)]
-struct Attributes(Vec<KeyValue>);
+struct SpanAttributes(Vec<KeyValue>);
 
-impl Attributes {
+impl SpanAttributes {
     fn add(&mut self, key: &str, value: Value) {
         self.0.push(KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }) });
     }

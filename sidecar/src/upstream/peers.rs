@@ -24,11 +24,11 @@ use crate::lifeline::{Cause, Lifeline, Phase, Registry};
 #[derive(Default)]
 pub(super) struct PeerConnections {
     certificates: RefCell<Certificates>,
-    connections: Registry<Peer>,
+    connections: Registry<VerifiedPeer>,
 }
 
 /// The other end of a connection.
-struct Peer {
+struct VerifiedPeer {
     certificate: Rc<VerifiedCertificate>,
     address: SocketAddr,
 }
@@ -46,7 +46,7 @@ impl PeerConnections {
         chain: &[CertificateDer<'static>],
     ) -> Result<Lifeline, CertificateError> {
         let certificate = self.certificates.borrow_mut().intern(chain)?.certificate;
-        Ok(self.connections.add(Rc::new(Peer { certificate, address })))
+        Ok(self.connections.add(Rc::new(VerifiedPeer { certificate, address })))
     }
 
     /// Lets connections to peers that are no longer trusted finish what is in flight, for at most `grace`.

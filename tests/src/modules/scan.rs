@@ -1,4 +1,4 @@
-//! Reads a source file as far as needed to find the modules that it declares and names.
+//! Reads a source file as far as needed to find the modules and types that it declares, and the modules that it names.
 //!
 //! It is a tokenizer and a few patterns, not a parser: enough for this workspace's style, without a dependency on the
 //! compiler's grammar. What it cannot see are paths made by macros.
@@ -13,6 +13,8 @@ pub(super) struct ScannedFile {
     /// Names that it re-exports from one of its modules, with that module.
     pub(super) exports: BTreeMap<String, String>,
     pub(super) references: Vec<ModulePath>,
+    /// Names of the types and traits that it declares, except those inside functions.
+    pub(super) types: BTreeSet<String>,
 }
 
 /// A name after `crate::` or after one or more `super::`.
@@ -75,6 +77,11 @@ impl ScannedFile {
                     self.children.insert(text(at + 1).to_owned());
                 }
                 "mod" if text(at + 2) == "{" => inner.push(depth),
+                "struct" | "enum" | "union" | "trait" | "type"
+                    if depth == inner.len() && is_name(text(at + 1)) =>
+                {
+                    self.types.insert(text(at + 1).to_owned());
+                }
                 "use" if depth == 0 && matches!(text(at.wrapping_sub(1)), "pub" | ")") => {
                     for path in tree(&tokens[at + 1..]) {
                         let skip =

@@ -24,7 +24,7 @@ fn the_programs_are_found_by_their_folder_or_by_any_program_in_it() {
 
 /// A site of topology "ingress" or "pair" whose app listens on port 4001.
 fn site<'a>(
-    topology: Topology,
+    topology: ProxyTopology,
     directory: &'a Path,
     certificates: &'a RunCertificates,
     programs: &'a targets::Programs,
@@ -38,7 +38,7 @@ fn the_manifests_put_the_sidecar_before_the_apps_port() {
     let directory = tempfile::tempdir().unwrap();
     let certificates = RunCertificates::create(directory.path()).unwrap();
     let programs = targets::tests::programs();
-    let site = site(Topology::Ingress, directory.path(), &certificates, &programs);
+    let site = site(ProxyTopology::Ingress, directory.path(), &certificates, &programs);
     let manifests = render(&site, "http").unwrap();
     for part in [
         "podIP: 127.0.7.1\n",
@@ -55,7 +55,7 @@ fn each_program_is_configured_with_what_the_others_offer() {
     let directory = tempfile::tempdir().unwrap();
     let certificates = RunCertificates::create(directory.path()).unwrap();
     let programs = targets::tests::programs();
-    let site = site(Topology::Ingress, directory.path(), &certificates, &programs);
+    let site = site(ProxyTopology::Ingress, directory.path(), &certificates, &programs);
     let mesh = LocalMesh::prepare(&site, "http").unwrap();
     let ca = mesh.ca_arguments(&site).0.join(" ");
     let controller = mesh.controller_arguments().0.join(" ");
@@ -82,7 +82,7 @@ fn the_caller_of_a_pair_dials_a_service_whose_port_declares_the_protocol() {
     let programs = targets::tests::programs();
     for protocol in ["http", "tcp"] {
         let directory = tempfile::tempdir().unwrap();
-        let site = site(Topology::Pair, directory.path(), &certificates, &programs);
+        let site = site(ProxyTopology::Pair, directory.path(), &certificates, &programs);
         let mesh = LocalMesh::prepare(&site, protocol).unwrap();
         let caller = mesh.caller.as_ref().unwrap();
         let arguments = caller.arguments(&site, &mesh).0.join(" ");

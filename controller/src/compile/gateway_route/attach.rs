@@ -13,7 +13,7 @@ use tidegate_core::policy::AppProtocol;
 use tidegate_core::route::{MAX_EXPRESSIONS, Route};
 use tidegate_crds::gateway_api::{ParentRef, Routed};
 
-use super::fault::{Fault, UNSUPPORTED_VALUE};
+use super::fault::{RouteFault, UNSUPPORTED_VALUE};
 use super::rule::{self, speaks_http};
 use crate::compile::route_features::Features;
 use crate::index::{Index, RouteObject, RouteWeight, parent_of};
@@ -65,7 +65,7 @@ impl<'i> NamespaceRoutes<'i> {
     }
 
     /// Why a route of the group is not in force at a port.
-    pub(super) fn refusal(&self, object: &RouteObject<'_>, port: u16) -> Option<Fault> {
+    pub(super) fn refusal(&self, object: &RouteObject<'_>, port: u16) -> Option<RouteFault> {
         if self.without_room.contains(&(object.kind, object.name)) {
             let RouteWeight { bytes, expressions } = MOST;
             let message = format!(
@@ -73,7 +73,7 @@ impl<'i> NamespaceRoutes<'i> {
                  ones leave no room for this one",
                 bytes >> 20
             );
-            return Some(Fault::new(UNSUPPORTED_VALUE, message));
+            return Some(RouteFault::new(UNSUPPORTED_VALUE, message));
         }
         // TCPRoutes have no matches by which several could share a port.
         let is_refused = |winner: &&RouteObject<'_>| {
@@ -81,7 +81,7 @@ impl<'i> NamespaceRoutes<'i> {
         };
         let winner = self.winners.get(&port).filter(is_refused)?;
         // GEP-1294's reason.
-        Some(Fault::new(
+        Some(RouteFault::new(
             "Conflicted",
             format!("{} {} takes precedence at port {port}", winner.kind, winner.name),
         ))
@@ -127,12 +127,12 @@ pub(super) fn ports(
     index: &Index,
     object: &RouteObject<'_>,
     parent: &ParentRef,
-) -> Result<BTreeSet<u16>, Fault> {
+) -> Result<BTreeSet<u16>, RouteFault> {
     let name = parent_of(object.name, parent);
-    let no_parent = |message: String| Fault::new("NoMatchingParent", message);
+    let no_parent = |message: String| RouteFault::new("NoMatchingParent", message);
     let service = index.service(&name).ok_or_else(|| no_parent(format!("there is no Service {name}")))?;
     if !has_cluster_ip(service) {
-        return Err(Fault::new(UNSUPPORTED_VALUE, format!("Service {name} has no cluster IP")));
+        return Err(RouteFault::new(UNSUPPORTED_VALUE, format!("Service {name} has no cluster IP")));
     }
     let is_meant = |port: &&ServicePort| {
         parent.port.is_none_or(|number| number == port.port)
@@ -154,7 +154,7 @@ pub(super) fn ports(
             Routed::Tls => format!("the port of Service {name} is not declared as tls, https or tcp"),
             _ => format!("the port of Service {name} carries opaque bytes"),
         };
-        return Err(Fault::new(UNSUPPORTED_VALUE, message));
+        return Err(RouteFault::new(UNSUPPORTED_VALUE, message));
     }
     Ok(numbers)
 }

@@ -19,14 +19,14 @@ const LONGEST_MESSAGE: usize = 512;
 
 /// Why a part of a route is not in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct RouteFault {
     /// In Gateway API's words.
     pub(super) reason: &'static str,
     /// The field and what is wrong with it.
     pub(super) message: String,
 }
 
-impl Fault {
+impl RouteFault {
     pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if message.len() > LONGEST_MESSAGE {

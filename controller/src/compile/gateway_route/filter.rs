@@ -7,25 +7,25 @@ use tidegate_core::route::filter::{
     Filter, Fraction, HeaderEdits, Mirror, PathEdit, Redirect, Rewrite, Scheme,
 };
 use tidegate_core::route::{Problem, RouteError};
-use tidegate_crds::gateway_api::Part;
+use tidegate_crds::gateway_api::Lenient;
 use tidegate_crds::gateway_api::rule::{self as written, PathModifier};
 
-use super::fault::Fault;
+use super::fault::RouteFault;
 use super::rule::{Rules, resolve};
 use crate::compile::route_features::Feature;
 
 /// The filters of a list, in its order, and the redirect, which is the action of a rule. `field` is the list's path.
 pub(super) fn filters(
     rules: &Rules<'_>,
-    parts: &[Part<written::FilterSpec>],
+    parts: &[Lenient<written::FilterSpec>],
     field: &str,
-) -> Result<(Vec<Filter>, Option<Redirect>), Fault> {
+) -> Result<(Vec<Filter>, Option<Redirect>), RouteFault> {
     let (mut filters, mut redirect) = (Vec::new(), None);
     for (at, part) in parts.iter().enumerate() {
         let field = format!("{field}[{at}]");
-        let filter = part.read().map_err(|reason| Fault::unsupported(&field, reason))?;
+        let filter = part.read().map_err(|reason| RouteFault::unsupported(&field, reason))?;
         rules.need(feature(filter), &field)?;
-        let model = |error: RouteError| Fault::of_model(&field, &error);
+        let model = |error: RouteError| RouteFault::of_model(&field, &error);
         match filter {
             written::FilterSpec::RequestHeaderModifier { request_header_modifier: modifier } => {
                 filters.push(Filter::RequestHeaders(edits(modifier).map_err(model)?));

@@ -16,9 +16,9 @@ use tidegate_core::route::{
     Timeouts, WeightedBackend,
 };
 use tidegate_crds::gateway_api::rule::{self as written, MethodMatch, PathMatchType, ValueMatchType};
-use tidegate_crds::gateway_api::{Part, Routed, duration};
+use tidegate_crds::gateway_api::{Lenient, Routed, duration};
 
-use super::fault::{BACKEND_NOT_FOUND, Fault, INVALID_KIND, UNSUPPORTED_PROTOCOL, UNSUPPORTED_VALUE};
+use super::fault::{BACKEND_NOT_FOUND, INVALID_KIND, RouteFault, UNSUPPORTED_PROTOCOL, UNSUPPORTED_VALUE};
 use super::filter;
 use crate::compile::route_features::{Feature, Features};
 use crate::index::{Index, RouteObject, backend_of};
@@ -30,7 +30,7 @@ use crate::service::{is_alias, port_protocol, tcp_ports};
 pub(super) struct CompiledRoute {
     pub(super) route: Route,
     /// What is wrong with rules: one for each that is left out or answers with an error.
-    pub(super) faults: Vec<Fault>,
+    pub(super) faults: Vec<RouteFault>,
 }
 
 /// Compiles the rules of one route.
@@ -67,24 +67,24 @@ pub(super) fn compile(index: &Index, object: RouteObject<'_>, features: Features
 }
 
 /// The servers that a TLSRoute is about. For other routes of a Service, hostnames have no meaning.
-fn hosts(object: &RouteObject<'_>) -> Result<Vec<HostMatch>, Fault> {
+fn hosts(object: &RouteObject<'_>) -> Result<Vec<HostMatch>, RouteFault> {
     if object.routed != Routed::Tls {
         return Ok(Vec::new());
     }
-    let names = match object.spec.hostnames.as_ref().map(Part::read) {
+    let names = match object.spec.hostnames.as_ref().map(Lenient::read) {
         Some(Ok(names)) if !names.0.is_empty() => &names.0,
-        Some(Err(reason)) => return Err(Fault::unsupported("hostnames", reason)),
-        _ => return Err(Fault::unsupported("hostnames", "none is listed")),
+        Some(Err(reason)) => return Err(RouteFault::unsupported("hostnames", reason)),
+        _ => return Err(RouteFault::unsupported("hostnames", "none is listed")),
     };
     let host = |(at, name): (usize, &String)| match HostMatch::parse(name) {
         Ok(host @ HostMatch::Name(_)) => Ok(host),
-        _ => Err(Fault::unsupported(&format!("hostnames[{at}]"), "is not a name of a server")),
+        _ => Err(RouteFault::unsupported(&format!("hostnames[{at}]"), "is not a name of a server")),
     };
     names.iter().enumerate().map(host).collect()
 }
 
 /// The references of a route that cannot be resolved.
-pub(super) fn unresolved(index: &Index, object: &RouteObject<'_>) -> Vec<Fault> {
+pub(super) fn unresolved(index: &Index, object: &RouteObject<'_>) -> Vec<RouteFault> {
     let fault = |(at, backend)| Some(resolve(index, object, backend).err()?.in_rule(at));
     object.backend_refs().filter_map(fault).collect()
 }
@@ -96,10 +96,10 @@ pub(super) fn created(object: &RouteObject<'_>) -> i64 {
 
 impl Rules<'_> {
     /// The rule, if its matches are understood, and what is wrong with it.
-    fn rule(&self, part: &Part<written::RuleSpec>) -> (Option<RouteRule>, Option<Fault>) {
+    fn rule(&self, part: &Lenient<written::RuleSpec>) -> (Option<RouteRule>, Option<RouteFault>) {
         let rule = match part.read() {
             Ok(rule) => rule,
-            Err(reason) => return (None, Some(Fault::new(UNSUPPORTED_VALUE, reason).in_rule(self.at))),
+            Err(reason) => return (None, Some(RouteFault::new(UNSUPPORTED_VALUE, reason).in_rule(self.at))),
         };
         let matches = match self.matches(rule) {
             Ok(matches) => matches,
@@ -118,9 +118,9 @@ impl Rules<'_> {
     }
 
     /// The rule with filters, action, timeouts and retries.
-    fn filled(&self, rule: &written::RuleSpec, empty: RouteRule) -> Result<RouteRule, Fault> {
+    fn filled(&self, rule: &written::RuleSpec, empty: RouteRule) -> Result<RouteRule, RouteFault> {
         if let Some(field) = rule.unknown.keys().map(String::as_str).chain(self.of_requests(rule)).next() {
-            return Err(Fault::unsupported(field, "is not supported"));
+            return Err(RouteFault::unsupported(field, "is not supported"));
         }
         let (filters, redirect) = filter::filters(self, &rule.filters, "filters")?;
         let timeouts = rule.timeouts.as_ref().map(|part| self.timeouts(part)).transpose()?;
@@ -128,7 +128,7 @@ impl Rules<'_> {
         let action = match redirect {
             Some(_) if !rule.backend_refs.is_empty() => {
                 let message = "filters: RequestRedirect cannot be combined with backendRefs";
-                return Err(Fault::new(super::fault::INCOMPATIBLE_FILTERS, message));
+                return Err(RouteFault::new(super::fault::INCOMPATIBLE_FILTERS, message));
             }
             Some(redirect) => Action::Redirect(redirect),
             None if rule.backend_refs.is_empty() => {
@@ -154,14 +154,14 @@ impl Rules<'_> {
     }
 
     /// Whether the parts of a rule fit each other.
-    fn check(&self, rule: &RouteRule) -> Result<(), Fault> {
+    fn check(&self, rule: &RouteRule) -> Result<(), RouteFault> {
         let origin = self.object.name.to_ref(self.object.kind);
         let route = Route { origin, created: 0, hosts: Vec::new(), rules: vec![rule.clone()] };
         route.check().map_err(|mut error| {
             if let Some(field) = error.field.strip_prefix("rules[0].") {
                 error.field = field.to_owned();
             }
-            Fault::of_model("", &error)
+            RouteFault::of_model("", &error)
         })
     }
 
@@ -174,14 +174,14 @@ impl Rules<'_> {
     }
 
     /// Fails unless sidecars carry out a feature that `field` needs.
-    pub(super) fn need(&self, feature: Feature, field: &str) -> Result<(), Fault> {
+    pub(super) fn need(&self, feature: Feature, field: &str) -> Result<(), RouteFault> {
         if self.features.has(feature) {
             return Ok(());
         }
-        Err(Fault::unsupported(field, &format!("this version does not support {}", feature.what())))
+        Err(RouteFault::unsupported(field, &format!("this version does not support {}", feature.what())))
     }
 
-    fn matches(&self, rule: &written::RuleSpec) -> Result<Vec<RouteMatch>, Fault> {
+    fn matches(&self, rule: &written::RuleSpec) -> Result<Vec<RouteMatch>, RouteFault> {
         let any = || {
             if self.object.routed == Routed::Http {
                 http_match(&written::RuleMatchSpec::default())
@@ -190,24 +190,29 @@ impl Rules<'_> {
             }
         };
         if rule.matches.is_empty() {
-            return any().map(|matching| vec![matching]).map_err(|error| Fault::of_model("matches", &error));
+            return any()
+                .map(|matching| vec![matching])
+                .map_err(|error| RouteFault::of_model("matches", &error));
         }
-        let one = |(at, part): (usize, &Part<written::RuleMatchSpec>)| {
+        let one = |(at, part): (usize, &Lenient<written::RuleMatchSpec>)| {
             let field = format!("matches[{at}]");
-            let found = part.read().map_err(|reason| Fault::unsupported(&field, reason))?;
+            let found = part.read().map_err(|reason| RouteFault::unsupported(&field, reason))?;
             let matching =
                 if self.object.routed == Routed::Grpc { grpc_match(found) } else { http_match(found) };
-            matching.map_err(|error| Fault::of_model(&field, &error))
+            matching.map_err(|error| RouteFault::of_model(&field, &error))
         };
         rule.matches.iter().enumerate().map(one).collect()
     }
 
     /// The shares of a rule. One that cannot be resolved answers with an error.
-    fn backends(&self, refs: &[Part<written::BackendRefSpec>]) -> Result<Vec<WeightedBackend>, Fault> {
+    fn backends(
+        &self,
+        refs: &[Lenient<written::BackendRefSpec>],
+    ) -> Result<Vec<WeightedBackend>, RouteFault> {
         let mut shares = Vec::with_capacity(refs.len());
         for (at, part) in refs.iter().enumerate() {
             let field = format!("backendRefs[{at}]");
-            let backend = part.read().map_err(|reason| Fault::unsupported(&field, reason))?;
+            let backend = part.read().map_err(|reason| RouteFault::unsupported(&field, reason))?;
             let target = match resolve(self.index, &self.object, backend) {
                 Ok(name) => BackendTarget::Backend(name),
                 Err(fault) => BackendTarget::Invalid(self.error(&fault.message)),
@@ -217,15 +222,15 @@ impl Rules<'_> {
             }
             let (filters, redirect) = filter::filters(self, &backend.filters, &format!("{field}.filters"))?;
             if redirect.is_some() {
-                return Err(Fault::unsupported(&field, "a backendRef cannot have a RequestRedirect"));
+                return Err(RouteFault::unsupported(&field, "a backendRef cannot have a RequestRedirect"));
             }
             shares.push(WeightedBackend { weight: backend.weight.unwrap_or(1), target, filters });
         }
         Ok(shares)
     }
 
-    fn timeouts(&self, part: &Part<written::TimeoutsSpec>) -> Result<Timeouts, Fault> {
-        let timeouts = part.read().map_err(|reason| Fault::unsupported("timeouts", reason))?;
+    fn timeouts(&self, part: &Lenient<written::TimeoutsSpec>) -> Result<Timeouts, RouteFault> {
+        let timeouts = part.read().map_err(|reason| RouteFault::unsupported("timeouts", reason))?;
         let parse = |text: &Option<String>, field, feature| {
             let Some(text) = text else { return Ok(None) };
             self.need(feature, field)?;
@@ -233,25 +238,25 @@ impl Rules<'_> {
         };
         let request = parse(&timeouts.request, "timeouts.request", Feature::RequestTimeout)?;
         let attempt = parse(&timeouts.backend_request, "timeouts.backendRequest", Feature::BackendTimeout)?;
-        Timeouts::new(request, attempt).map_err(|error| Fault::of_model("", &error))
+        Timeouts::new(request, attempt).map_err(|error| RouteFault::of_model("", &error))
     }
 
     /// Every method is retried: the specification names none, and authors restrict a rule by its matches.
-    fn retry(&self, part: &Part<written::Retry>) -> Result<RetryPolicy, Fault> {
-        let retry = part.read().map_err(|reason| Fault::unsupported("retry", reason))?;
+    fn retry(&self, part: &Lenient<written::Retry>) -> Result<RetryPolicy, RouteFault> {
+        let retry = part.read().map_err(|reason| RouteFault::unsupported("retry", reason))?;
         self.need(Feature::Retry, "retry")?;
         let policy = || {
             let backoff = match &retry.backoff {
                 Some(text) => {
                     let base = parse_duration(text, "retry.backoff")?;
-                    Backoff::new(base, None).map_err(|error| Fault::of_model("", &error))?
+                    Backoff::new(base, None).map_err(|error| RouteFault::of_model("", &error))?
                 }
                 None => Backoff::default(),
             };
-            let on = RetryOn::codes(&retry.codes).map_err(|error| Fault::of_model("", &error))?;
+            let on = RetryOn::codes(&retry.codes).map_err(|error| RouteFault::of_model("", &error))?;
             let attempts = retry.attempts.unwrap_or(1);
             RetryPolicy::new(on, RetryMethods::All, attempts, backoff, None)
-                .map_err(|error| Fault::of_model("", &error))
+                .map_err(|error| RouteFault::of_model("", &error))
         };
         policy()
     }
@@ -263,14 +268,14 @@ pub(super) fn resolve(
     index: &Index,
     object: &RouteObject<'_>,
     backend: &written::BackendRefSpec,
-) -> Result<BackendRef, Fault> {
+) -> Result<BackendRef, RouteFault> {
     let (group, kind) = (backend.group.as_deref(), backend.kind.as_deref());
     if group.is_some_and(|group| !group.is_empty()) || kind.is_some_and(|kind| kind != "Service") {
         let (group, kind) = (group.unwrap_or_default(), kind.unwrap_or("Service"));
-        return Err(Fault::new(INVALID_KIND, format!("{kind} of group {group:?} is not a Service")));
+        return Err(RouteFault::new(INVALID_KIND, format!("{kind} of group {group:?} is not a Service")));
     }
     let name = backend_of(object.name, backend);
-    let missing = |what: String| Fault::new(BACKEND_NOT_FOUND, what);
+    let missing = |what: String| RouteFault::new(BACKEND_NOT_FOUND, what);
     let service = index.service(&name).ok_or_else(|| missing(format!("there is no Service {name}")))?;
     if is_alias(service) {
         return Err(missing(format!("Service {name} is an alias of a name outside the cluster")));
@@ -281,7 +286,7 @@ pub(super) fn resolve(
     let port = port.ok_or_else(|| missing(format!("Service {name} has no TCP port {number}")))?;
     if object.routed >= Routed::Http && !speaks_http(port) {
         let message = format!("port {number} of Service {name} carries opaque bytes");
-        return Err(Fault::new(UNSUPPORTED_PROTOCOL, message));
+        return Err(RouteFault::new(UNSUPPORTED_PROTOCOL, message));
     }
     Ok(BackendRef { object: name.to_ref(Kind::Service), port: number })
 }
@@ -291,10 +296,10 @@ pub(super) fn speaks_http(port: &ServicePort) -> bool {
     !port_protocol(port).carried().is_opaque()
 }
 
-fn parse_duration(text: &str, field: &str) -> Result<Duration, Fault> {
+fn parse_duration(text: &str, field: &str) -> Result<Duration, RouteFault> {
     let problem =
         "is not a duration: write up to four numbers of up to five digits with h, m, s or ms, such as 1m30s";
-    duration(text).ok_or_else(|| Fault::unsupported(field, &format!("{text:?} {problem}")))
+    duration(text).ok_or_else(|| RouteFault::unsupported(field, &format!("{text:?} {problem}")))
 }
 
 /// Without a path it matches all paths, as the definition's default `PathPrefix /` says.

@@ -156,7 +156,7 @@ fn conditions(documents: &[&str], features: Features) -> String {
     let index = index(documents);
     let object = index.routes().next().unwrap();
     let parents = RouteStatuses::new(&index, features).parents(object);
-    let condition = |found: &Condition| match (found.is_well(), found.holds) {
+    let condition = |found: &ParentCondition| match (found.is_well(), found.holds) {
         (true, _) => found.kind.to_owned(),
         (false, true) => format!("{}:{}", found.kind, found.reason),
         (false, false) => format!("{}={}", found.kind, found.reason),

@@ -8,12 +8,12 @@ pub(crate) struct ParentStatus {
     /// The parent as the route names it.
     pub(crate) parent_ref: ParentRef,
     /// Its conditions, each type once.
-    pub(crate) conditions: Vec<Condition>,
+    pub(crate) conditions: Vec<ParentCondition>,
 }
 
 /// A condition. Times and generations are added where it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Condition {
+pub(crate) struct ParentCondition {
     /// Its type, such as `Accepted`.
     pub(crate) kind: &'static str,
     /// Whether it holds.
@@ -24,7 +24,7 @@ pub(crate) struct Condition {
     pub(crate) message: String,
 }
 
-impl Condition {
+impl ParentCondition {
     /// Whether it is as the route's author wishes. `PartiallyInvalid` is the one condition that is there only when something
     /// is wrong.
     pub(crate) fn is_well(&self) -> bool {

@@ -30,7 +30,7 @@ pub(super) struct Split<'i> {
 }
 
 /// What a backend gets of a port of the root.
-pub(super) enum Share<'i> {
+pub(super) enum PortShare<'i> {
     /// Its share.
     Of(BackendRef),
     /// Nothing: the Service of this name does not have the port.
@@ -116,25 +116,31 @@ impl<'i> Split<'i> {
     }
 
     /// What each backend gets of a port of the root.
-    pub(super) fn shares(&self, index: &Index, port: &ServicePort) -> Vec<Share<'i>> {
+    pub(super) fn shares(&self, index: &Index, port: &ServicePort) -> Vec<PortShare<'i>> {
         let backends = &self.object.spec.backends;
         backends.iter().enumerate().map(|(i, backend)| self.share(index, i, backend, port)).collect()
     }
 
-    fn share(&self, index: &Index, at: usize, backend: &'i SplitBackend, port: &ServicePort) -> Share<'i> {
+    fn share(
+        &self,
+        index: &Index,
+        at: usize,
+        backend: &'i SplitBackend,
+        port: &ServicePort,
+    ) -> PortShare<'i> {
         let Some(name) = split_backend(self.name, backend) else {
             let finding = self.finding(&format!("spec.backends[{at}].service"));
-            return Share::Invalid(SplitFault::invalid(finding));
+            return PortShare::Invalid(SplitFault::invalid(finding));
         };
         let Some(service) = index.service(&name) else {
-            return Share::Invalid(SplitFault::not_found(Kind::Service, &name));
+            return PortShare::Invalid(SplitFault::not_found(Kind::Service, &name));
         };
-        let invalid = |reason| Share::Invalid(SplitFault::invalid_reference(reason));
+        let invalid = |reason| PortShare::Invalid(SplitFault::invalid_reference(reason));
         if is_alias(service) {
             return invalid(format!("Service {name} is an alias of a name outside the cluster"));
         }
         let Some(listed) = tcp_ports(service).find(|listed| listed.port == port.port) else {
-            return Share::WithoutPort(&backend.service);
+            return PortShare::WithoutPort(&backend.service);
         };
         let is_opaque = |port| port_protocol(port).carried().is_opaque();
         if is_opaque(listed) && !is_opaque(port) {
@@ -144,8 +150,8 @@ impl<'i> Split<'i> {
             ));
         }
         match u16::try_from(port.port) {
-            Ok(port) => Share::Of(BackendRef { object: name.to_ref(Kind::Service), port }),
-            Err(_) => Share::WithoutPort(&backend.service),
+            Ok(port) => PortShare::Of(BackendRef { object: name.to_ref(Kind::Service), port }),
+            Err(_) => PortShare::WithoutPort(&backend.service),
         }
     }
 
@@ -165,9 +171,9 @@ impl<'i> Split<'i> {
         let weights = self.object.spec.backends.iter().map(|backend| backend.weight);
         let weighted = weights.zip(shares).filter_map(|(weight, share)| {
             let target = match share {
-                Share::Of(backend) => BackendTarget::Backend(backend),
-                Share::WithoutPort(_) => return None,
-                Share::Invalid(fault) => {
+                PortShare::Of(backend) => BackendTarget::Backend(backend),
+                PortShare::WithoutPort(_) => return None,
+                PortShare::Invalid(fault) => {
                     BackendTarget::Invalid(DirectResponse { status: 500, reason: fault.reason.into() })
                 }
             };
@@ -207,7 +213,7 @@ impl<'i> Split<'i> {
     }
 }
 
-impl Share<'_> {
+impl PortShare<'_> {
     /// The Service that does not have the port.
     pub(super) fn without_port(&self) -> Option<&str> {
         match self {

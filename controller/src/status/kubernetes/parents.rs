@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use tidegate_core::contract::names::GATEWAY_CONTROLLER;
 use tidegate_crds::gateway_api::MOST_PARENTS;
 
-use crate::compile::status::parents::{Condition, ParentStatus};
+use crate::compile::status::parents::{ParentCondition, ParentStatus};
 
 /// This mesh's entries, without times.
 pub(super) fn entries(parents: &[ParentStatus], generation: Option<i64>) -> Value {
-    let condition = |condition: &Condition| {
+    let condition = |condition: &ParentCondition| {
         json!({
             "type": condition.kind,
             "status": if condition.holds { "True" } else { "False" },

@@ -5,7 +5,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::compile::status::CurrentStatus;
-use crate::compile::status::parents::{Condition, ParentStatus};
+use crate::compile::status::parents::{ParentCondition, ParentStatus};
 use crate::object::ObjectName;
 
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
@@ -184,7 +184,7 @@ const ROUTES: &str = "gateway.networking.k8s.io/v1/httproutes";
 
 fn of_parent(name: &str, holds: bool) -> ObjectStatus {
     let parent_ref = serde_json::from_value(json!({"group": "", "kind": "Service", "name": name})).unwrap();
-    let condition = Condition { kind: "Accepted", holds, reason: "Accepted", message: "x".to_owned() };
+    let condition = ParentCondition { kind: "Accepted", holds, reason: "Accepted", message: "x".to_owned() };
     let parents = Some(vec![ParentStatus { parent_ref, conditions: vec![condition] }]);
     ObjectStatus { parents, ..committed() }
 }

@@ -16,7 +16,7 @@ fn compiled(numbers: &[u8]) -> Backend {
 }
 
 fn backend(numbers: &[u8], before: Option<&BalancedBackend>) -> BalancedBackend {
-    BalancedBackend::new(&compiled(numbers), &Caller::default(), before)
+    BalancedBackend::new(&compiled(numbers), &ClientWorkload::default(), before)
 }
 
 fn any(_: &Endpoint) -> bool {
@@ -105,9 +105,9 @@ fn placed(
     BalancedBackend::new(&Backend { topology, ..compiled(numbers) }, &on(node), before)
 }
 
-fn on(node: &str) -> Caller {
+fn on(node: &str) -> ClientWorkload {
     let locality = Locality { node: Some(node.into()), zone: None };
-    Caller { locality: Some(locality), ..Caller::default() }
+    ClientWorkload { locality: Some(locality), ..ClientWorkload::default() }
 }
 
 fn chosen(backend: &BalancedBackend) -> Option<SocketAddr> {
@@ -148,7 +148,7 @@ fn a_workload_whose_place_becomes_known_is_balanced_again_and_endpoints_keep_the
             topology: Topology::SameNode([(address(2), "node-2".into())].into()),
             ..compiled(&[1, 2])
         },
-        &Caller::default(),
+        &ClientWorkload::default(),
         None,
     );
     assert_eq!(chosen(&nowhere), None);
@@ -163,7 +163,7 @@ fn a_workload_whose_place_becomes_known_is_balanced_again_and_endpoints_keep_the
 }
 
 fn sticky(numbers: &[u8], workload: &str, before: Option<&BalancedBackend>) -> BalancedBackend {
-    let caller = Caller { workload: workload.into(), ..Caller::default() };
+    let caller = ClientWorkload { workload: workload.into(), ..ClientWorkload::default() };
     let affinity = Some(Duration::from_secs(10_800));
     BalancedBackend::new(&Backend { affinity, ..compiled(numbers) }, &caller, before)
 }
@@ -200,7 +200,7 @@ fn a_client_keeps_its_endpoint_until_it_is_gone_or_fails_however_many_others_joi
 
 #[test]
 fn a_client_keeps_an_endpoint_of_each_family() {
-    let caller = Caller { workload: "shop/client".into(), ..Caller::default() };
+    let caller = ClientWorkload { workload: "shop/client".into(), ..ClientWorkload::default() };
     let mut backend = Backend { affinity: Some(Duration::from_secs(60)), ..compiled(&[1, 2, 3]) };
     let ipv6 = ["[fd00::1]:80", "[fd00::2]:80", "[fd00::3]:80"];
     backend.endpoints.extend(ipv6.map(|text| Endpoint::new(text.parse().unwrap(), Transport::Plain)));
@@ -233,7 +233,7 @@ fn a_backend_of_the_original_destination_has_the_address_that_was_dialled() {
     let at = |port, dialled: &str| {
         let original_destination = Some(OriginalDestination { port });
         let backend = Backend { original_destination, ..compiled(&[]) };
-        let backend = Arc::new(BalancedBackend::new(&backend, &Caller::default(), None));
+        let backend = Arc::new(BalancedBackend::new(&backend, &ClientWorkload::default(), None));
         let at = backend.at(dialled.parse().unwrap());
         assert_eq!((&at.name, at.protocol), (&backend.name, backend.protocol));
         chosen(&at).unwrap().to_string()

@@ -9,7 +9,7 @@ use tidegate_core::route::{
     WeightedBackend,
 };
 
-use super::super::caller::Caller;
+use super::super::caller::ClientWorkload;
 use super::super::routes::ActiveRoutes;
 use super::*;
 
@@ -20,7 +20,7 @@ fn name(number: u16) -> BackendRef {
 fn backend(addresses: &[&str]) -> Arc<BalancedBackend> {
     let endpoint = |text: &&str| Endpoint::new(text.parse().unwrap(), Transport::Plain);
     let backend = Backend::new(name(80), BackendProtocol::Tcp, addresses.iter().map(endpoint).collect());
-    Arc::new(BalancedBackend::new(&backend, &Caller::default(), None))
+    Arc::new(BalancedBackend::new(&backend, &ClientWorkload::default(), None))
 }
 
 fn dialled() -> SocketAddr {

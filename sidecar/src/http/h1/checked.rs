@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::head::{self, Storage};
 use super::{After, ClientConnection, Next, OwnAnswer, UnsentRecord, bridge, ended_by, prepare};
-use crate::http::external_authorization::{Check, Edits, Refusal, Verdict};
+use crate::http::external_authorization::{AuthorizationCheck, CheckVerdict, Edits, Refusal};
 use crate::http::handler::{Forward, PendingCheck};
 use crate::http::local_reply::{self, LocalReply, ReplyForm};
 use crate::lifeline::{Cause, Ended, Wait};
@@ -30,8 +30,8 @@ where
 {
     let PendingCheck { check, forward, path } = pending;
     let next = match verdict(connection, check).await {
-        Ok(Verdict::Allow(edits)) => connection.resume(forward, path, edits),
-        Ok(Verdict::Refuse(refusal)) => return connection.refuse(*refusal).await,
+        Ok(CheckVerdict::Allow(edits)) => connection.resume(forward, path, edits),
+        Ok(CheckVerdict::Refuse(refusal)) => return connection.refuse(*refusal).await,
         Err(Unchecked::ClientLeft) => {
             connection.tell_unread(connection.own(&local_reply::client_left()));
             return After::Abort;
@@ -60,7 +60,10 @@ where
 }
 
 /// The verdict, as long as the client waits for it.
-async fn verdict<S>(connection: &mut ClientConnection<'_, S>, check: Check) -> Result<Verdict, Unchecked>
+async fn verdict<S>(
+    connection: &mut ClientConnection<'_, S>,
+    check: AuthorizationCheck,
+) -> Result<CheckVerdict, Unchecked>
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
 {

@@ -9,7 +9,7 @@ use http::{HeaderValue, Response};
 
 use super::answer::AnswerBody;
 use super::exchange::{Exchanges, StreamRequest, local, timeout};
-use crate::http::external_authorization::{Edits, Refusal, Verdict};
+use crate::http::external_authorization::{CheckVerdict, Edits, Refusal};
 use crate::http::handler::PendingCheck;
 use crate::http::headers;
 use crate::http::local_reply::ReplyForm;
@@ -25,8 +25,8 @@ impl Exchanges {
         let PendingCheck { check, forward, path } = pending;
         let verdict = Box::pin(check.verdict(self.env(), self.connection()));
         let edits = match request.progress.line().guard(verdict).await {
-            Ok(Verdict::Allow(edits)) => edits,
-            Ok(Verdict::Refuse(refusal)) => return refuse(*refusal, request),
+            Ok(CheckVerdict::Allow(edits)) => edits,
+            Ok(CheckVerdict::Refuse(refusal)) => return refuse(*refusal, request),
             Err(Ended(cause)) => {
                 let StreamRequest { log, form, progress, .. } = request;
                 let reply = timeout(cause, &progress);

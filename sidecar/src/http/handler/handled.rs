@@ -10,7 +10,7 @@ use tidegate_core::route::filter::HeaderEdits;
 
 use super::attempts::Attempts;
 use crate::destinations::{AppliedRule, EndpointChoice};
-use crate::http::external_authorization::Check;
+use crate::http::external_authorization::AuthorizationCheck;
 use crate::http::local_reply::LocalReply;
 use crate::remotes::RemoteId;
 use crate::telemetry::DialledEndpoint;
@@ -40,7 +40,7 @@ pub(in crate::http) enum HandlerAction {
 
 /// A request that goes on if a check allows it.
 pub(in crate::http) struct PendingCheck {
-    pub(in crate::http) check: Check,
+    pub(in crate::http) check: AuthorizationCheck,
     /// Where it goes then.
     pub(in crate::http) forward: Forward,
     /// See [`Handled::path`].

@@ -10,7 +10,7 @@ use tidegate_core::policy::{
 
 use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, PendingCheck, UpstreamProtocol};
 use crate::authorizer::{Authorizer, Exceeded};
-use crate::http::external_authorization::Check;
+use crate::http::external_authorization::AuthorizationCheck;
 use crate::http::headers::is_grpc;
 use crate::http::local_reply;
 use crate::http::request::{NormalRequest, Request, Version};
@@ -126,7 +126,7 @@ impl Inbound {
             }
         };
         let sent = path.as_deref().unwrap_or(request.path);
-        let check = Check::new((external, server), request, sent, self.authorizer.info());
+        let check = AuthorizationCheck::new((external, server), request, sent, self.authorizer.info());
         let action = HandlerAction::Check(Box::new(PendingCheck { check, forward, path }));
         handled(decision, None, action)
     }

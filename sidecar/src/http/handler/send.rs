@@ -16,11 +16,11 @@ use crate::upstream::{BoxError, ReplayBody, SendFailure, Sending, UpstreamBody, 
 pub(in crate::http) struct SentRequest<B> {
     sending: Sending,
     /// What another attempt is made of, if the rule limits attempts.
-    repeat: Option<Repeat<B>>,
+    repeat: Option<Replayed<B>>,
 }
 
 /// What a request is made of again.
-struct Repeat<B> {
+struct Replayed<B> {
     head: Box<request::Parts>,
     body: ReplayBody<B>,
 }
@@ -43,7 +43,7 @@ impl Handler {
         };
         attempts.begin(&env.retry_budgets);
         let (head, body) = request.into_parts();
-        let repeat = Repeat { head: Box::new(head), body: ReplayBody::new(body, attempts.may_retry()) };
+        let repeat = Replayed { head: Box::new(head), body: ReplayBody::new(body, attempts.may_retry()) };
         let sending = self.send_to(&env.upstreams, forward, repeat.request())?;
         Ok(SentRequest { sending, repeat: Some(repeat) })
     }
@@ -157,7 +157,7 @@ impl Handler {
     }
 }
 
-impl<B> Repeat<B> {
+impl<B> Replayed<B> {
     fn request(&self) -> Request<ReplayBody<B>> {
         Request::from_parts((*self.head).clone(), self.body.again())
     }

@@ -18,15 +18,15 @@ const MOST_LISTED: usize = 64;
 /// Cells of one worker, with their labels; read by the scrape.
 #[derive(Default)]
 pub(super) struct RemoteShard {
-    pub(super) requests: Listed<RequestLabels, Count>,
-    pub(super) histograms: Listed<RequestKind, HistogramCells>,
-    pub(super) tcp: Listed<ConnectionSecurity, TcpCells>,
+    pub(super) requests: RemoteCells<RequestLabels, Count>,
+    pub(super) histograms: RemoteCells<RequestKind, HistogramCells>,
+    pub(super) tcp: RemoteCells<ConnectionSecurity, TcpCells>,
     /// Requests and connections that are counted in series of [`RemoteId::OTHER`].
     pub(super) folded: Count,
 }
 
 /// Cells by workload and further labels.
-pub(super) type Listed<L, C> = Mutex<Vec<(RemoteKey, L, Arc<C>)>>;
+pub(super) type RemoteCells<L, C> = Mutex<Vec<(RemoteKey, L, Arc<C>)>>;
 
 /// Durations and bytes of requests.
 #[derive(Default)]
@@ -116,7 +116,7 @@ impl RemoteMetrics {
         cells: &'c mut Vec<(L, Found<C>)>,
         key: RemoteKey,
         labels: L,
-        all: &Listed<L, C>,
+        all: &RemoteCells<L, C>,
     ) -> &'c Found<C> {
         let place = cells.iter().position(|(known, _)| *known == labels).unwrap_or_else(|| {
             let is_shown = key.remote != RemoteId::OTHER
@@ -134,7 +134,7 @@ impl RemoteMetrics {
 }
 
 /// The cell of a series of this worker.
-fn cell_of<L: PartialEq + Copy, C: Default>(all: &Listed<L, C>, key: RemoteKey, labels: L) -> Arc<C> {
+fn cell_of<L: PartialEq + Copy, C: Default>(all: &RemoteCells<L, C>, key: RemoteKey, labels: L) -> Arc<C> {
     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((.., cell)) = all.iter().find(|(known, with, _)| *known == key && *with == labels) {
         return cell.clone();

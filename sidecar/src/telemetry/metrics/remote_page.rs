@@ -15,7 +15,7 @@ use prometheus_client::registry::Unit;
 
 use super::Count;
 use super::family::counter;
-use super::remote::{HistogramCells, Listed, RemoteShard, TcpCells};
+use super::remote::{HistogramCells, RemoteCells, RemoteShard, TcpCells};
 use super::series::{
     BODY_BYTES, MILLISECONDS, RemoteKey, RequestKind, RequestLabels, RequestProtocol, ResponseCode,
 };
@@ -174,7 +174,7 @@ fn of_service(service: Option<&str>) -> [Cow<'static, str>; 3] {
 /// The sums of all workers, by workload and further labels.
 fn sums<L: Copy + Ord, C, V: Summed>(
     shards: &[&RemoteShard],
-    of: impl Fn(&RemoteShard) -> &Listed<L, C>,
+    of: impl Fn(&RemoteShard) -> &RemoteCells<L, C>,
     value: impl Fn(&C) -> V,
 ) -> BTreeMap<(RemoteKey, L), V> {
     let mut sums = BTreeMap::new();
