@@ -13,7 +13,7 @@ pub const OLDER_TRAFFIC_SPLIT: &str = "split.smi-spec.io/v1alpha2";
 /// Maximum backends of one TrafficSplit.
 pub const MOST_BACKENDS: usize = 64;
 /// Maximum HTTPRouteGroups of one TrafficSplit.
-pub const MOST_GROUPS: usize = 64;
+pub(crate) const MOST_GROUPS: usize = 64;
 /// Maximum characters of a Kubernetes name, or of a host name.
 const NAME: usize = 253;
 /// Maximum characters of a word.

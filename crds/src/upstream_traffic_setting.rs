@@ -12,7 +12,7 @@ use crate::smi_status::SmiStatus;
 /// Maximum routes with a limit.
 pub const MOST_ROUTES: usize = 64;
 /// Maximum fields that are added to the response above a limit.
-pub const MOST_HEADERS: usize = 10;
+pub(crate) const MOST_HEADERS: usize = 10;
 /// Maximum characters of a host.
 const HOST: usize = 253;
 /// Maximum characters of a path's regular expression.

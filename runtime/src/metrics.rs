@@ -1,9 +1,7 @@
 //! The metrics of a process, as OpenMetrics or in Prometheus' classic text format.
 //!
-//! Label values come from closed sets. A value from outside passes a [`LabelBudget`] first, so that no client can
-//! create an unbounded number of series.
+//! Label values come from closed or bounded sets, so that no client can create an unbounded number of series.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,19 +13,9 @@ mod format;
 
 pub(crate) use self::format::Format;
 
-/// The label value for all values beyond a [`LabelBudget`].
-pub(crate) const OTHER: &str = "other";
-
 /// The metrics of one process, or of one daemon among several in a process. Clones share them.
 #[derive(Clone, Default)]
 pub struct Metrics(Arc<Mutex<Registry>>);
-
-/// Limits the distinct values of a label whose values come from outside.
-#[derive(Debug)]
-pub struct LabelBudget {
-    most: usize,
-    seen: Mutex<HashSet<Box<str>>>,
-}
 
 impl Metrics {
     /// An empty set of metrics.
@@ -71,29 +59,6 @@ impl fmt::Debug for Metrics {
     }
 }
 
-impl LabelBudget {
-    /// Admits the first `most` distinct values.
-    pub fn new(most: usize) -> Self {
-        Self { most, seen: Mutex::default() }
-    }
-
-    /// `value` if it is within the budget, otherwise [`OTHER`]. Values longer than 128 bytes never are.
-    pub fn admit<'a>(&self, value: &'a str) -> &'a str {
-        if value.len() > 128 {
-            return OTHER;
-        }
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.contains(value) {
-            return value;
-        }
-        if seen.len() >= self.most {
-            return OTHER;
-        }
-        seen.insert(value.into());
-        value
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -125,16 +90,5 @@ mod tests {
             "# HELP tidegate_tests Tests.\n# TYPE tidegate_tests counter\ntidegate_tests_total 3\n\
              # HELP tidegate_workers Sum.\n# TYPE tidegate_workers counter\ntidegate_workers_total 7\n# EOF\n"
         );
-    }
-
-    #[test]
-    fn a_million_values_from_outside_make_no_more_than_the_budget() {
-        let budget = LabelBudget::new(10);
-        let values: HashSet<_> =
-            (0..1_000_000).map(|i| budget.admit(&format!("host-{i}")).to_owned()).collect();
-        assert_eq!(values.len(), 11);
-        assert!(values.contains(OTHER));
-        assert_eq!(budget.admit("host-3"), "host-3");
-        assert_eq!(LabelBudget::new(10).admit(&"x".repeat(129)), OTHER);
     }
 }

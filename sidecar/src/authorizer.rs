@@ -105,7 +105,7 @@ impl Authorizer {
 
     /// The decision about a request for this authority. Where rules differ by name, the authority must match the server
     /// name that the connection was opened for; otherwise the request is misdirected (RFC 9110 §15.5.20).
-    pub fn decide_on(&self, authority: &str) -> Rc<Decision> {
+    pub(crate) fn decide_on(&self, authority: &str) -> Rc<Decision> {
         let decision = self.decide();
         let cached = self.decision.borrow();
         if !cached.differs_by_name || !matches!(*decision, Decision::Allow(_)) {

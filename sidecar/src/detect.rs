@@ -12,7 +12,7 @@ pub use client_hello::{ClientHello, Malformed};
 
 /// How many bytes are read at most to detect the protocol: a ClientHello of [`client_hello::MAX_MESSAGE`] bytes in
 /// [`client_hello::MAX_RECORDS`] records.
-pub const MAX_FIRST_BYTES: usize =
+pub(crate) const MAX_FIRST_BYTES: usize =
     client_hello::MAX_MESSAGE + client_hello::MAX_RECORDS * client_hello::RECORD_HEADER;
 
 /// The client connection preface of HTTP/2 (RFC 9113 §3.4).
@@ -23,7 +23,7 @@ const LONGEST_METHOD: usize = 24;
 
 /// The protocol that the first bytes show.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FirstBytes {
+pub(crate) enum FirstBytes {
     /// More bytes are needed.
     Incomplete,
     /// Not TLS.
@@ -36,7 +36,7 @@ pub enum FirstBytes {
 
 /// Whether plaintext begins with the HTTP/2 preface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Preface {
+pub(crate) enum Preface {
     /// More bytes are needed.
     Incomplete,
     /// HTTP/2 with prior knowledge.
@@ -47,7 +47,7 @@ pub enum Preface {
 
 /// How plaintext begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HttpStart {
+pub(crate) enum HttpStart {
     /// More bytes are needed.
     Incomplete,
     /// A request of HTTP/1 for a path.
@@ -59,7 +59,7 @@ pub enum HttpStart {
 }
 
 /// Detects the protocol from all bytes that a client has sent so far.
-pub fn first_bytes(bytes: &[u8]) -> FirstBytes {
+pub(crate) fn first_bytes(bytes: &[u8]) -> FirstBytes {
     match bytes {
         [] | [client_hello::HANDSHAKE] => FirstBytes::Incomplete,
         [client_hello::HANDSHAKE, client_hello::MAJOR_VERSION, ..] => match ClientHello::parse(bytes) {
@@ -72,7 +72,7 @@ pub fn first_bytes(bytes: &[u8]) -> FirstBytes {
 }
 
 /// Looks for the HTTP/2 preface in all plaintext that a client has sent so far.
-pub fn http2_preface(bytes: &[u8]) -> Preface {
+pub(crate) fn http2_preface(bytes: &[u8]) -> Preface {
     if bytes.starts_with(HTTP2_PREFACE) {
         Preface::Http2
     } else if HTTP2_PREFACE.starts_with(bytes) {
@@ -84,7 +84,7 @@ pub fn http2_preface(bytes: &[u8]) -> Preface {
 
 /// Looks for HTTP in all that a client has sent so far. A request of HTTP/1 begins with a method in upper case and a
 /// path, or `*`.
-pub fn http_start(bytes: &[u8]) -> HttpStart {
+pub(crate) fn http_start(bytes: &[u8]) -> HttpStart {
     match http2_preface(bytes) {
         Preface::Http2 => return HttpStart::Http2,
         Preface::Incomplete => return HttpStart::Incomplete,
@@ -110,7 +110,7 @@ impl FirstBytes {
     }
 
     /// The opening in the form that the policy takes; `None` while it is incomplete or if it is malformed.
-    pub fn opening(&self) -> Option<Opening<'_>> {
+    pub(crate) fn opening(&self) -> Option<Opening<'_>> {
         match self {
             Self::Plaintext => Some(Opening::Plaintext),
             Self::Tls(hello) => Some(match hello.alpn.mesh {

@@ -58,9 +58,16 @@ impl HttpContext {
             external_authorizations: ExternalAuthorizations::default(),
             streams: h2::Streams::default(),
             buffers: buffer::Buffers::default(),
-            retry_budgets: retry_budgets::RetryBudgets::new(),
+            retry_budgets: retry_budgets::RetryBudgets::new(1),
             clock: clock::DateClock::new(),
         }
+    }
+
+    /// The context of one of so many workers, which divide what is allowed for a whole sidecar.
+    #[must_use]
+    pub(crate) fn of_one_in(self, workers: usize) -> Self {
+        let workers = u32::try_from(workers).unwrap_or(u32::MAX);
+        Self { retry_budgets: retry_budgets::RetryBudgets::new(workers), ..self }
     }
 
     /// Periodic work, on every tick of the worker.

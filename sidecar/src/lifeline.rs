@@ -140,14 +140,14 @@ impl Lifeline {
 
     /// Accounts for bytes of TLS records that are incomplete or unread. Closes the connection if there is no room for
     /// them.
-    pub fn hold_record(&self, bytes: usize) {
+    pub(crate) fn hold_record(&self, bytes: usize) {
         if self.state.place.get().is_some_and(|place| !place.hold(UnfinishedPart::Record, bytes)) {
             self.close(Cause::NoRoom);
         }
     }
 
     /// Assigns the connection to the client with these verified names.
-    pub fn identify(&self, names: &str) {
+    pub(crate) fn identify(&self, names: &str) {
         if let Some(place) = self.state.place.get() {
             place.identify(names);
         }
@@ -172,7 +172,7 @@ impl Lifeline {
     }
 
     /// Whether the connection should end as soon as nothing is in flight, and announce it in its responses.
-    pub fn is_finishing(&self) -> bool {
+    pub(crate) fn is_finishing(&self) -> bool {
         self.phase() != Phase::Open
     }
 
@@ -183,12 +183,12 @@ impl Lifeline {
     }
 
     /// Removes the deadline.
-    pub fn at_ease(&self) {
+    pub(crate) fn at_ease(&self) {
         self.state.deadline.set(None);
     }
 
     /// Polls the connection once this time is over, for conditions that wake no task. Coarse, like a deadline.
-    pub fn look_after(&self, time: Duration) {
+    pub(crate) fn look_after(&self, time: Duration) {
         self.state.look_at.set(Instant::now().checked_add(time));
     }
 
@@ -205,7 +205,7 @@ impl Lifeline {
     /// Closes the connection gracefully: the next response tells the client that it is the last. Protocols that cannot
     /// announce it by themselves wait for a request for `idle`, and then finish; all are closed after `grace`. If
     /// called again, the sooner time counts.
-    pub fn close_gracefully(&self, cause: Cause, idle: Duration, grace: Duration) {
+    pub(crate) fn close_gracefully(&self, cause: Cause, idle: Duration, grace: Duration) {
         if let Phase::Closed(_) = self.phase() {
             return;
         }
@@ -247,7 +247,7 @@ impl Lifeline {
     }
 
     /// Drives a future during which nothing is in flight: it also ends when the connection is finishing.
-    pub fn guard_idle<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, Ended>> {
+    pub(crate) fn guard_idle<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, Ended>> {
         self.run(future, |phase| match phase {
             Phase::Closed(cause) | Phase::Finishing(cause) => Some(cause),
             Phase::Open | Phase::Leaving(_) => None,
@@ -255,7 +255,7 @@ impl Lifeline {
     }
 
     /// Drives a future that also ends when the connection is leaving.
-    pub fn guard_open<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, Ended>> {
+    pub(crate) fn guard_open<F: Future>(&self, future: F) -> impl Future<Output = Result<F::Output, Ended>> {
         self.run(future, |phase| match phase {
             Phase::Closed(cause) | Phase::Finishing(cause) | Phase::Leaving(cause) => Some(cause),
             Phase::Open => None,

@@ -205,7 +205,7 @@ pub struct LimitOptions {
 
 impl Options {
     /// Destination of the access log.
-    pub fn access_log_target(&self) -> AccessLogTarget {
+    pub(crate) fn access_log_target(&self) -> AccessLogTarget {
         self.access_log_file.clone().map_or(AccessLogTarget::Stdout, AccessLogTarget::File)
     }
 }

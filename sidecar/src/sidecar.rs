@@ -95,13 +95,15 @@ impl Sidecar {
         metrics.add_collector(Box::new(counts.clone()));
 
         let destinations = Arc::new(Destinations::of_workload(&options.workload, remotes));
+        let count =
+            options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from);
         let workers = Workers::start(WorkersConfig {
-            count: options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from),
+            count,
             listeners: listeners(&options),
             limits: Limits::from(&options.limits),
             snapshots,
             destinations: destinations.clone(),
-            http_context: http_context(options.access_log_format, access_log.clone(), counts, spans),
+            http_context: http_context(count, (options.access_log_format, access_log.clone()), counts, spans),
         })?;
         let view = config_view(&options, workers.addresses(), &destinations, &publisher);
         let inbound = view.inbound.clone();
@@ -170,17 +172,17 @@ fn open_access_log(options: &Options) -> Result<Option<AccessLogSink>, SidecarSt
     sink.map(Some).map_err(|error| SidecarStartError::AccessLog(format!("{target:?}"), error))
 }
 
-/// Creates the HTTP context of each worker.
+/// Creates the HTTP context of each of so many workers.
 fn http_context(
-    format: AccessLogFormat,
-    access_log: Option<AccessLogSink>,
+    workers: usize,
+    (format, access_log): (AccessLogFormat, Option<AccessLogSink>),
     counts: DataPlaneMetrics,
     spans: SpanSink,
 ) -> Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync> {
     Arc::new(move |limits, snapshots| {
         let log = access_log.clone().map(|sink| AccessLog::new(format, sink));
         let telemetry = Telemetry::new(&counts, log).with_spans(spans.clone());
-        Rc::new(HttpContext::new(limits, Rc::new(telemetry), snapshots))
+        Rc::new(HttpContext::new(limits, Rc::new(telemetry), snapshots).of_one_in(workers))
     })
 }
 

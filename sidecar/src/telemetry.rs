@@ -147,7 +147,7 @@ pub struct DialledEndpoint {
 
 /// How a connection is secured, in Istio's terms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ConnectionSecurity {
+pub(crate) enum ConnectionSecurity {
     /// TLS, and both sides have shown a certificate.
     MutualTls,
     /// TLS without a client certificate.
@@ -185,7 +185,7 @@ impl DialledEndpoint {
 
 impl ConnectionSecurity {
     /// As Istio's `connection_security_policy` spells it.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::MutualTls => "mutual_tls",
             Self::Tls => "tls",
@@ -298,7 +298,7 @@ impl Telemetry {
     }
 
     /// Counts of connections, handshakes and bytes.
-    pub fn totals(&self) -> &Totals {
+    pub(crate) fn totals(&self) -> &Totals {
         self.metrics.totals()
     }
 
@@ -353,7 +353,7 @@ impl CheckResult {
 
 impl ResponseFlag {
     /// The flag for a request or connection that the policy refuses.
-    pub fn of_refusal(reason: &Reason) -> Self {
+    pub(crate) fn of_refusal(reason: &Reason) -> Self {
         match reason {
             Reason::NoPolicy | Reason::NoSuchPort | Reason::NoIngressBackend => Self::NoRoute,
             Reason::ConnectionRateLimited | Reason::RequestRateLimited(_) => Self::RateLimited,

@@ -129,7 +129,11 @@ impl ServerTls {
 
     /// Verifies the client certificate of an open connection again, leaf first, as a handshake at `now` would, except
     /// that retired roots are accepted, too.
-    pub fn verify_again(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), rustls::Error> {
+    pub(crate) fn verify_again(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
         self.for_open_connections.verify_chain(chain, now).map_err(|refusal| refusal.error)
     }
 }

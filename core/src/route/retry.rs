@@ -22,7 +22,7 @@ pub use self::condition::{Failure, RetryOn};
 use super::error::{Problem, RouteError};
 
 /// Maximum number of attempts beyond the first. More would only multiply the load on an overloaded backend.
-pub const MAX_ATTEMPTS: u32 = 100;
+pub(crate) const MAX_ATTEMPTS: u32 = 100;
 
 /// When a rule's requests are retried (Gateway API: `HTTPRouteRetry`, GEP-1731; OSM: `Retry`; Envoy: `RetryPolicy`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

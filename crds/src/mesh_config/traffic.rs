@@ -126,7 +126,7 @@ impl ExternalAuthorizationSpec {
     /// # Errors
     ///
     /// If that is not the time which is set: the time that applies instead, and why.
-    pub fn check_timeout(&self) -> Result<Duration, (Duration, String)> {
+    pub(crate) fn check_timeout(&self) -> Result<Duration, (Duration, String)> {
         let Some(text) = &self.timeout else { return Ok(CHECK_TIMEOUT) };
         match go_duration::parse(text) {
             Ok(Duration::ZERO) => Err((CHECK_TIMEOUT, "0 is too short; 1s applies".into())),

@@ -14,10 +14,10 @@ use tidegate_core::policy::MeshProtocol;
 pub const MAX_MESSAGE: usize = 16 * 1024;
 
 /// Maximum number of records that a ClientHello may be split into.
-pub const MAX_RECORDS: usize = 64;
+pub(crate) const MAX_RECORDS: usize = 64;
 
 /// Length of a record header in bytes.
-pub const RECORD_HEADER: usize = 5;
+pub(crate) const RECORD_HEADER: usize = 5;
 
 /// Record type: handshake.
 pub const HANDSHAKE: u8 = 0x16;

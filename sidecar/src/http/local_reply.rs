@@ -14,7 +14,7 @@ use crate::upstream::{ConnectFailure, TimedOut, UpstreamError};
 
 /// A locally generated response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LocalReply {
+pub(crate) struct LocalReply {
     /// Status code of HTTP.
     pub status: u16,
     /// Reason phrase, for HTTP/1.

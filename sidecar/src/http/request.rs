@@ -115,7 +115,7 @@ impl<'a> Request<'a> {
     }
 
     /// Visits the name and value of each field, in order.
-    pub fn for_each_field(&self, mut visit: impl FnMut(&'a [u8], &'a [u8])) {
+    pub(crate) fn for_each_field(&self, mut visit: impl FnMut(&'a [u8], &'a [u8])) {
         match self.fields {
             Fields::Lines(lines) => lines.iter().for_each(|line| visit(line.name.as_bytes(), line.value)),
             Fields::Map(map) => {

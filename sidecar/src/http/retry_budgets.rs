@@ -11,13 +11,16 @@ use tidegate_core::route::retry::RetryBudget;
 /// A worker's retry budgets. A backend has that of the policy that its first request had.
 pub(crate) struct RetryBudgets {
     of: RefCell<HashMap<Arc<str>, RetryBudget>>,
+    /// The workers that divide each budget.
+    workers: u32,
     /// Moments are measured from here.
     start: Instant,
 }
 
 impl RetryBudgets {
-    pub(super) fn new() -> Self {
-        Self { of: RefCell::default(), start: Instant::now() }
+    /// Of one of so many workers.
+    pub(super) fn new(workers: u32) -> Self {
+        Self { of: RefCell::default(), workers, start: Instant::now() }
     }
 
     /// Records a request of a rule with this policy.
@@ -52,7 +55,8 @@ impl RetryBudgets {
         if let Some(budget) = of.get_mut(backend) {
             return act(budget, now);
         }
-        let new = RetryBudget::new(policy.budget().copied().unwrap_or_default());
+        let shared = policy.budget().copied().unwrap_or_default();
+        let new = RetryBudget::new(shared.divided_by(self.workers));
         act(of.entry(backend.clone()).or_insert(new), now)
     }
 }
@@ -66,7 +70,7 @@ mod tests {
     #[test]
     fn each_backend_has_a_budget_that_ends_without_requests() {
         let policy = RetryPolicy::new(RetryOn::default(), RetryMethods::All, 1, Backoff::NONE, None).unwrap();
-        let budgets = RetryBudgets::new();
+        let budgets = RetryBudgets::new(1);
         let (one, other) = (Arc::from("shop/one"), Arc::from("shop/other"));
         budgets.record_request(&one, &policy);
         while budgets.allows(&one, &policy) {
@@ -75,9 +79,25 @@ mod tests {
         assert!(budgets.allows(&other, &policy), "another backend's");
         budgets.sweep();
         assert!(!budgets.allows(&one, &policy));
-        let RetryBudgets { start, of } = budgets;
-        let later = RetryBudgets { start: start - Duration::from_secs(60), of };
+        let RetryBudgets { start, of, workers } = budgets;
+        let later = RetryBudgets { start: start - Duration::from_secs(60), of, workers };
         later.sweep();
         assert!(later.of.borrow().is_empty() && later.allows(&one, &policy));
+    }
+
+    #[test]
+    fn workers_divide_the_retries_that_are_always_allowed() {
+        let policy = RetryPolicy::new(RetryOn::default(), RetryMethods::All, 1, Backoff::NONE, None).unwrap();
+        let backend = Arc::from("shop/one");
+        let retries = |workers| {
+            let budgets = RetryBudgets::new(workers);
+            let allowed = (0..100).take_while(|_| {
+                let allows = budgets.allows(&backend, &policy);
+                budgets.record_retry(&backend, &policy);
+                allows
+            });
+            allowed.count()
+        };
+        assert_eq!([retries(1), retries(2), retries(4)], [10, 5, 3]);
     }
 }

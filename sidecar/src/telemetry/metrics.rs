@@ -42,7 +42,7 @@ struct RequestKey {
 
 /// A counter with a single writer, which therefore needs no atomic read-modify-write instruction.
 #[derive(Default)]
-pub struct Count(AtomicU64);
+pub(crate) struct Count(AtomicU64);
 
 /// One worker's counts, shared with the scrape.
 #[derive(Default)]
@@ -62,7 +62,7 @@ type OutboundKey = (&'static str, ConnectionSecurity, ResponseFlag);
 
 /// Counts without labels.
 #[derive(Default)]
-pub struct Totals {
+pub(crate) struct Totals {
     /// Client connections that were accepted.
     pub opened: Count,
     /// Client connections that ended.
@@ -129,7 +129,7 @@ pub struct DataPlaneMetrics {
 
 impl Count {
     /// Adds to the count. Must only be called by the thread that owns it.
-    pub fn add(&self, by: u64) {
+    pub(crate) fn add(&self, by: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
     }
 
@@ -180,7 +180,7 @@ impl DataPlaneMetrics {
 
 impl WorkerMetrics {
     /// Counts without labels.
-    pub fn totals(&self) -> &Totals {
+    pub(crate) fn totals(&self) -> &Totals {
         &self.shard.totals
     }
 

@@ -92,7 +92,7 @@ impl PeerTls {
 
     /// Verifies the peer's certificate of an open connection again, leaf first, as a handshake at `now` would, except
     /// that retired roots are accepted, too. Its identity cannot have changed.
-    pub fn verify_again(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
+    pub(crate) fn verify_again(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let Some((leaf, intermediates)) = chain.split_first() else {
             return Err(Error::NoCertificatesPresented);
         };

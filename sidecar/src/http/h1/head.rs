@@ -22,7 +22,7 @@ use crate::http::target::{is_host, is_path};
 use crate::limits::Limits;
 
 /// Maximum number of header fields in a head, whatever [`Limits::header_count`] allows.
-pub const MAX_FIELDS: usize = 256;
+pub(crate) const MAX_FIELDS: usize = 256;
 
 /// Maximum bytes of empty lines before a request.
 const MAX_BLANK: usize = 16;
@@ -65,7 +65,7 @@ pub struct RequestHead<'h> {
 }
 
 /// A parsed response head.
-pub struct ResponseHead<'h> {
+pub(crate) struct ResponseHead<'h> {
     /// Status code.
     pub status: u16,
     /// Reason phrase; empty if absent or not ASCII.
@@ -154,7 +154,7 @@ pub fn parse_request<'h>(
 /// # Errors
 ///
 /// As soon as no further byte could make the head valid, or when a limit is exceeded.
-pub fn parse_response<'h>(
+pub(crate) fn parse_response<'h>(
     bytes: &'h [u8],
     storage: &'h mut Storage<'h>,
     limits: &Limits,

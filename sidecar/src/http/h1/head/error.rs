@@ -57,7 +57,7 @@ pub enum HeadError {
 
 impl HeadError {
     /// The response to a request whose head is refused.
-    pub fn reply(self) -> LocalReply {
+    pub(crate) fn reply(self) -> LocalReply {
         match self {
             Self::Version => local_reply::version_not_supported(),
             Self::Connect => local_reply::method_not_allowed(),
