@@ -63,7 +63,7 @@ impl HttpContext {
         }
     }
 
-    /// The context of one of so many workers, which divide what is allowed for a whole sidecar.
+    /// The context of one of `workers` workers, which divide what is allowed for a whole sidecar.
     #[must_use]
     pub(crate) fn of_one_in(self, workers: usize) -> Self {
         let workers = u32::try_from(workers).unwrap_or(u32::MAX);

@@ -172,7 +172,7 @@ fn open_access_log(options: &Options) -> Result<Option<AccessLogSink>, SidecarSt
     sink.map(Some).map_err(|error| SidecarStartError::AccessLog(format!("{target:?}"), error))
 }
 
-/// Creates the HTTP context of each of so many workers.
+/// Creates the HTTP context of each of `workers` workers.
 fn http_context(
     workers: usize,
     (format, access_log): (AccessLogFormat, Option<AccessLogSink>),

@@ -18,7 +18,7 @@ pub(crate) struct RetryBudgets {
 }
 
 impl RetryBudgets {
-    /// Of one of so many workers.
+    /// Of one of `workers` workers.
     pub(super) fn new(workers: u32) -> Self {
         Self { of: RefCell::default(), workers, start: Instant::now() }
     }
