@@ -20,6 +20,7 @@ use tempfile::TempDir;
 use tidegate_kubernetes::fake_api::{FakeApi, memory_limit};
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use tidegate_runtime::forward_proxy::ControlPlaneProxyOptions;
 use tidegate_runtime::grpc::{Address, channel, client_config};
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -87,7 +88,12 @@ impl Program {
         let bundle = Arc::new(bundle);
         let address = Address::new(ServerName::try_from("127.0.0.1").unwrap(), self.address.port());
         let name = ServerName::try_from("localhost").unwrap();
-        IstioCertificateServiceClient::new(channel(&address, name, move || client_config(&bundle, None).ok()))
+        IstioCertificateServiceClient::new(channel(
+            &address,
+            &ControlPlaneProxyOptions::default(),
+            name,
+            move || client_config(&bundle, None).ok(),
+        ))
     }
 
     fn token(&self) -> String {

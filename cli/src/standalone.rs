@@ -33,6 +33,7 @@ use tidegate_core::contract::annotations::APP_ADDRESS;
 use tidegate_core::contract::names::TOKEN_AUDIENCE;
 use tidegate_core::contract::{environment, ports};
 use tidegate_core::{DnsName, Identity, San, TrustDomain};
+use tidegate_runtime::forward_proxy::ControlPlaneProxyOptions;
 use tidegate_runtime::grpc;
 use tidegate_runtime::identity::{self, CaOptions};
 use tidegate_runtime::logging::{self, LogHandle, LogOptions};
@@ -406,6 +407,7 @@ impl CaAccess {
             ca_server_name: Some(ServerName::try_from(CA_NAME)?),
             ca_trust_bundle: self.trust_bundle.clone(),
             token_file,
+            proxy: ControlPlaneProxyOptions::default(),
             certificate_lifetime: self.lifetime,
         })
     }

@@ -16,6 +16,7 @@ pub mod contract;
 pub mod destination;
 pub mod dns_name;
 mod egress;
+pub mod forward_proxy;
 pub mod go_duration;
 mod hex;
 pub mod identity;

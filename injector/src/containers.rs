@@ -112,11 +112,7 @@ impl ContainerBuilder<'_> {
             "imagePullPolicy": self.settings.image_pull_policy,
             "restartPolicy": "Always",
             "args": args,
-            "env": [
-                env("POD_NAME", "metadata.name"),
-                env("POD_NAMESPACE", "metadata.namespace"),
-                env(POD_IPS, "status.podIPs"),
-            ],
+            "env": self.variables(),
             // A Pod stays in its Services while its sidecar is ready. It is removed after three failed probes, each
             // with a timeout of three seconds, because one failure may only mean that the node is busy for a moment. A
             // sidecar that is not ready yet delays its response until it is, so that startup produces no event about a
@@ -147,6 +143,20 @@ impl ContainerBuilder<'_> {
         });
         self.resources.write(&mut container, SIDECAR_REQUESTS);
         container
+    }
+
+    /// The sidecar's environment.
+    fn variables(&self) -> Vec<Value> {
+        let mut variables = vec![
+            env("POD_NAME", "metadata.name"),
+            env("POD_NAMESPACE", "metadata.namespace"),
+            env(POD_IPS, "status.podIPs"),
+        ];
+        // Kubernetes replaces `$(NAME)`, and reads `$$(` as `$(`.
+        let literal =
+            |(name, value): (&str, &str)| json!({"name": name, "value": value.replace("$(", "$$(")});
+        variables.extend(self.settings.proxies.variables().map(literal));
+        variables
     }
 }
 

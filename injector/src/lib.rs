@@ -39,6 +39,7 @@ mod probes;
 mod refusal;
 mod review;
 pub mod settings;
+pub mod sidecar_proxies;
 mod state;
 
 pub use annotations::AnnotationError;

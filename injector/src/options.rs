@@ -11,6 +11,7 @@ use tidegate_runtime::identity::CaOptions;
 use tidegate_runtime::logging::LogOptions;
 
 use crate::settings::Settings;
+use crate::sidecar_proxies::SidecarProxies;
 
 /// Adds the sidecar and the interception step to pods of the mesh's namespaces: a mutating admission webhook.
 #[derive(Parser, Clone, Debug)]
@@ -61,6 +62,10 @@ pub struct InjectorOptions {
     #[arg(long = flags::DISCOVERY_ADDRESS, env = environment::DISCOVERY_ADDRESS, value_name = "URL")]
     pub discovery_address: Option<grpc::Address>,
 
+    /// The way out of the cluster for sidecars.
+    #[command(flatten)]
+    pub sidecar_proxies: SidecarProxies,
+
     /// Options that all daemons of the control plane share.
     #[command(flatten)]
     pub common: ControlPlaneOptions,
@@ -92,6 +97,7 @@ impl InjectorOptions {
                 .ca_server_name
                 .as_ref()
                 .map_or(named.ca_server_name, |name| name.to_str().into_owned()),
+            proxies: self.sidecar_proxies.clone(),
             ..named
         }
     }

@@ -8,6 +8,7 @@ use tidegate_core::contract::names::{self, DEFAULT_MESH_NAME};
 use tidegate_crds::{Finding, MeshConfigSpec};
 
 use crate::hook_key::HookKey;
+use crate::sidecar_proxies::SidecarProxies;
 
 /// Settings that all sidecars of a mesh share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Settings {
     pub ca_address: String,
     /// The name to verify in the CA's certificate.
     pub ca_server_name: String,
+    /// The sidecars' way out of the cluster.
+    pub proxies: SidecarProxies,
     /// Makes the paths of lifecycle hooks unguessable.
     pub(crate) hook_key: HookKey,
 }
@@ -91,6 +94,7 @@ impl Settings {
             discovery_server_name: format!("{}.{namespace}.{trust_domain}", names::CONTROLLER),
             ca_address: names::ca_address(namespace),
             ca_server_name: names::service_host(names::CERT_MANAGER, namespace),
+            proxies: SidecarProxies::default(),
             hook_key: HookKey::of_process(),
         }
     }

@@ -5,8 +5,6 @@
 //! for the API server's own name. Connecting, reading and writing have timeouts, so that no call waits forever on a
 //! connection whose peer is gone.
 
-mod no_proxy;
-
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,8 +13,7 @@ use http::Uri;
 use http::uri::Scheme;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-
-use self::no_proxy::NoProxy;
+use tidegate_runtime::forward_proxy::no_proxy;
 
 /// Timeout of the TCP and TLS handshakes with the API server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -121,9 +118,10 @@ fn proxy(server: &Uri, environment: impl Fn(&str) -> Option<String>) -> Result<O
         })
     };
     let Some((variable, value)) = either(name) else { return Ok(None) };
-    let excluded = either("NO_PROXY").map(|(_, list)| NoProxy::parse(&list));
+    let excluded = either("NO_PROXY").map(|(_, list)| no_proxy(&list));
     let port = server.port_u16().unwrap_or(if name == "HTTP_PROXY" { 80 } else { 443 });
-    if excluded.is_some_and(|excluded| excluded.covers(server.host().unwrap_or_default(), port)) {
+    let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
+    if excluded.is_some_and(|excluded| excluded.has_host(host, port)) {
         return Ok(None);
     }
     // As in curl and Go, a proxy without a scheme uses HTTP.

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::credentials::Credentials;
+use crate::forward_proxy::ControlPlaneProxyOptions;
 use crate::grpc;
 use crate::metrics::Metrics;
 use crate::trust_bundle::TrustBundle;
@@ -63,6 +64,10 @@ pub struct CaOptions {
         default_value = "/var/run/secrets/tidegate/token/token"
     )]
     pub token_file: PathBuf,
+
+    /// The way to the CA, and to the controller.
+    #[command(flatten)]
+    pub proxy: ControlPlaneProxyOptions,
 
     /// Lifetime to request, such as 24h or 30m; the CA may grant less. Renewed after half of it.
     #[arg(

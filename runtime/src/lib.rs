@@ -11,6 +11,7 @@ pub mod chain;
 pub mod connections;
 pub mod credentials;
 pub mod drain;
+pub mod forward_proxy;
 pub mod grpc;
 pub mod identity;
 pub mod listen;
@@ -20,6 +21,7 @@ pub mod metrics;
 pub mod options;
 pub mod readiness;
 pub mod signals;
+pub(crate) mod tcp;
 pub mod tls;
 pub mod trust_bundle;
 

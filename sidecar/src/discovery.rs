@@ -18,6 +18,7 @@ use tidegate_core::policy::InboundPolicy;
 use tidegate_proto::{ResourceName, discovery as wire};
 use tidegate_runtime::backoff::ExponentialBackoff;
 use tidegate_runtime::credentials::Credentials;
+use tidegate_runtime::forward_proxy::ControlPlaneProxyOptions;
 use tidegate_runtime::grpc;
 use tidegate_runtime::readiness::Blocker;
 use tidegate_runtime::trust_bundle::TrustBundle;
@@ -48,6 +49,8 @@ const MOST_NAMES: usize = 512;
 pub(crate) struct DiscoveryClientConfig {
     /// The controller.
     pub(crate) address: grpc::Address,
+    /// The way to it.
+    pub(crate) proxy: ControlPlaneProxyOptions,
     /// The name that its certificate must hold.
     pub(crate) server_name: ServerName<'static>,
     /// The workload (pod) that is served, `<namespace>/<name>`.
@@ -118,7 +121,8 @@ impl Discovery {
     /// its own.
     fn channel(&self) -> Channel {
         let (credentials, bundle) = (self.credentials.clone(), self.bundle.clone());
-        grpc::channel(&self.config.address, self.config.server_name.clone(), move || {
+        let DiscoveryClientConfig { address, proxy, server_name, .. } = &self.config;
+        grpc::channel(address, proxy, server_name.clone(), move || {
             let credentials = credentials.borrow().clone()?;
             let bundle = bundle.borrow().clone();
             let tls = grpc::client_config(&bundle, Some(&credentials));

@@ -276,10 +276,11 @@ async fn keep_up_to_date(
     readiness: Readiness,
 ) {
     let bundle = trust_bundle::watch_file(options.ca.ca_trust_bundle.clone(), BUNDLE_INTERVAL).await;
-    let kept = identity::start(options.ca, None, bundle.clone(), &metrics);
+    let kept = identity::start(options.ca.clone(), None, bundle.clone(), &metrics);
     let discovery = Discovery::new(
         DiscoveryClientConfig {
             address: options.discovery_address,
+            proxy: options.ca.proxy.clone(),
             server_name: options.discovery_server_name,
             workload: options.workload,
             instance: format!("{:016x}", rand::random::<u64>()),

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tidegate_core::telemetry::{TraceCollector, TracingSettings};
 use tidegate_runtime::backoff::ExponentialBackoff;
+use tidegate_runtime::forward_proxy::{ProxyEnvironment, ProxyVariableError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -42,6 +43,8 @@ pub(crate) struct SpanExporter {
     /// `<namespace>/<name>` of the pod.
     pod: String,
     client: Option<(TraceCollector, CollectorClient)>,
+    /// The way out of the cluster.
+    proxies: Result<ProxyEnvironment, ProxyVariableError>,
     /// Whether the last batch was lost.
     fails: bool,
 }
@@ -55,7 +58,8 @@ impl SpanExporter {
         remotes: Remotes,
         pod: String,
     ) -> Self {
-        Self { spans, counts, snapshots, remotes, pod, client: None, fails: false }
+        let proxies = ProxyEnvironment::of_process();
+        Self { spans, counts, snapshots, remotes, pod, client: None, proxies, fails: false }
     }
 
     /// Runs until the workers have ended.
@@ -99,8 +103,8 @@ impl SpanExporter {
     /// The client of this collector, which is kept for the next batch.
     fn client(&mut self, collector: &TraceCollector) -> &mut CollectorClient {
         let kept = self.client.take().filter(|(of, _)| of == collector);
-        let (_, client) =
-            self.client.insert(kept.unwrap_or_else(|| (collector.clone(), CollectorClient::new(collector))));
+        let new = || (collector.clone(), CollectorClient::new(collector, &self.proxies));
+        let (_, client) = self.client.insert(kept.unwrap_or_else(new));
         client
     }
 

@@ -11,6 +11,7 @@ use tidegate_kubernetes::fake_api::{FakeApi, Rights};
 use tidegate_kubernetes::lease::LeaseTiming;
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use tidegate_runtime::forward_proxy::ControlPlaneProxyOptions;
 use tidegate_runtime::grpc::{Address, channel, client_config};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
@@ -132,7 +133,9 @@ impl Replica {
         let address =
             Address::new(ServerName::try_from("127.0.0.1").unwrap(), self.manager.grpc_address().port());
         let name = ServerName::try_from("ca.example").unwrap();
-        let channel = channel(&address, name, move || client_config(&bundle, None).ok());
+        let channel = channel(&address, &ControlPlaneProxyOptions::default(), name, move || {
+            client_config(&bundle, None).ok()
+        });
         let mut request = Request::new(IstioCertificateRequest {
             csr: plain_request(),
             validity_duration: 0,

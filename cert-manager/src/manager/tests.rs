@@ -9,6 +9,7 @@ use tidegate_core::contract::names::TOKEN_AUDIENCE;
 use tidegate_core::{DnsName, PeerCertificate, TrustDomain};
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use tidegate_runtime::forward_proxy::ControlPlaneProxyOptions;
 use tidegate_runtime::grpc::{Address, channel, client_config};
 use tidegate_runtime::tls::load_pem_certificates;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -88,7 +89,12 @@ async fn world() -> World {
 fn client_of(address: SocketAddr, bundle: Arc<TrustBundle>) -> IstioCertificateServiceClient<Channel> {
     let address = Address::new(ServerName::try_from("127.0.0.1").unwrap(), address.port());
     let name = ServerName::try_from("ca.example").unwrap();
-    IstioCertificateServiceClient::new(channel(&address, name, move || client_config(&bundle, None).ok()))
+    IstioCertificateServiceClient::new(channel(
+        &address,
+        &ControlPlaneProxyOptions::default(),
+        name,
+        move || client_config(&bundle, None).ok(),
+    ))
 }
 
 impl World {
@@ -169,6 +175,7 @@ async fn the_meshs_own_client_gets_its_credentials() {
         ca_server_name: None,
         ca_trust_bundle: PathBuf::from("unused"),
         token_file: dir.join("token"),
+        proxy: ControlPlaneProxyOptions::default(),
         certificate_lifetime: Duration::from_secs(3600),
     };
     let me = crate::testing::httpbin();
@@ -263,7 +270,9 @@ async fn a_call_without_a_good_token_is_answered_before_its_body() {
     let address =
         Address::new(ServerName::try_from("127.0.0.1").unwrap(), world.manager.grpc_address().port());
     let name = ServerName::try_from("ca.example").unwrap();
-    let mut channel = channel(&address, name, move || client_config(&bundle, None).ok());
+    let mut channel = channel(&address, &ControlPlaneProxyOptions::default(), name, move || {
+        client_config(&bundle, None).ok()
+    });
     for authorization in
         [None, Some("Bearer nonsense".to_owned()), Some(format!("Bearer {}", world.token("x")))]
     {

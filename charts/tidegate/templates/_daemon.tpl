@@ -200,15 +200,17 @@ spec:
 
 {{/* Variables of the way out. Kubernetes replaces $(…). */}}
 {{- define "tidegate.proxyEnv" -}}
-{{- $proxy := .Values.proxy }}
-{{- if or $proxy.httpProxy $proxy.httpsProxy }}
-{{- range $name, $value := dict "HTTP_PROXY" $proxy.httpProxy "HTTPS_PROXY" $proxy.httpsProxy }}
+{{- $proxy := .Values.global.proxy }}
+{{- $http := coalesce $proxy.httpProxy .Values.proxy.httpProxy }}
+{{- $https := coalesce $proxy.httpsProxy .Values.proxy.httpsProxy }}
+{{- if or $http $https }}
+{{- range $name, $value := dict "HTTP_PROXY" $http "HTTPS_PROXY" $https }}
 {{- with $value }}
 - name: {{ $name }}
   value: {{ . | quote }}
 {{- end }}
 {{- end }}
 - name: NO_PROXY
-  value: {{ list $proxy.noProxy "localhost,127.0.0.1,::1,.svc" (printf ".%s" .Values.clusterDomain) "$(KUBERNETES_SERVICE_HOST)" | compact | join "," | quote }}
+  value: {{ list (coalesce $proxy.noProxy .Values.proxy.noProxy) "localhost,127.0.0.1,::1,.svc" (printf ".%s" .Values.clusterDomain) "$(KUBERNETES_SERVICE_HOST)" | compact | join "," | quote }}
 {{- end }}
 {{- end }}

@@ -19,6 +19,7 @@ use tidegate_core::contract::flags;
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_crds::mesh_config::MeshConfig;
 use tidegate_injector::settings::{MeshSettings, Settings};
+use tidegate_injector::sidecar_proxies::SidecarProxies;
 use tidegate_injector::{ManifestNamespaces, NamespaceView, inject_manifests};
 
 use super::client::{Cluster, ClusterOptions};
@@ -59,6 +60,7 @@ struct InjectorFlags {
     sidecar_image: Option<String>,
     pull_policy: Option<String>,
     trust_domain: Option<String>,
+    proxies: SidecarProxies,
 }
 
 /// Prints the manifests with sidecars.
@@ -112,6 +114,7 @@ impl InjectOptions {
         let trust_domain = trust_domain.unwrap_or_else(|| "cluster.local".to_owned());
         let mut settings = Settings::of_mesh(self.cluster.control_plane(), &trust_domain, &image);
         settings.mesh_name = self.cluster.mesh_name().to_owned();
+        settings.proxies = injector.proxies;
         if let Some(policy) = injector.pull_policy {
             settings.image_pull_policy = policy;
         }
@@ -148,6 +151,7 @@ impl InjectorFlags {
             sidecar_image: flag(flags::SIDECAR_IMAGE),
             pull_policy: flag(flags::SIDECAR_IMAGE_PULL_POLICY),
             trust_domain: flag(flags::TRUST_DOMAIN),
+            proxies: SidecarProxies::of_arguments(arguments),
         }
     }
 }

@@ -13,6 +13,7 @@ use tidegate_proto::discovery::discovery_client::DiscoveryClient;
 use tidegate_proto::discovery::discovery_request::Message;
 use tidegate_proto::discovery::{Ack, Hello, Node, Rejection, Resource, Subscribe};
 use tidegate_runtime::credentials::Credentials;
+use tidegate_runtime::forward_proxy::ControlPlaneProxyOptions;
 use tidegate_runtime::grpc;
 use tidegate_runtime::logging::{LogHandle, LogRate};
 use tidegate_runtime::metrics::Metrics;
@@ -180,8 +181,12 @@ impl Sidecar {
     ) -> Self {
         let config = grpc::client_config(bundle, Some(credentials)).unwrap();
         let address: grpc::Address = format!("https://{address}").parse().unwrap();
-        let channel =
-            grpc::channel(&address, ServerName::try_from(CONTROLLER).unwrap(), move || Some(config.clone()));
+        let channel = grpc::channel(
+            &address,
+            &ControlPlaneProxyOptions::default(),
+            ServerName::try_from(CONTROLLER).unwrap(),
+            move || Some(config.clone()),
+        );
         let (requests, receiver) = mpsc::channel(8);
         if let Some(hello) = hello {
             requests.send(DiscoveryRequest { message: Some(Message::Hello(hello)) }).await.unwrap();

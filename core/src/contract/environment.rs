@@ -16,6 +16,8 @@ pub const HEALTH_ADDRESS: &str = "TIDEGATE_HEALTH_ADDRESS";
 pub const ADMIN_ADDRESS: &str = "TIDEGATE_ADMIN_ADDRESS";
 /// The controller's address.
 pub const DISCOVERY_ADDRESS: &str = "TIDEGATE_DISCOVERY_ADDRESS";
+/// Roots of forward proxies with https, as PEM.
+pub const PROXY_CA_BUNDLE: &str = "TIDEGATE_PROXY_CA_BUNDLE";
 /// The CA makes a new root although there was one.
 pub const NEW_ROOT: &str = "TIDEGATE_CA_NEW_ROOT";
 /// The lifetime that a process requests for its certificate.

@@ -43,8 +43,21 @@ pub const CA_ADDRESS: &str = "ca-address";
 pub const CA_SERVER_NAME: &str = "ca-server-name";
 /// Every program with a certificate: the file with the mesh's roots.
 pub const CA_TRUST_BUNDLE: &str = "ca-trust-bundle";
+/// Every program with a certificate: the forward proxy on the way to the CA and the controller.
+pub const CONTROL_PLANE_PROXY: &str = "control-plane-proxy";
+/// Every program with a certificate: the file with the roots of that proxy.
+pub const CONTROL_PLANE_PROXY_CA: &str = "control-plane-proxy-ca";
 /// Every program with a certificate: the file with its token.
 pub const TOKEN_FILE: &str = "token-file";
+
+/// Injector: `HTTP_PROXY` of sidecars.
+pub const SIDECAR_HTTP_PROXY: &str = "sidecar-http-proxy";
+/// Injector: `HTTPS_PROXY` of sidecars.
+pub const SIDECAR_HTTPS_PROXY: &str = "sidecar-https-proxy";
+/// Injector: `NO_PROXY` of sidecars.
+pub const SIDECAR_NO_PROXY: &str = "sidecar-no-proxy";
+/// Injector: the roots of sidecars' proxies with https.
+pub const SIDECAR_PROXY_CA_BUNDLE: &str = "sidecar-proxy-ca-bundle";
 
 /// Daemons: an API server instead of folders.
 pub const KUBERNETES: &str = "kubernetes";

@@ -12,6 +12,7 @@ use tidegate_crds::MeshConfigSpec;
 
 use super::*;
 use crate::hook_key::HookKey;
+use crate::sidecar_proxies::SidecarProxies;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -394,4 +395,29 @@ fn a_pod_takes_far_less_than_its_share_of_ten_milliseconds() {
     }
     let each = start.elapsed() / 20;
     assert!(each < std::time::Duration::from_millis(10), "{each:?} a pod");
+}
+
+#[test]
+fn a_sidecar_has_the_variables_of_the_way_out_of_the_cluster() {
+    let arguments = [
+        "--sidecar-https-proxy=http://squid.corp:3128",
+        "--sidecar-no-proxy=.svc,$(HOME)",
+        "--sidecar-http-proxy=",
+        "--sidecar-image=x",
+    ];
+    let arguments = arguments.map(str::to_owned);
+    let settings = Settings { proxies: SidecarProxies::of_arguments(&arguments), ..settings() };
+    let pod = case(json!({})).pod.to_string();
+    let pod = PodView::parse(&pod).unwrap();
+    let namespace = shop(json!({"labels": {INJECTION: "enabled"}}));
+    let injected = inject(&pod, &namespace, &settings, &MeshSettings::parse(None).unwrap()).unwrap();
+    let Injection::Meshed(patch) = injected else { panic!("not injected") };
+    let patch = serde_json::to_string(&patch).unwrap();
+    for expected in [
+        r#"{"name":"HTTPS_PROXY","value":"http://squid.corp:3128"}"#,
+        r#"{"name":"NO_PROXY","value":".svc,$$(HOME)"}"#,
+    ] {
+        assert!(patch.contains(expected), "{patch}");
+    }
+    assert!(!patch.contains("HTTP_PROXY\""), "{patch}");
 }

@@ -14,13 +14,12 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::codegen::Service;
 use tonic::transport::{Channel, Endpoint};
 
-use super::server::keep_alive;
+use crate::forward_proxy::{ControlPlaneProxyOptions, Proxied};
 
 /// Timeout of name resolution, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,14 +42,16 @@ pub struct AddressError(String);
 /// A channel to `address` that connects on first use, and again after each lost connection.
 ///
 /// `tls` is called for each connection, so that it can return the newest certificate and trust bundle; while it returns
-/// none, calls fail with `Unavailable`. The server's certificate must be valid for `server_name`.
+/// none, calls fail with `Unavailable`. The server's certificate must be valid for `server_name`, also behind a proxy.
 pub fn channel(
     address: &Address,
+    proxy: &ControlPlaneProxyOptions,
     server_name: ServerName<'static>,
     tls: impl Fn() -> Option<Arc<ClientConfig>> + Send + Sync + 'static,
 ) -> Channel {
     let connector = GrpcConnector(Arc::new(ConnectorTarget {
         address: address.clone(),
+        proxy: proxy.clone(),
         server_name,
         tls: Box::new(tls),
     }));
@@ -68,6 +69,7 @@ struct GrpcConnector(Arc<ConnectorTarget>);
 
 struct ConnectorTarget {
     address: Address,
+    proxy: ControlPlaneProxyOptions,
     server_name: ServerName<'static>,
     tls: Box<dyn Fn() -> Option<Arc<ClientConfig>> + Send + Sync>,
 }
@@ -135,7 +137,7 @@ impl fmt::Display for Address {
 }
 
 impl Service<Uri> for GrpcConnector {
-    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Response = TokioIo<TlsStream<Proxied>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
@@ -153,11 +155,10 @@ impl Service<Uri> for GrpcConnector {
 }
 
 impl ConnectorTarget {
-    async fn connect(&self) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+    async fn connect(&self) -> io::Result<TokioIo<TlsStream<Proxied>>> {
         let config = (self.tls)().ok_or_else(|| io::Error::other("no TLS credentials yet"))?;
-        let tcp = TcpStream::connect(self.address.authority()).await?;
-        keep_alive(&tcp)?;
-        let stream = TlsConnector::from(config).connect(self.server_name.clone(), tcp).await?;
+        let io = self.proxy.connect(&self.address.authority()).await?;
+        let stream = TlsConnector::from(config).connect(self.server_name.clone(), io).await?;
         Ok(TokioIo::new(stream))
     }
 }

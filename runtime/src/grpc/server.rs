@@ -11,7 +11,6 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -27,6 +26,7 @@ use super::places::{ConnectionLimits, ConnectionSlot, ConnectionSlots};
 use crate::backoff::ExponentialBackoff;
 use crate::logging::{LogRate, LogThrottle};
 use crate::metrics::Metrics;
+use crate::tcp::keep_alive;
 
 /// Default timeout of a handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -365,16 +365,6 @@ impl AsyncWrite for AcceptedConnection {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
-}
-
-/// Disables Nagle's algorithm, and enables keepalive probes that detect a vanished peer within about a minute.
-pub(super) fn keep_alive(tcp: &TcpStream) -> io::Result<()> {
-    tcp.set_nodelay(true)?;
-    let probes = TcpKeepalive::new()
-        .with_time(Duration::from_secs(30))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
-    SockRef::from(tcp).set_tcp_keepalive(&probes)
 }
 
 /// Errors of accept(2) that concern the connection, not the listener.

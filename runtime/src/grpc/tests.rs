@@ -14,6 +14,8 @@ use tokio_stream::StreamExt;
 use tonic::Code;
 
 use super::*;
+use crate::forward_proxy::ControlPlaneProxyOptions;
+use crate::forward_proxy::tests::TestProxy;
 use crate::metrics::Metrics;
 use crate::test_ca::{Flaw, TestCa};
 use crate::test_pki::{DAY, TestAuthority, bundle, identity};
@@ -271,7 +273,10 @@ async fn a_channel_takes_the_newest_credentials_at_each_connect_and_survives_the
     let mut service = refusing_service(root.clone()).await;
     let (tls, configs) = watch::channel(None);
     let address: Address = format!("https://{}", service.address).parse().unwrap();
-    let channel = channel(&address, "localhost".try_into().unwrap(), move || configs.borrow().clone());
+    let channel =
+        channel(&address, &ControlPlaneProxyOptions::default(), "localhost".try_into().unwrap(), move || {
+            configs.borrow().clone()
+        });
     assert_eq!(call(channel.clone()).await, Code::Unavailable, "no credentials yet");
 
     for account in ["cart", "checkout"] {
@@ -285,6 +290,24 @@ async fn a_channel_takes_the_newest_credentials_at_each_connect_and_survives_the
         assert_ne!(call(channel.clone()).await, Code::PermissionDenied);
         service.come_back().await;
     }
+}
+
+#[tokio::test]
+async fn a_channel_goes_through_the_control_plane_s_proxy_with_its_tls_end_to_end() {
+    let root = Arc::new(TestAuthority::root("root"));
+    let service = refusing_service(root.clone()).await;
+    let mut squid = TestProxy::forwarding_to(service.address, None).await;
+    let tls = client_config(&bundle(&[&root]), Some(&root.credentials(&identity("cart")))).unwrap();
+    let proxy = ControlPlaneProxyOptions {
+        control_plane_proxy: Some(format!("http://{}", squid.address).parse().unwrap()),
+        control_plane_proxy_ca: None,
+    };
+    // A name that nothing here can resolve.
+    let address: Address = "https://ca.outside.invalid:15012".parse().unwrap();
+    let channel = channel(&address, &proxy, "localhost".try_into().unwrap(), move || Some(tls.clone()));
+    assert_eq!(call(channel).await, Code::PermissionDenied);
+    assert!(squid.head().await.starts_with("CONNECT ca.outside.invalid:15012 HTTP/1.1\r\n"));
+    assert_eq!(service.calls().pop().unwrap().peer.unwrap().certificates.len(), 1);
 }
 
 #[test]

@@ -132,7 +132,8 @@ async fn ask(
 ) -> Result<Vec<String>, RequestError> {
     let config = grpc::client_config(bundle, None)?;
     let server_name = options.ca_server_name.clone().unwrap_or_else(|| options.ca_address.host().clone());
-    let channel = grpc::channel(&options.ca_address, server_name, move || Some(config.clone()));
+    let channel =
+        grpc::channel(&options.ca_address, &options.proxy, server_name, move || Some(config.clone()));
     let mut client = IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
     let validity_duration = i64::try_from(options.certificate_lifetime.as_secs()).unwrap_or(i64::MAX);
     let mut request = Request::new(IstioCertificateRequest { csr, validity_duration, metadata: None });

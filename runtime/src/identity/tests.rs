@@ -78,6 +78,7 @@ impl Fixture {
             ca_server_name: Some("localhost".try_into().unwrap()),
             ca_trust_bundle: PathBuf::new(),
             token_file: token.clone(),
+            proxy: ControlPlaneProxyOptions::default(),
             certificate_lifetime: Duration::from_secs(86_400),
         };
         let metrics = Metrics::new();

@@ -29,6 +29,7 @@ impl Sidecar {
         let readiness = Readiness::new();
         let config = DiscoveryClientConfig {
             address: "https://127.0.0.1:1".parse().unwrap(),
+            proxy: ControlPlaneProxyOptions::default(),
             server_name: ServerName::try_from("controller").unwrap(),
             workload: "shop/client".to_owned(),
             instance: "i".to_owned(),

@@ -1,18 +1,24 @@
 //! One collector, and what it answers.
 
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, HeaderMap, RETRY_AFTER};
-use http::{Request, StatusCode};
+use http::header::{CONTENT_TYPE, HOST, HeaderMap, PROXY_AUTHORIZATION, RETRY_AFTER};
+use http::{Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Collected, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tidegate_core::telemetry::TraceCollector;
 use tidegate_proto::Message;
 use tidegate_proto::otlp::trace_service_client::TraceServiceClient;
 use tidegate_proto::otlp::{ExportTraceServiceRequest, ExportTraceServiceResponse};
-use tokio::net::TcpStream;
+use tidegate_runtime::forward_proxy::{HttpProxy, Proxied, ProxyEnvironment, ProxyVariableError};
 use tokio::time::timeout;
+use tonic::codegen::Service;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response};
 
@@ -26,10 +32,14 @@ const MOST_RESPONSE: usize = 64 * 1024;
 /// A client of one collector.
 pub(super) enum CollectorClient {
     Grpc(TraceServiceClient<Channel>),
-    Http(TraceCollector),
+    Http(TraceCollector, ProxyEnvironment),
     /// The address cannot be used.
     Invalid(String),
 }
+
+/// Connects to one collector.
+#[derive(Clone)]
+struct CollectorConnector(Arc<(TraceCollector, ProxyEnvironment)>);
 
 /// Why a batch was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +57,22 @@ pub(super) enum ExportError {
 }
 
 impl CollectorClient {
-    /// Connects when a batch is sent.
-    pub(super) fn new(collector: &TraceCollector) -> Self {
+    /// Connects when a batch is sent, through the environment's proxy if there is one on the way.
+    pub(super) fn new(
+        collector: &TraceCollector,
+        proxies: &Result<ProxyEnvironment, ProxyVariableError>,
+    ) -> Self {
+        let proxies = match proxies {
+            Ok(proxies) => proxies.clone(),
+            Err(error) => return Self::Invalid(error.to_string()),
+        };
         if collector.path.is_some() {
-            return Self::Http(collector.clone());
+            return Self::Http(collector.clone(), proxies);
         }
         match Endpoint::from_shared(format!("http://{collector}")) {
             Ok(endpoint) => {
-                let channel = endpoint.connect_timeout(TIMEOUT).timeout(TIMEOUT).connect_lazy();
+                let connector = CollectorConnector(Arc::new((collector.clone(), proxies)));
+                let channel = endpoint.timeout(TIMEOUT).connect_with_connector_lazy(connector);
                 Self::Grpc(TraceServiceClient::new(channel))
             }
             Err(error) => Self::Invalid(error.to_string()),
@@ -68,7 +86,7 @@ impl CollectorClient {
                 let response = timeout(TIMEOUT, client.export(request)).await;
                 response.map(|response| response.map(Response::into_inner).map_err(ExportError::from))
             }
-            Self::Http(collector) => timeout(TIMEOUT, post(collector, &request)).await,
+            Self::Http(collector, proxies) => timeout(TIMEOUT, post(collector, proxies, &request)).await,
             Self::Invalid(error) => return Err(ExportError::Address(error.clone())),
         };
         let response = response.map_err(|_| ExportError::Timeout)??;
@@ -77,17 +95,44 @@ impl CollectorClient {
     }
 }
 
+impl Service<Uri> for CollectorConnector {
+    type Response = TokioIo<Proxied>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let target = self.0.clone();
+        Box::pin(async move {
+            let (collector, proxies) = &*target;
+            let connected = timeout(TIMEOUT, proxies.connect(&collector.host, collector.port)).await;
+            connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(TokioIo::new)
+        })
+    }
+}
+
 /// Sends a batch as protobuf over HTTP/1.1, on a connection of its own.
 async fn post(
     collector: &TraceCollector,
+    proxies: &ProxyEnvironment,
     request: &ExportTraceServiceRequest,
 ) -> Result<ExportTraceServiceResponse, ExportError> {
-    let stream = TcpStream::connect((&*collector.host, collector.port)).await.map_err(connection)?;
+    let connected = proxies.connect_http(&collector.host, collector.port).await;
+    let (stream, proxy) = connected.map_err(connection)?;
     let (mut sender, driver) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(connection)?;
-    let request = Request::post(collector.path.as_deref().unwrap_or("/"))
+    let path = collector.path.as_deref().unwrap_or("/");
+    let target = if proxy.is_some() { format!("http://{collector}{path}") } else { path.to_owned() };
+    let mut head = Request::post(target)
         .header(HOST, collector.to_string())
-        .header(CONTENT_TYPE, "application/x-protobuf")
+        .header(CONTENT_TYPE, "application/x-protobuf");
+    if let Some(credentials) = proxy.and_then(HttpProxy::credentials) {
+        head = head.header(PROXY_AUTHORIZATION, credentials.authorization());
+    }
+    let request = head
         .body(Full::new(Bytes::from(request.encode_to_vec())))
         .map_err(|error| ExportError::Address(error.to_string()))?;
     let exchange = async move {

@@ -14,7 +14,8 @@ use tidegate_proto::otlp::trace_service_server::{TraceService, TraceServiceServe
 use tidegate_proto::otlp::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse, Span, SpanKind,
 };
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
 
 use super::*;
@@ -88,8 +89,12 @@ struct Exporting {
 }
 
 fn export_to(port: u16, path: Option<&str>) -> Exporting {
+    export(TraceCollector { host: "127.0.0.1".into(), port, path: path.map(Into::into) }, &[])
+}
+
+/// With variables of the environment.
+fn export(collector: TraceCollector, variables: &[(&str, String)]) -> Exporting {
     let (publisher, snapshots) = snapshot::channel();
-    let collector = TraceCollector { host: "127.0.0.1".into(), port, path: path.map(Into::into) };
     let mut policy = policy();
     policy.telemetry.workload = Some("httpbin".into());
     policy.telemetry.tracing = Some(TracingSettings { collector, sampled_per_million: 1_000_000 });
@@ -99,8 +104,11 @@ fn export_to(port: u16, path: Option<&str>) -> Exporting {
     remotes.identify(&policy);
     let telemetry = Telemetry::new(&DataPlaneMetrics::default(), None).with_spans(sink.clone());
     publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy)));
-    let exporter =
+    let mut exporter =
         SpanExporter::new(spans, sink.counts().clone(), snapshots, remotes, "httpbin/httpbin-1".into());
+    let variable =
+        |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
+    exporter.proxies = ProxyEnvironment::of(variable);
     tokio::spawn(exporter.run());
     Exporting { sink, telemetry, _publisher: publisher }
 }
@@ -244,4 +252,55 @@ async fn spans_beyond_the_queue_are_counted_and_nothing_waits() {
     let (exported, dropped) = exporting.counts();
     assert_eq!(exported, 0);
     assert!(dropped > 9_000, "{dropped}");
+}
+
+/// A forward proxy that connects each client to this port of the machine. Returns its port, and the request lines.
+async fn forward_proxy(to: u16) -> (u16, Arc<Mutex<Vec<String>>>) {
+    let (listener, port) = listen().await;
+    let requests = Arc::<Mutex<Vec<String>>>::default();
+    let log = requests.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(client.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap();
+            log.lock().unwrap().push(head.lines().next().unwrap().to_owned());
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            let mut server = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut client, &mut server).await });
+        }
+    });
+    (port, requests)
+}
+
+#[tokio::test]
+async fn a_collector_outside_the_cluster_is_reached_through_the_environment_s_proxy() {
+    let outside = |port, path: Option<&str>| TraceCollector {
+        host: "otel.outside.invalid".into(),
+        port,
+        path: path.map(Into::into),
+    };
+    let (port, received) = grpc(0).await;
+    let (proxy, requests) = forward_proxy(port).await;
+    let variables = [("HTTPS_PROXY", format!("http://127.0.0.1:{proxy}"))];
+    export(outside(4317, None), &variables).end(get());
+    until(|| received.lock().unwrap().len() == 1).await;
+    assert_eq!(*requests.lock().unwrap(), ["CONNECT otel.outside.invalid:4317 HTTP/1.1"]);
+
+    // A server takes the absolute form, too.
+    let (port, received) = http(&[]).await;
+    let variables = [("HTTP_PROXY", format!("http://127.0.0.1:{port}"))];
+    export(outside(4318, Some("/v1/traces")), &variables).end(get());
+    until(|| received.lock().unwrap().len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_variable_that_cannot_be_used_loses_spans_and_is_named() {
+    let collector = TraceCollector { host: "otel.outside.invalid".into(), port: 4317, path: None };
+    let exporting = export(collector, &[("https_proxy", "socks5://proxy:1080".to_owned())]);
+    exporting.end(get());
+    until(|| exporting.counts() == (0, 1)).await;
 }
