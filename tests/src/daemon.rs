@@ -75,6 +75,13 @@ impl Daemon {
         self
     }
 
+    /// With one more argument, such as `--flag=value`.
+    #[must_use]
+    pub fn with_further(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
     /// Starts it, or starts it again.
     pub fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);

@@ -36,6 +36,7 @@ pub mod openssl;
 pub mod pki;
 pub mod process;
 pub mod prometheus;
+pub mod squid;
 pub mod standalone;
 pub mod tokens;
 pub mod wait;
