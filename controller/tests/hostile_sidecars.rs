@@ -21,6 +21,7 @@ use tidegate_proto::discovery::discovery_client::DiscoveryClient;
 use tidegate_proto::discovery::discovery_request::Message;
 use tidegate_proto::discovery::{Ack, DiscoveryRequest, DiscoveryResponse, Hello, Node, Subscribe};
 use tidegate_runtime::credentials::Credentials;
+use tidegate_runtime::forward_proxy::ControlPlaneProxyOptions;
 use tidegate_runtime::grpc;
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
@@ -110,7 +111,9 @@ impl Mesh {
             format!("https://{}", self.controller.discovery_address).parse().unwrap();
         let name = format!("{SERVICE_ACCOUNT}.{NAMESPACE}.cluster.local");
         let name = ServerName::try_from(name).unwrap();
-        DiscoveryClient::new(grpc::channel(&address, name, move || Some(config.clone())))
+        DiscoveryClient::new(grpc::channel(&address, &ControlPlaneProxyOptions::default(), name, move || {
+            Some(config.clone())
+        }))
     }
 }
 
