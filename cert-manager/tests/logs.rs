@@ -26,6 +26,7 @@ use tidegate_cert_manager::{
 use tidegate_core::{DnsName, San, TrustDomain};
 use tidegate_proto::istio_ca::IstioCertificateRequest;
 use tidegate_proto::istio_ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use tidegate_runtime::forward_proxy::ControlPlaneProxyOptions;
 use tidegate_runtime::grpc::{Address, channel, client_config};
 use tidegate_runtime::logging::LogHandle;
 use tidegate_runtime::metrics::Metrics;
@@ -147,7 +148,9 @@ async fn ask(manager: &CertManagerHandle, token: &str) -> bool {
     let bundle = manager.bundle().borrow().clone();
     let address = Address::new(ServerName::try_from("127.0.0.1").unwrap(), manager.grpc_address().port());
     let name = ServerName::try_from("ca.example").unwrap();
-    let channel = channel(&address, name, move || client_config(&bundle, None).ok());
+    let channel = channel(&address, &ControlPlaneProxyOptions::default(), name, move || {
+        client_config(&bundle, None).ok()
+    });
     let mut csr = CertificateParams::default();
     csr.distinguished_name = DistinguishedName::new();
     let csr = csr.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
