@@ -1,6 +1,6 @@
 //! `tidegate-bench`: measures Tidegate against nginx, HAProxy and Envoy on one machine.
 //!
-//! Topology "ingress": mTLS client → proxy that admits one client name → plaintext HTTP/1.1 app. Topology "pair":
+//! ProxyTopology "ingress": mTLS client → proxy that admits one client name → plaintext HTTP/1.1 app. ProxyTopology "pair":
 //! plaintext client → proxy → mTLS → proxy that admits the first one's name → app. One program plays every other part,
 //! each in its own process so that it can be pinned to a core:
 //!
