@@ -47,7 +47,7 @@ pub struct Sidecar {
     workers: RunningWorkers,
     inbound: Arc<[InboundListener]>,
     admin_address: SocketAddr,
-    outbound: Arc<[Outbound]>,
+    outbound: Arc<[OutboundListener]>,
     readiness: Readiness,
     drain: drain::Trigger,
     drain_timeout: Duration,
@@ -155,6 +155,11 @@ impl Sidecar {
         &self.inbound
     }
 
+    /// The fixed listeners for the app's own connections, as they were given.
+    pub fn outbound(&self) -> &[OutboundListener] {
+        &self.outbound
+    }
+
     /// Address of the admin server.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
@@ -162,11 +167,6 @@ impl Sidecar {
 
     /// Ready once the certificate and the first policy have arrived.
     pub fn readiness(&self) -> &Readiness {
-    /// The fixed listeners for the app's own connections, as they were given.
-    pub fn outbound(&self) -> &[Outbound] {
-        &self.outbound
-    }
-
         &self.readiness
     }
 
