@@ -1,5 +1,5 @@
-//! The sidecar's own pages on the admin port. `/config`: the configuration that it enforces at this moment, without private
-//! keys. `/requests?id=`: recent requests by their `x-request-id`.
+//! Pages of the admin port. `/config`: the configuration that this sidecar enforces at this moment, without private keys.
+//! `/egress`: what the workload has reached outside the mesh. `/requests?id=`: recent requests by their `x-request-id`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,6 +13,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tidegate_core::backend::{Endpoint, Transport};
+use tidegate_core::contract::names::EGRESS_PATH;
 use tidegate_runtime::trust_bundle::fingerprint;
 
 use crate::destinations::{
@@ -20,9 +21,17 @@ use crate::destinations::{
 };
 use crate::options::InboundListener;
 use crate::snapshot::Publisher;
+use crate::telemetry::egress::{EgressReport, EgressUsage};
 use crate::telemetry::recent::RecentRequests;
 
-/// State of the `/config` handler.
+/// State of the handlers.
+#[derive(Clone)]
+struct Pages {
+    view: ConfigView,
+    egress: EgressUsage,
+}
+
+/// What `/config` shows.
 #[derive(Clone)]
 pub(crate) struct ConfigView {
     /// `<namespace>/<name>` of the workload.
@@ -40,9 +49,17 @@ pub(crate) struct ConfigView {
 }
 
 /// The sidecar's own routes of the admin server.
-pub(crate) fn routes(view: ConfigView, recent: RecentRequests) -> Router {
-    let requests = Router::new().route("/requests", get(requests)).with_state(recent);
-    Router::new().route("/config", get(config)).with_state(view).merge(requests)
+pub(crate) fn routes(view: ConfigView, egress: EgressUsage, recent: RecentRequests) -> Router {
+    let pages = Pages { view, egress };
+    let own = Router::new().route("/config", get(config)).route(EGRESS_PATH, get(reached)).with_state(pages);
+    own.merge(Router::new().route("/requests", get(requests)).with_state(recent))
+}
+
+/// `/egress`: servers outside the mesh, as JSON for people and for `tidegate egress learn`.
+async fn reached(State(Pages { view, egress }): State<Pages>) -> Json<EgressReport> {
+    let snapshot = view.publisher.current();
+    let account = snapshot.policy.as_ref().map(|policy| policy.identity.service_account());
+    Json(egress.report(&view.workload, account))
 }
 
 /// `/requests`: the records of recent requests with an `x-request-id`, as the access log has them, the oldest first.
@@ -57,7 +74,7 @@ async fn requests(
 }
 
 /// `/config`: the policy, the certificate and the destinations in force, as JSON for people and for `tidegate`.
-async fn config(State(view): State<ConfigView>) -> Json<Value> {
+async fn config(State(Pages { view, .. }): State<Pages>) -> Json<Value> {
     let snapshot = view.publisher.current();
     let mut inbound: Vec<Value> =
         view.inbound.iter().map(|inbound| json!({"listen": inbound.listen, "app": inbound.app})).collect();

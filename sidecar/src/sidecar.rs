@@ -31,6 +31,7 @@ use crate::snapshot::{self, Publisher, Snapshots};
 use crate::span_export::SpanExporter;
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
+use crate::telemetry::egress::EgressUsage;
 use crate::telemetry::metrics::DataPlaneMetrics;
 use crate::telemetry::recent::{RecentRequests, RecentSink, recent_queue};
 use crate::telemetry::trace::{SpanSink, span_queue};
@@ -46,8 +47,8 @@ const PROCESS: ProcessName = ProcessName(names::SIDECAR);
 pub struct Sidecar {
     workers: RunningWorkers,
     inbound: Arc<[InboundListener]>,
-    admin_address: SocketAddr,
     outbound: Arc<[OutboundListener]>,
+    admin_address: SocketAddr,
     readiness: Readiness,
     drain: drain::Trigger,
     drain_timeout: Duration,
@@ -92,7 +93,7 @@ impl Sidecar {
         let (spans, finished_spans) = span_queue();
         let (recent_sink, recorded) = recent_queue();
         let counts = DataPlaneMetrics::new(access_log.clone()).with_spans(spans.counts().clone());
-        let remotes = counts.remotes().clone();
+        let (remotes, usage) = (counts.remotes().clone(), EgressUsage::default());
         let (lost, workload) = (spans.counts().clone(), options.workload.clone());
         let exporter = SpanExporter::new(finished_spans, lost, snapshots.clone(), remotes.clone(), workload);
         metrics.add_collector(Box::new(counts.clone()));
@@ -112,13 +113,13 @@ impl Sidecar {
                 (options.access_log_format, access_log.clone()),
                 counts,
                 spans,
-                recent_sink,
+                (recent_sink, usage.clone()),
             ),
         })?;
         let view = config_view(&options, workers.addresses(), &destinations, &publisher);
         let inbound = view.inbound.clone();
         let admin = AdminServer::new(PROCESS, metrics.clone(), readiness.clone(), log.clone())
-            .merge(admin::routes(view, recent.clone()))
+            .merge(admin::routes(view, usage, recent.clone()))
             .bind(options.admin_address)
             .await?;
         let (drain, draining) = drain::channel();
@@ -194,11 +195,12 @@ fn http_context(
     (format, access_log): (AccessLogFormat, Option<AccessLogSink>),
     counts: DataPlaneMetrics,
     spans: SpanSink,
-    recent: RecentSink,
+    (recent, usage): (RecentSink, EgressUsage),
 ) -> Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync> {
     Arc::new(move |limits, snapshots| {
         let log = access_log.clone().map(|sink| AccessLog::new(format, sink));
-        let telemetry = Telemetry::new(&counts, log).with_spans(spans.clone()).with_recent(recent.clone());
+        let telemetry = Telemetry::new(&counts, log).with_spans(spans.clone());
+        let telemetry = telemetry.with_recent(recent.clone()).with_egress(&usage);
         Rc::new(HttpContext::new(limits, Rc::new(telemetry), snapshots).of_one_in(workers))
     })
 }

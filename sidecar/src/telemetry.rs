@@ -1,6 +1,7 @@
 //! Records traffic: an access log line and counts for each request or opaque connection.
 
 pub mod access_log;
+pub mod egress;
 pub mod metrics;
 pub(crate) mod recent;
 pub(crate) mod trace;
@@ -14,11 +15,13 @@ use tidegate_core::policy::{Decision, Reason, Terms};
 use tidegate_core::telemetry::TelemetrySettings;
 
 use self::access_log::AccessLog;
+use self::egress::{EgressRecorder, EgressUsage};
 pub(crate) use self::metrics::CountedTcp;
 use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
 use self::recent::{RecentRecorder, RecentSink};
 use self::trace::{RequestTrace, Sampling, SpanSink, Tracer};
-use crate::connection_info::{ConnectionInfo, OutboundInfo, ServedConnection};
+use crate::connection_info::{AddressOwner, ConnectionInfo, OutboundInfo, ServedConnection};
+use crate::detect::server::SpokenProtocol;
 use crate::remotes::RemoteId;
 
 /// Why a response is not the app's own; the codes are those of Envoy and Istio, which log parsers understand.
@@ -132,7 +135,11 @@ pub struct OutboundRecord<'a> {
     pub destination: RemoteId,
     /// The endpoint that was chosen, and tried last.
     pub endpoint: Option<DialledEndpoint>,
-    /// The host that the first bytes of opaque ones name, if they were read.
+    /// Who has the address.
+    pub owner: &'a AddressOwner,
+    /// What the app speaks, as far as the first bytes of opaque ones were looked at.
+    pub spoken: SpokenProtocol,
+    /// The host that the first bytes of opaque ones name, likewise.
     pub server_name: Option<&'a str>,
 }
 
@@ -173,6 +180,7 @@ pub enum GrpcOutcome {
 /// A worker's counters and access log.
 pub struct Telemetry {
     metrics: WorkerMetrics,
+    egress: EgressRecorder,
     access_log: Option<AccessLog>,
     tracer: Tracer,
     recent: RecentRecorder,
@@ -229,8 +237,16 @@ impl<'a> Record<'a> {
             ServedConnection::Outbound(info) => {
                 let service = info.service.as_deref();
                 let OutboundInfo { peer, dialled, destination, .. } = **info;
-                let outbound =
-                    OutboundRecord { peer, dialled, service, destination, endpoint, server_name: None };
+                let outbound = OutboundRecord {
+                    peer,
+                    dialled,
+                    service,
+                    destination,
+                    endpoint,
+                    owner: &info.owner,
+                    spoken: SpokenProtocol::Http,
+                    server_name: None,
+                };
                 Self { outbound: Some(outbound), ..Self::default() }
             }
         }
@@ -261,10 +277,16 @@ impl Telemetry {
     pub fn new(metrics: &DataPlaneMetrics, access_log: Option<AccessLog>) -> Self {
         Self {
             metrics: metrics.worker(),
+            egress: EgressUsage::default().worker(),
             access_log,
             tracer: Tracer::new(None),
             recent: RecentRecorder::new(None),
         }
+    }
+
+    /// The same with its share of this record of what leaves the mesh.
+    pub(crate) fn with_egress(self, usage: &EgressUsage) -> Self {
+        Self { egress: usage.worker(), ..self }
     }
 
     /// The same with traces, whose spans go to this exporter.
@@ -302,6 +324,7 @@ impl Telemetry {
     /// Counts a record, and logs it if the access log is enabled.
     pub fn record(&self, record: &Record<'_>) {
         self.metrics.record(record);
+        self.egress.count(record);
         if let Some(trace) = record.trace {
             self.tracer.record(trace, record);
         }
