@@ -48,7 +48,7 @@ impl Bench {
         let (index, store) = (Arc::default(), Arc::<Store>::default());
         let shared = ControllerState {
             trust_domain: TrustDomain::default(),
-            is_workload: is_local,
+            is_workload,
             index: Arc::clone(&index),
             workloads: Arc::new(PolicyStore::new(Arc::clone(&store))),
             resources: Arc::new(OnDemand::new(
@@ -64,7 +64,6 @@ impl Bench {
         let (statuses, readiness) = (Recorder::default(), Readiness::new());
         let engine = Engine::new(
             shared,
-            is_workload,
             vec![Box::new(statuses.clone())],
             ControllerMetrics::default(),
             readiness.block("objects"),
