@@ -1,8 +1,10 @@
 //! `tidegate explain`: whether a connection would be admitted, or where a request of a workload would go, and why, according to
-//! the cluster, a process, or a folder.
+//! the cluster, a process, or a folder; or what happened to a request, according to the sidecar that served it.
 //!
 //! With a folder the answer is computed here, by the same function that the controller calls for its page `/explain`.
 //! Both give the same JSON, which is also what the table is made of.
+
+mod recorded;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,7 +14,9 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 use tidegate_controller::Index;
-use tidegate_controller::explain::{HttpRequest, OutboundQuery, Query, Speaks, explain, explain_outbound};
+use tidegate_controller::explain::{
+    HttpRequest, OutboundQuery, OutboundView, Query, Speaks, explain, explain_outbound,
+};
 use tidegate_controller::object::ObjectName;
 use tidegate_controller::source::folder::FolderSource;
 use tidegate_runtime::options::TrustDomainOptions;
@@ -23,18 +27,22 @@ use crate::output::{OutputFormat, print_as, printable};
 /// Flags of `tidegate explain`.
 #[derive(Args, Debug)]
 pub(crate) struct ExplainOptions {
-    /// The Service that the client connects to, as NAMESPACE/NAME.
+    /// The Service that the client connects to, as NAMESPACE/NAME; with --request-id the pod whose sidecar served the request.
     #[arg(value_name = "BACKEND", value_parser = parse_backend)]
     backend: ObjectName,
     /// The pod's port (targetPort), or with --from the Service's; optional if the Service has only one.
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
     /// The client's address.
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "from")]
+    #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["from", "request_id"])]
     source: Option<IpAddr>,
-    /// Where a request of this pod's app to the Service would go, as NAMESPACE/NAME.
-    #[arg(long, value_name = "POD", value_parser = parse_backend, conflicts_with_all = ["source", "sni", "principal", "speaks"])]
+    /// Where a request of this pod's app to the Service would go and what is decided there, as NAMESPACE/NAME; where no
+    /// pod has the name, of a pod of the service account with it.
+    #[arg(long, value_name = "WORKLOAD", value_parser = parse_backend, conflicts_with_all = ["source", "sni", "principal", "speaks"])]
     from: Option<ObjectName>,
+    /// What happened to the recent request with this `x-request-id` at the sidecar of pod BACKEND.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["source", "from", "port", "sni", "principal", "speaks", "header", "folder"])]
+    request_id: Option<String>,
     /// The server name in the client's ClientHello.
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
@@ -78,8 +86,13 @@ enum ClientProtocol {
     MeshTcp,
 }
 
-/// Exits with 0 if the connection would be admitted, or the request forwarded; with 1 if not.
+/// Exits with 0 if the connection would be admitted, or the request forwarded; with 1 if not, or if no such request is recorded.
 pub(crate) async fn run(options: ExplainOptions) -> anyhow::Result<ExitCode> {
+    if let Some(id) = &options.request_id {
+        let path = format!("/requests?id={}", escape(id));
+        let requests: Vec<Value> = options.target.ask_sidecar(&options.backend, &path).await?;
+        return recorded::print_requests(id, &requests, options.output);
+    }
     let answer: Value = match &options.folder {
         Some(folder) => {
             anyhow::ensure!(folder.is_dir(), "--folder: {folder:?} is not a folder");
@@ -101,12 +114,15 @@ impl ExplainOptions {
             return Ok(serde_json::to_value(explain(index, domain, &self.query(source))?)?);
         };
         let query = OutboundQuery {
-            caller: from.namespace.to_string(),
+            caller: from.clone(),
             service: self.backend.clone(),
             port: self.port,
             request: self.request(),
         };
-        Ok(serde_json::to_value(explain_outbound(index, domain, &query)?)?)
+        // Manifests may be without the sidecars that the injector adds.
+        let view =
+            OutboundView { index, trust_domain: domain, is_workload: |_| true, missing_policy: &|_| None };
+        Ok(serde_json::to_value(explain_outbound(view, &query)?)?)
     }
 
     fn request(&self) -> HttpRequest {
@@ -178,6 +194,7 @@ fn text(answer: &Value) -> String {
         "terms",
         "workload",
         "serverIdentity",
+        "clientIdentity",
         "port",
     ];
     let line = |key: &&str| match answer.get(key) {
@@ -193,8 +210,27 @@ fn text(answer: &Value) -> String {
     keys.iter().filter_map(line).chain(backends.map(backend)).collect()
 }
 
-/// The line of a share: its weight, the Service, and its endpoints or why it has none.
+/// The lines of a share: where it leads, and what is decided there.
 fn backend(share: &Value) -> String {
+    let decisions = share.get("farSide").and_then(Value::as_array).into_iter().flatten();
+    std::iter::once(leads_to(share)).chain(decisions.map(far_side)).collect()
+}
+
+/// The line of a decision of endpoints.
+fn far_side(decision: &Value) -> String {
+    let text = |field: &str| decision.get(field).and_then(Value::as_str).map(printable);
+    let list = |field: &str| {
+        let values = decision.get(field).and_then(Value::as_array).into_iter().flatten();
+        values.filter_map(Value::as_str).map(printable).collect::<Vec<_>>()
+    };
+    let said = [text("reason"), text("request"), text("authorizer")].into_iter().flatten();
+    let said: Vec<_> = said.chain(list("limits")).collect();
+    let (word, endpoints) = (text("decision").unwrap_or_default(), list("endpoints").join(" "));
+    format!("{:<15} {word}: {} ({endpoints})\n", "  there", said.join("; "))
+}
+
+/// The line of a share: its weight, the Service, and its endpoints or why it has none.
+fn leads_to(share: &Value) -> String {
     let text = |field: &str| share.get(field).and_then(Value::as_str);
     let weight =
         |at: usize| share.pointer(&format!("/weight/{at}")).and_then(Value::as_u64).unwrap_or_default();
@@ -226,6 +262,18 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_endpoints_decide_is_a_line_below_their_share() {
+        let answer = serde_json::json!({"decision": "deny", "port": 80, "backends": [{
+            "backend": "shop/cart:80", "weight": [1, 1], "endpoints": ["10.1.0.1:8080"],
+            "farSide": [{"decision": "deny", "reason": "no rule", "request": "GET /", "endpoints": ["10.1.0.1:8080"]}],
+        }]});
+        let lines = "decision        deny\nport            80\n\
+                     backend         1 of 1: shop/cart:80 10.1.0.1:8080\n  \
+                       there         deny: no rule; GET / (10.1.0.1:8080)\n";
+        assert_eq!(text(&answer), lines);
+    }
 
     #[test]
     fn what_is_asked_for_arrives_as_it_was_written() {

@@ -28,7 +28,7 @@ use tidegate_runtime::readiness::Readiness;
 
 use crate::ControllerConfig;
 use crate::engine::ControllerState;
-use crate::explain::{HttpRequest, OutboundQuery, Query, Speaks, explain, explain_outbound};
+use crate::explain::{HttpRequest, OutboundQuery, OutboundView, Query, Speaks, explain, explain_outbound};
 use crate::object::ObjectName;
 
 /// The admin server, and the health server if it is configured.
@@ -109,7 +109,13 @@ async fn explained(
     let query = match query {
         Question::Inbound(query) => query,
         Question::Outbound(query) => {
-            return match explain_outbound(&index, &shared.trust_domain, &query) {
+            let view = OutboundView {
+                index: &index,
+                trust_domain: &shared.trust_domain,
+                is_workload: shared.is_workload,
+                missing_policy: &|workload| shared.workloads.error(workload),
+            };
+            return match explain_outbound(view, &query) {
                 Ok(explanation) => Json(explanation).into_response(),
                 Err(error) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
             };
@@ -150,7 +156,7 @@ fn parse(parameters: &[(String, String)]) -> Result<Question, String> {
                 backend = Some(ObjectName::parse(value).ok_or_else(|| bad("<namespace>/<service>"))?);
             }
             "port" => port = Some(value.parse().map_err(|_| bad("a port"))?),
-            "from" => from = Some(ObjectName::parse(value).ok_or_else(|| bad("<namespace>/<pod>"))?),
+            "from" => from = Some(ObjectName::parse(value).ok_or_else(|| bad("<namespace>/<workload>"))?),
             "source" => source = Some(value.parse().map_err(|_| bad("an IP address"))?),
             "sni" => server_name = Some(value.clone()),
             "principal" => principals.push(value.clone()),
@@ -172,8 +178,7 @@ fn parse(parameters: &[(String, String)]) -> Result<Question, String> {
         }
     }
     let backend = backend.ok_or("backend is required: <namespace>/<service>")?;
-    if let Some(from) = from {
-        let caller = from.namespace.to_string();
+    if let Some(caller) = from {
         return Ok(Question::Outbound(OutboundQuery { caller, service: backend, port, request }));
     }
     let source = source.ok_or("source is required: an IP address")?;

@@ -28,6 +28,7 @@ mod traffic_target;
 mod upstream_traffic_setting;
 mod workload;
 
+pub use backend::bypasses_sidecar;
 #[cfg(test)]
 pub(crate) use ingress_backend::ingress_backend;
 pub(crate) use mesh_config::NO_MESH_CONFIG;

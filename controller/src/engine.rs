@@ -37,6 +37,8 @@ use crate::status::{StatusBoard, StatusWriter};
 #[derive(Clone, Debug)]
 pub(crate) struct ControllerState {
     pub(crate) trust_domain: TrustDomain,
+    /// Whether a Pod has a sidecar.
+    pub(crate) is_workload: fn(&Pod) -> bool,
     pub(crate) index: Arc<RwLock<Index>>,
     pub(crate) workloads: Arc<PolicyStore>,
     /// What sidecars ask for.
@@ -48,7 +50,6 @@ pub(crate) struct ControllerState {
 /// The one writer of everything in [`ControllerState`].
 pub(crate) struct Engine {
     shared: ControllerState,
-    is_workload: fn(&Pod) -> bool,
     status_writers: Vec<Box<dyn StatusWriter>>,
     written: BTreeMap<ObjectKey, WrittenStatus>,
     /// The objects whose rules have no room at a workload, by workload.
@@ -77,14 +78,12 @@ impl Engine {
     /// published.
     pub(crate) fn new(
         shared: ControllerState,
-        is_workload: fn(&Pod) -> bool,
         status_writers: Vec<Box<dyn StatusWriter>>,
         metrics: ControllerMetrics,
         blocker: Blocker,
     ) -> Self {
         Self {
             shared,
-            is_workload,
             status_writers,
             written: BTreeMap::new(),
             left_out: BTreeMap::new(),
@@ -197,7 +196,7 @@ impl Engine {
     ) {
         let ObjectName { namespace, name: key } = name;
         self.left_out.remove(name);
-        let Some(pod) = index.pod(name).filter(|pod| (self.is_workload)(pod)) else {
+        let Some(pod) = index.pod(name).filter(|pod| (self.shared.is_workload)(pod)) else {
             self.shares.release(namespace, key);
             return self.shared.workloads.withdraw(name, None);
         };
@@ -277,7 +276,7 @@ impl Engine {
         if index.is_of_cluster() {
             return;
         }
-        let local = index.pods().filter(|(_, pod)| (self.is_workload)(pod));
+        let local = index.pods().filter(|(_, pod)| (self.shared.is_workload)(pod));
         let pods: Vec<_> = local.map(|(name, pod)| self.local_pod(name, pod)).collect();
         self.pods.send_if_modified(|current| {
             let is_news = **current != pods;

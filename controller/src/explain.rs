@@ -5,6 +5,7 @@
 //! connection to one; what it cannot see is a sidecar that still has an older policy, for which `tidegate proxy
 //! status` compares versions.
 
+mod far_side;
 mod outbound;
 mod request;
 
@@ -24,7 +25,8 @@ use crate::compile::{self, NamespaceRules, Targets, imagined_pod};
 use crate::index::Index;
 use crate::object::ObjectName;
 
-pub use outbound::{BackendShare, OutboundExplanation, OutboundQuery, explain_outbound};
+pub use far_side::FarSideDecision;
+pub use outbound::{BackendShare, OutboundExplanation, OutboundQuery, OutboundView, explain_outbound};
 pub use request::HttpRequest;
 
 /// A connection, as its client would make it.
@@ -114,6 +116,9 @@ pub enum ExplainError {
     /// Kubernetes would not accept the name of a Pod's service account or namespace.
     #[error("workload {0} has no identity: {1}")]
     NoIdentity(ObjectName, String),
+    /// The client's Pod has no sidecar.
+    #[error("pod {0} has no sidecar: its requests are those of a client outside the mesh")]
+    NoSidecar(ObjectName),
     /// A path that sidecars answer with 400 where rules distinguish paths.
     #[error("{0} is answered with 400: its path {1}")]
     NoPath(String, PathError),

@@ -47,6 +47,7 @@ use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::trust_bundle::TrustBundle;
 use tokio::sync::{mpsc, watch};
 
+pub use compile::bypasses_sidecar;
 pub use index::Index;
 pub use local_pod::LocalPod;
 pub use status::{PolicyStatus, StatusWriter};
@@ -171,8 +172,7 @@ impl Controller {
         let (trigger, drain) = drain::channel();
 
         status_writers.push(Box::new(shared.statuses.clone()));
-        let engine =
-            Engine::new(shared.clone(), config.is_workload, status_writers, own_metrics.clone(), objects);
+        let engine = Engine::new(shared.clone(), status_writers, own_metrics.clone(), objects);
         let (mesh_config, pods) = (engine.mesh_config(), engine.pods());
         // One batch may wait. Later changes accumulate in the next one, each object once.
         let (batches, receiver) = mpsc::channel(1);
@@ -208,6 +208,7 @@ fn shared(config: &ControllerConfig, metrics: &ControllerMetrics) -> ControllerS
     );
     ControllerState {
         trust_domain: config.trust_domain.clone(),
+        is_workload: config.is_workload,
         index,
         workloads: Arc::new(PolicyStore::new(store)),
         resources: Arc::new(resources),

@@ -1,10 +1,14 @@
-//! `/config` on the admin port: the configuration that this sidecar enforces at this moment. Contains no private keys.
+//! The sidecar's own pages on the admin port. `/config`: the configuration that it enforces at this moment, without private
+//! keys. `/requests?id=`: recent requests by their `x-request-id`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::extract::State;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
@@ -16,6 +20,7 @@ use crate::destinations::{
 };
 use crate::options::Inbound;
 use crate::snapshot::Publisher;
+use crate::telemetry::recent::RecentRequests;
 
 /// State of the `/config` handler.
 #[derive(Clone)]
@@ -35,8 +40,20 @@ pub(crate) struct ConfigView {
 }
 
 /// The sidecar's own routes of the admin server.
-pub(crate) fn routes(view: ConfigView) -> Router {
-    Router::new().route("/config", get(config)).with_state(view)
+pub(crate) fn routes(view: ConfigView, recent: RecentRequests) -> Router {
+    let requests = Router::new().route("/requests", get(requests)).with_state(recent);
+    Router::new().route("/config", get(config)).with_state(view).merge(requests)
+}
+
+/// `/requests`: the records of recent requests with an `x-request-id`, as the access log has them, the oldest first.
+async fn requests(
+    State(recent): State<RecentRequests>,
+    Query(parameters): Query<BTreeMap<String, String>>,
+) -> Response {
+    match parameters.get("id") {
+        Some(id) => Json(recent.find(id)).into_response(),
+        None => (StatusCode::BAD_REQUEST, "id is required\n").into_response(),
+    }
 }
 
 /// `/config`: the policy, the certificate and the destinations in force, as JSON for people and for `tidegate`.

@@ -67,6 +67,11 @@ impl RemoteId {
     /// The first that is in the table.
     const FIRST: u16 = 3;
 
+    /// The one with this number.
+    pub(crate) fn of_index(index: u64) -> Option<Self> {
+        u16::try_from(index).ok().map(Self)
+    }
+
     /// Its number, at most [`MOST_REMOTES`] and a few.
     pub(crate) fn index(self) -> usize {
         self.0.into()

@@ -32,6 +32,7 @@ use crate::span_export::SpanExporter;
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
 use crate::telemetry::metrics::DataPlaneMetrics;
+use crate::telemetry::recent::{RecentRequests, RecentSink, recent_queue};
 use crate::telemetry::trace::{SpanSink, span_queue};
 use crate::tls::{PeerTls, ServerTls};
 use crate::worker::{self, RunningWorkers, Workers, WorkersConfig};
@@ -88,12 +89,14 @@ impl Sidecar {
 
         let access_log = open_access_log(&options)?;
         let (spans, finished_spans) = span_queue();
+        let (recent_sink, recorded) = recent_queue();
         let counts = DataPlaneMetrics::new(access_log.clone()).with_spans(spans.counts().clone());
         let remotes = counts.remotes().clone();
         let (lost, workload) = (spans.counts().clone(), options.workload.clone());
         let exporter = SpanExporter::new(finished_spans, lost, snapshots.clone(), remotes.clone(), workload);
         metrics.add_collector(Box::new(counts.clone()));
 
+        let recent = RecentRequests::new(remotes.clone());
         let destinations = Arc::new(Destinations::of_workload(&options.workload, remotes));
         let workers = Workers::start(WorkersConfig {
             count: options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from),
@@ -101,12 +104,18 @@ impl Sidecar {
             limits: Limits::from(&options.limits),
             snapshots,
             destinations: destinations.clone(),
-            http_context: http_context(options.access_log_format, access_log.clone(), counts, spans),
+            http_context: http_context(
+                options.access_log_format,
+                access_log.clone(),
+                counts,
+                spans,
+                recent_sink,
+            ),
         })?;
         let view = config_view(&options, workers.addresses(), &destinations, &publisher);
         let inbound = view.inbound.clone();
         let admin = AdminServer::new(PROCESS, metrics.clone(), readiness.clone(), log.clone())
-            .merge(admin::routes(view))
+            .merge(admin::routes(view, recent.clone()))
             .bind(options.admin_address)
             .await?;
         let (drain, draining) = drain::channel();
@@ -122,6 +131,7 @@ impl Sidecar {
         }
         control.spawn(admin.serve(draining));
         control.spawn(exporter.run());
+        control.spawn(recent.collect(recorded));
         if let Some(sink) = access_log {
             control.spawn(rotate(sink, signals::log_rotation().map_err(SidecarStartError::Signals)?));
         }
@@ -176,10 +186,11 @@ fn http_context(
     access_log: Option<AccessLogSink>,
     counts: DataPlaneMetrics,
     spans: SpanSink,
+    recent: RecentSink,
 ) -> Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync> {
     Arc::new(move |limits, snapshots| {
         let log = access_log.clone().map(|sink| AccessLog::new(format, sink));
-        let telemetry = Telemetry::new(&counts, log).with_spans(spans.clone());
+        let telemetry = Telemetry::new(&counts, log).with_spans(spans.clone()).with_recent(recent.clone());
         Rc::new(HttpContext::new(limits, Rc::new(telemetry), snapshots))
     })
 }

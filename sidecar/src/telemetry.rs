@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod metrics;
+pub(crate) mod recent;
 pub(crate) mod trace;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use tidegate_core::telemetry::TelemetrySettings;
 use self::access_log::AccessLog;
 pub(crate) use self::metrics::CountedTcp;
 use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
+use self::recent::{RecentRecorder, RecentSink};
 use self::trace::{RequestTrace, Sampling, SpanSink, Tracer};
 use crate::connection_info::{ConnectionInfo, OutboundInfo, ServedConnection};
 use crate::remotes::RemoteId;
@@ -173,6 +175,7 @@ pub struct Telemetry {
     metrics: WorkerMetrics,
     access_log: Option<AccessLog>,
     tracer: Tracer,
+    recent: RecentRecorder,
 }
 
 impl DialledEndpoint {
@@ -256,12 +259,22 @@ impl<'a> Record<'a> {
 impl Telemetry {
     /// Telemetry of one worker; `access_log` if enabled.
     pub fn new(metrics: &DataPlaneMetrics, access_log: Option<AccessLog>) -> Self {
-        Self { metrics: metrics.worker(), access_log, tracer: Tracer::new(None) }
+        Self {
+            metrics: metrics.worker(),
+            access_log,
+            tracer: Tracer::new(None),
+            recent: RecentRecorder::new(None),
+        }
     }
 
     /// The same with traces, whose spans go to this exporter.
     pub(crate) fn with_spans(self, sink: SpanSink) -> Self {
         Self { tracer: Tracer::new(Some(sink)), ..self }
+    }
+
+    /// The same with records of recent requests.
+    pub(crate) fn with_recent(self, sink: RecentSink) -> Self {
+        Self { recent: RecentRecorder::new(Some(sink)), ..self }
     }
 
     /// Applies the policy's tracing settings; `None` while the sidecar has no policy.
@@ -295,6 +308,7 @@ impl Telemetry {
         if let Some(log) = &self.access_log {
             log.write(record);
         }
+        self.recent.record(record);
     }
 
     /// Counts of connections, handshakes and bytes.
@@ -322,9 +336,11 @@ impl Telemetry {
         self.metrics.checked(result);
     }
 
-    /// Passes buffered log lines to the writing thread, and spans to the exporter; called on every tick of the worker.
+    /// Passes buffered log lines to the writing thread, spans to the exporter, and records of requests to the control thread;
+    /// called on every tick of the worker.
     pub fn flush(&self) {
         self.tracer.flush();
+        self.recent.flush();
         if let Some(log) = &self.access_log {
             log.flush();
         }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::path::Path;
+use std::process::Command;
 
 use http::Request;
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use tidegate_tests::app::App;
 use tidegate_tests::app::h2c::H2cApp;
 use tidegate_tests::client::h2::{Answer, H2Connection};
 use tidegate_tests::client::{Client, Connection, End};
-use tidegate_tests::daemon::Daemon;
+use tidegate_tests::daemon::{self, Daemon};
 use tidegate_tests::http1::Message;
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::wait::{self, SOON};
@@ -319,4 +320,32 @@ fn the_example_of_the_documents_is_in_force() {
     shop.second.forget();
     assert_eq!(statuses(&mut shop.app().connect().unwrap(), 100), [200; 100]);
     assert_eq!((shop.first.requests().len(), shop.second.requests().len()), (90, 10));
+}
+
+#[test]
+fn a_recent_request_is_explained_by_its_id_from_both_sidecars() {
+    let mut shop = Shop::start();
+    shop.route(&[http(json!([{"name": "carts", "backendRefs": [to("cart-v2", 1)]}]))], "/", 200);
+    assert_eq!(shop.reaches(&get("/7", "x-request-id: found\r\n")), "second /7");
+    let explained = |sidecar: &Daemon, id: &str| {
+        let admin = sidecar.admin_address().to_string();
+        let arguments = ["explain", "httpbin/any", "--request-id", id, "--admin-address", &admin];
+        Command::new(daemon::ours("tidegate")).args(arguments).output().unwrap()
+    };
+    let said = |sidecar: &Daemon, id: &str| {
+        wait::until("the request is recorded", SOON, || {
+            let output = explained(sidecar, id);
+            output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+        })
+    };
+    let outbound = said(&shop.caller, "found");
+    let endpoint = shop.mesh.target_port(SECOND_PORT).to_string();
+    for part in
+        ["GET cart /7 HTTP/1.1", "HTTPRoute/httpbin/cart/carts", "httpbin/cart-v2", &endpoint, "outbound"]
+    {
+        assert!(outbound.contains(part), "{part} in {outbound}");
+    }
+    let inbound = said(&shop.mesh.sidecar, "found");
+    assert!(inbound.contains("permissive mode lets every workload of the mesh in"), "{inbound}");
+    assert!(!explained(&shop.caller, "unknown").status.success());
 }

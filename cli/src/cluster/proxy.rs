@@ -296,7 +296,7 @@ fn pod_name(cluster: &Cluster, text: &str, namespace: Option<&str>) -> anyhow::R
 }
 
 /// Checks that a Pod exists and has a running sidecar.
-async fn meshed_pod(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<()> {
+pub(crate) async fn meshed_pod(cluster: &Cluster, namespace: &str, name: &str) -> anyhow::Result<()> {
     let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let pod = cluster.get(&api, name, &format!("pod {namespace}/{name}")).await?;
     let Some(pod) = pod else {

@@ -188,7 +188,7 @@ impl Resolver<'_> {
     }
 
     /// Who a Pod is, if it has a sidecar that takes the connections to the port.
-    pub(super) fn workload(&self, name: &ObjectName, pod: &Pod, port: u16) -> Option<Identity> {
+    pub(crate) fn workload(&self, name: &ObjectName, pod: &Pod, port: u16) -> Option<Identity> {
         if !(self.is_workload)(pod) || bypasses_sidecar(pod, port) {
             return None;
         }
@@ -207,7 +207,7 @@ fn target_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
 }
 
 /// Whether connections to a port of a Pod go to the app without passing its sidecar, as the Pod was started.
-fn bypasses_sidecar(pod: &Pod, port: u16) -> bool {
+pub fn bypasses_sidecar(pod: &Pod, port: u16) -> bool {
     let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     let mut intercepts =
         containers.filter(|container| container.name == names::INTERCEPT || container.name == names::SIDECAR);

@@ -48,6 +48,7 @@ impl Bench {
         let (index, store) = (Arc::default(), Arc::<Store>::default());
         let shared = ControllerState {
             trust_domain: TrustDomain::default(),
+            is_workload: is_local,
             index: Arc::clone(&index),
             workloads: Arc::new(PolicyStore::new(Arc::clone(&store))),
             resources: Arc::new(OnDemand::new(
@@ -63,7 +64,6 @@ impl Bench {
         let (statuses, readiness) = (Recorder::default(), Readiness::new());
         let engine = Engine::new(
             shared,
-            is_local,
             vec![Box::new(statuses.clone())],
             ControllerMetrics::default(),
             readiness.block("objects"),
@@ -353,7 +353,7 @@ async fn a_policy_change_is_compiled_at_once_in_a_mesh_of_two_thousand_workloads
     write_two_thousand_workloads(&api);
     write_policy(&api, 0);
     let mut bench = Bench::new();
-    bench.engine.is_workload = is_injected;
+    bench.engine.shared.is_workload = is_injected;
     *bench.engine.shared.index.write().unwrap() = Index::for_mesh(Some("osm"));
     let shared = bench.engine.shared.clone();
     let metrics = bench.engine.metrics.clone();

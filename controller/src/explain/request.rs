@@ -5,8 +5,8 @@ use std::fmt;
 
 use tidegate_core::path::{self, PathError};
 use tidegate_core::policy::{Decision, RateLimits, RequestRules};
-use tidegate_core::route::RequestView;
-use tidegate_core::route::filter::LocalRateLimit;
+use tidegate_core::route::filter::{Filter, LocalRateLimit, Rewrite};
+use tidegate_core::route::{RequestView, Selected, WeightedBackend};
 
 /// A request over HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +68,38 @@ impl fmt::Display for HttpRequest {
 pub(super) struct NormalRequest<'r> {
     request: &'r HttpRequest,
     target: Cow<'r, [u8]>,
+}
+
+impl NormalRequest<'_> {
+    /// The request that a share of a rule gets: with the edits of the rule and of the share, and in normal form.
+    pub(super) fn forwarded(&self, found: &Selected<'_>, share: &WeightedBackend) -> HttpRequest {
+        let (edits, _) = found.rule.header_edits(Some(share));
+        let rewrites = || found.rule.filters.iter().chain(&share.filters).filter_map(rewrite);
+        let mut path = Cow::Borrowed(self.path());
+        for edit in rewrites().filter_map(Rewrite::path) {
+            path = Cow::Owned(edit.apply(&path, found.matching).into_owned());
+        }
+        let query = self.query().map(|query| format!("?{}", String::from_utf8_lossy(query)));
+        let host = rewrites().filter_map(Rewrite::hostname).last();
+        let kept = |(name, _): &&(String, String)| {
+            !edits.drops(name.as_bytes()) && (host.is_none() || name != "host")
+        };
+        let appended =
+            edits.appended().map(|(name, value)| (name.as_str().to_owned(), value.as_str().to_owned()));
+        let host = host.map(|host| ("host".to_owned(), host.to_owned()));
+        HttpRequest {
+            method: self.request.method.clone(),
+            path: format!("{}{}", String::from_utf8_lossy(&path), query.unwrap_or_default()),
+            headers: self.request.headers.iter().filter(kept).cloned().chain(host).chain(appended).collect(),
+        }
+    }
+}
+
+fn rewrite(filter: &Filter) -> Option<&Rewrite> {
+    match filter {
+        Filter::Rewrite(rewrite) => Some(rewrite),
+        _ => None,
+    }
 }
 
 impl RequestView for NormalRequest<'_> {

@@ -179,6 +179,10 @@ impl Attributes {
             self.text("service.peer.namespace", service.map(|(namespace, _)| namespace).unwrap_or_default());
         }
         self.text("tidegate.peer.principal", remote.workload.principal.as_deref().unwrap_or_default());
+        self.text("http.route", span.route.as_deref().unwrap_or_default());
+        if let Some(rule) = &span.rule {
+            self.text("tidegate.rule", &format!("{}/{}/{}", rule.kind, rule.namespace, rule.name));
+        }
         self.bytes("tidegate.request_id", &span.request_id);
         if span.flag != ResponseFlag::None {
             self.text("tidegate.response_flags", span.flag.code());

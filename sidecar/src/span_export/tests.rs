@@ -7,7 +7,8 @@ use std::time::SystemTime;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
-use tidegate_core::{Identity, TrustDomain};
+use tidegate_core::policy::{Decision, Denial, Reason};
+use tidegate_core::{Identity, ObjectRef, TrustDomain};
 use tidegate_proto::Message;
 use tidegate_proto::otlp::any_value::Value;
 use tidegate_proto::otlp::trace_service_server::{TraceService, TraceServiceServer};
@@ -172,6 +173,8 @@ async fn a_collector_over_grpc_gets_the_span_of_a_request() {
         ("http.response.status_code", "200"),
         ("user_agent.original", "curl/8"),
         ("tidegate.request_id", "id-1"),
+        ("http.route", ""),
+        ("tidegate.rule", ""),
         ("error.type", ""),
     ] {
         assert_eq!(text(&span, key), value, "{key}");
@@ -200,6 +203,20 @@ async fn errors_and_grpc_calls_say_so() {
     assert_eq!(text(&unknown, "http.request.method_original"), "BREW");
     assert_eq!((call.name.as_str(), call.status.clone().unwrap().code), ("shop.Cart/Add", 2));
     assert_eq!(text(&call, "rpc.response.status_code"), "13");
+}
+
+#[tokio::test]
+async fn a_span_names_the_route_and_the_object_that_decided() {
+    let (port, received) = grpc(0).await;
+    let exporting = export_to(port, None);
+    exporting.end(Record { route: Some("HTTPRoute/shop/cart/0"), ..get() });
+    let origin = Some(ObjectRef::new("TrafficTarget", "shop", "readers"));
+    let refused = Decision::Deny(Denial { reason: Reason::RequestNotAllowed, origin });
+    exporting.end(Record { status: 403, decision: Some(&refused), ..get() });
+    until(|| exporting.counts().0 == 2).await;
+    let [routed, refused] = spans(&received).try_into().unwrap();
+    assert_eq!(text(&routed, "http.route"), "HTTPRoute/shop/cart/0");
+    assert_eq!(text(&refused, "tidegate.rule"), "TrafficTarget/shop/readers");
 }
 
 #[tokio::test]

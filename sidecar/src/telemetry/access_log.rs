@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
+pub(super) use self::line::json_line_with_remote;
 use self::line::{json_line, text_line};
 use super::Record;
 

@@ -14,6 +14,17 @@ const MAX_FIELD: usize = 1024;
 
 /// Appends a JSON object with Istio's keys, and with `presented_names`, `policy` and `direction`.
 pub(super) fn json_line(out: &mut Vec<u8>, record: &Record<'_>) {
+    json_members(out, record).close();
+}
+
+/// The same with `remote`, the number of the remote workload.
+pub(in crate::telemetry) fn json_line_with_remote(out: &mut Vec<u8>, record: &Record<'_>) {
+    let mut line = json_members(out, record);
+    line.number("remote", record.remote().index() as u128);
+    line.close();
+}
+
+fn json_members<'a>(out: &'a mut Vec<u8>, record: &Record<'_>) -> JsonObject<'a> {
     let mut line = JsonObject::open(out);
     line.text("start_time", timestamp(record.start).as_bytes());
     line.optional("method", record.method);
@@ -47,7 +58,7 @@ pub(super) fn json_line(out: &mut Vec<u8>, record: &Record<'_>) {
     line.optional("presented_names", presented(record));
     line.optional("policy", policy(record).as_bytes());
     line.text("direction", if record.outbound.is_some() { b"outbound" } else { b"inbound" });
-    line.close();
+    line
 }
 
 /// Appends Istio's columns in Istio's order, then the presented names and the policy's decision.

@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use tidegate_core::ObjectRef;
+use tidegate_core::policy::{Decision, Denial, Grant};
+
 use super::context::RequestTrace;
 use crate::remotes::RemoteId;
 use crate::telemetry::{GrpcOutcome, Record, ResponseFlag};
@@ -30,6 +33,10 @@ pub(crate) struct FinishedSpan {
     pub(crate) grpc: Option<GrpcOutcome>,
     pub(crate) flag: ResponseFlag,
     pub(crate) details: Box<str>,
+    /// The rule of a route that applied: `<kind>/<namespace>/<name>/<rule>`.
+    pub(crate) route: Option<Box<str>>,
+    /// The object whose rule allowed the request, or came closest to it.
+    pub(crate) rule: Option<ObjectRef>,
     /// The client, or the endpoint that was tried last.
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) remote: RemoteId,
@@ -61,8 +68,21 @@ impl FinishedSpan {
             grpc: record.grpc,
             flag: record.flag,
             details: record.details.into(),
+            route: record.route.map(Into::into),
+            rule: record.decision.and_then(origin).cloned(),
             peer,
             remote: record.remote(),
         }
+    }
+}
+
+/// The object whose rule made a decision, or came closest to a grant.
+fn origin(decision: &Decision) -> Option<&ObjectRef> {
+    match decision {
+        Decision::Allow(Grant::Peer(origin, _) | Grant::Ingress(origin, _)) => Some(origin),
+        Decision::Allow(Grant::Audit(Denial { origin, .. })) | Decision::Deny(Denial { origin, .. }) => {
+            origin.as_ref()
+        }
+        Decision::Allow(Grant::AnyPeer) => None,
     }
 }
