@@ -3,7 +3,10 @@
 // Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 
 use http::Request;
 use serde_json::{Value, json};
@@ -14,6 +17,7 @@ use tidegate_tests::app::h2c::H2cApp;
 use tidegate_tests::authorizer::{Authorizer, CheckOutcome, allow, allow_with, deny, header};
 use tidegate_tests::client::h2::H2Connection;
 use tidegate_tests::client::{Client, RequestOutcome};
+use tidegate_tests::daemon;
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{self, backend, gateway, policy, range};
 use tidegate_tests::wait::{self, SOON};
@@ -321,4 +325,32 @@ fn a_setting_without_a_server_refuses_every_request_and_says_so() {
     });
     let policies = mesh.controller.admin_json("/policies").to_string();
     assert!(policies.contains("spec.traffic.inboundExternalAuthorization.port: must be set"), "{policies}");
+}
+
+#[test]
+fn the_documentation_s_example_authorizes_requests_and_is_explained() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/external-authorization");
+    let example = fs::read_to_string(folder.join("mesh-config.yaml")).unwrap();
+    let page = include_str!("../../docs/external-authorization.md");
+    let shown = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let shown = shown.trim_start_matches("spec:\n  traffic:\n");
+    assert!(example.contains(shown), "{shown}");
+    let command = page.lines().find(|line| line.starts_with("tidegate explain")).unwrap();
+    let arguments = command.split_whitespace().skip(1);
+    let root = folder.ancestors().nth(2).unwrap();
+    let output = Command::new(daemon::ours("tidegate")).args(arguments).current_dir(root).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("opa.opa.svc.cluster.local:9191 decides within 1s"), "{said}");
+
+    // The same MeshConfig, with the address of a server of this test.
+    let server = Authorizer::start(token);
+    let mut mesh = mesh(server.address(), json!({}));
+    let (address, port) = (server.address().ip().to_string(), format!("port: {}", server.address().port()));
+    let example = example.replace("opa.opa.svc.cluster.local", &address).replace("port: 9191", &port);
+    mesh.apply_text("config", &example);
+    let app = App::echo(mesh.app_address());
+    let mut connection = mesh.client().connect().unwrap();
+    assert_eq!(connection.request(&get("/a", "good")).unwrap().status(), 200);
+    assert_eq!(connection.request(&get("/b", "bad")).unwrap().status(), 401);
+    assert_eq!((app.requests().len(), server.checks().len()), (1, 2));
 }

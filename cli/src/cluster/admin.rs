@@ -1,4 +1,5 @@
-//! Queries the admin server of a Pod. It listens on the Pod's loopback address, so requests go through a port-forward.
+//! Queries the admin server of a Pod. It listens on the Pod's loopback address, so requests go through a port-forward. Other ports of
+//! Pods are reached by the same way.
 
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use serde::de::DeserializeOwned;
 use tidegate_core::contract::ports::ADMIN;
+use tokio::io::DuplexStream;
 
 use super::client::{Cluster, chain};
 use crate::admin_client::exchange;
@@ -88,8 +90,7 @@ impl Cluster {
         Err(PodAdminError::Refused { pod, path: path.to_owned(), status, message })
     }
 
-    /// One request through a new port-forward. If it fails, the kubelet's message on the error channel is preferred:
-    /// it says, for example, that the port refused the connection.
+    /// One request through a new port-forward.
     async fn forwarded(
         &self,
         method: Method,
@@ -97,26 +98,38 @@ impl Cluster {
         name: &str,
         path: &str,
     ) -> Result<(StatusCode, Bytes), PodAdminError> {
+        let host = format!("127.0.0.1:{ADMIN}");
+        self.forward(namespace, name, ADMIN, async |stream| exchange(stream, method, &host, path).await).await
+    }
+
+    /// Opens a connection to a port of a Pod by a new port-forward, and uses it. If that fails, the kubelet's message on the
+    /// error channel is preferred: it says, for example, that the port refused the connection.
+    pub(crate) async fn forward<T>(
+        &self,
+        namespace: &str,
+        name: &str,
+        port: u16,
+        exchange: impl AsyncFnOnce(DuplexStream) -> anyhow::Result<T>,
+    ) -> Result<T, PodAdminError> {
         let pod = format!("{namespace}/{name}");
         let unreachable = |reason: String| PodAdminError::Unreachable { pod: pod.clone(), reason };
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let forward = pods.portforward(name, &[ADMIN]).await;
+        let forward = pods.portforward(name, &[port]).await;
         let mut forward = forward.map_err(|error| match &error {
             kube::Error::Api(status) if status.code == 403 => {
                 PodAdminError::Forbidden { pod: pod.clone(), message: status.message.clone() }
             }
             error => unreachable(format!("port-forward failed: {}", chain(error))),
         })?;
-        let (Some(stream), Some(error)) = (forward.take_stream(ADMIN), forward.take_error(ADMIN)) else {
+        let (Some(stream), Some(error)) = (forward.take_stream(port), forward.take_error(port)) else {
             return Err(unreachable("the port-forward has no stream".to_owned()));
         };
-        let host = format!("127.0.0.1:{ADMIN}");
-        let result = match exchange(stream, method, &host, path).await {
+        let result = match exchange(stream).await {
             Ok(answer) => Ok(answer),
             // The kubelet's error says more than the end of the stream.
             Err(answer) => match tokio::time::timeout(ERROR_TIMEOUT, error).await {
-                Ok(Some(error)) => Err(unreachable(format!("port {ADMIN}: {}", error.trim()))),
-                _ => Err(unreachable(format!("port {ADMIN}: {answer:#}"))),
+                Ok(Some(error)) => Err(unreachable(format!("port {port}: {}", error.trim()))),
+                _ => Err(unreachable(format!("port {port}: {answer:#}"))),
             },
         };
         forward.abort();

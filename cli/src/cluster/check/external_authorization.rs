@@ -1,18 +1,29 @@
-//! Check of the server that also authorizes requests: whether its Service has endpoints.
+//! Check of the server that also authorizes requests: whether its Service has endpoints, and whether they speak HTTP/2 in
+//! plaintext, as sidecars do.
 
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use std::time::Duration;
+
+use anyhow::ensure;
+use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::api::{Api, ListParams};
+use tidegate_controller::bypasses_sidecar;
 use tidegate_core::policy::ServerAddress;
+use tidegate_crds::injection::has_sidecar;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::policies::{SERVICE_NAME, counts};
 use super::{Check, CheckOutcome, CheckReport, control_plane};
+use crate::cluster::admin::PodAdminError;
 use crate::cluster::client::Cluster;
+
+/// Time for the server's first frame.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 const SERVER: Check = Check {
     id: "external-authorization",
     category: "Policies",
-    title: "the server of the external authorization has endpoints",
+    title: "the server of the external authorization can be reached",
     hint: "requests are refused, or with failureModeAllow forwarded unchecked, while the server cannot be reached",
 };
 
@@ -39,15 +50,68 @@ async fn outcome(cluster: &Cluster, address: &ServerAddress) -> anyhow::Result<C
     let Some(service) = cluster.get(&services, name, &what).await? else {
         return Ok(CheckOutcome::warning(format!("{what} does not exist")));
     };
-    let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-    if !ports.into_iter().any(|one| one.port == i32::from(*port)) {
+    let mut ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
+    let Some(port) = ports.find(|one| one.port == i32::from(*port)) else {
         return Ok(CheckOutcome::warning(format!("{what} has no port {port}")));
-    }
+    };
     let slices: Api<EndpointSlice> = Api::namespaced(cluster.client.clone(), namespace);
     let selector = ListParams::default().labels(&format!("{SERVICE_NAME}={name}"));
     let slices = cluster.list(&slices, selector, &format!("endpoints of {what}")).await?;
-    if slices.iter().any(|slice| slice.endpoints.iter().flatten().any(counts)) {
-        return Ok(CheckOutcome::ok_with(format!("{address}")));
+    let Some((endpoint, number)) = slices.iter().find_map(|slice| ready(slice, port)) else {
+        return Ok(CheckOutcome::warning(format!("{what} has no ready endpoints")));
+    };
+    let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+    let Some(pod) = target.and_then(|target| target.name.as_deref()) else {
+        return Ok(CheckOutcome::ok_with(format!("{address}, which is no Pod's, is not called")));
+    };
+    Ok(match reach(cluster, namespace, pod, number).await? {
+        Ok(()) => CheckOutcome::ok_with(format!("{address}")),
+        Err(reason) => CheckOutcome::warning(format!("{what}: {reason}")),
+    })
+}
+
+/// A ready endpoint of a Service's port, and the number of the port there.
+fn ready<'s>(slice: &'s EndpointSlice, port: &ServicePort) -> Option<(&'s Endpoint, u16)> {
+    let endpoint = slice.endpoints.iter().flatten().find(|endpoint| counts(endpoint))?;
+    let name = port.name.as_deref().unwrap_or_default();
+    let listed = slice.ports.iter().flatten().find(|one| one.name.as_deref().unwrap_or_default() == name)?;
+    Some((endpoint, u16::try_from(listed.port?).ok()?))
+}
+
+/// Whether a Pod speaks HTTP/2 in plaintext at a port, to sidecars; otherwise why not. It is called through a port-forward, so
+/// NetworkPolicies have no effect on the answer.
+async fn reach(
+    cluster: &Cluster,
+    namespace: &str,
+    name: &str,
+    port: u16,
+) -> anyhow::Result<Result<(), String>> {
+    let what = format!("pod {namespace}/{name}");
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    if let Some(pod) = cluster.get(&pods, name, &what).await?
+        && has_sidecar(&pod)
+        && !bypasses_sidecar(&pod, port)
+    {
+        return Ok(Err(format!("{what} has a sidecar, which refuses plaintext at port {port}")));
     }
-    Ok(CheckOutcome::warning(format!("{what} has no ready endpoints")))
+    match cluster.forward(namespace, name, port, speaks_http2).await {
+        Ok(()) => Ok(Ok(())),
+        Err(error @ PodAdminError::Unreachable { .. }) => Ok(Err(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Begins a connection of HTTP/2 (RFC 9113 §3.4): the server's first frame is SETTINGS.
+async fn speaks_http2(mut stream: DuplexStream) -> anyhow::Result<()> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    const SETTINGS: u8 = 4;
+    let first = async {
+        stream.write_all(PREFACE).await?;
+        let mut header = [0; 9];
+        stream.read_exact(&mut header).await?;
+        Ok::<_, std::io::Error>(header[3])
+    };
+    let kind = tokio::time::timeout(ANSWER_TIMEOUT, first).await??;
+    ensure!(kind == SETTINGS, "it does not speak HTTP/2 in plaintext");
+    Ok(())
 }

@@ -2,6 +2,7 @@ use axum::Router;
 use axum::routing::get;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::cluster::testing::{
@@ -417,7 +418,7 @@ async fn programs_get_ids_and_states() {
 }
 
 #[tokio::test]
-async fn the_server_of_the_external_authorization_needs_endpoints() {
+async fn the_server_of_the_external_authorization_must_be_reachable() {
     let (fake, _) = healthy().await;
     let mut config = fake.object("MeshConfig", "osm-mesh-config");
     let external = |address: &str| json!({"enable": true, "address": address, "port": 9191});
@@ -442,10 +443,39 @@ async fn the_server_of_the_external_authorization_needs_endpoints() {
     fake.put(config);
     fake.put(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "ingress", "namespace": "ingress-nginx"},
                     "spec": {"ports": [{"port": 9191}]}}));
-    assert_eq!(finding(&fake).await, "");
-    fake.put(endpoints(&[]));
+    let slice = |addresses: &[&str]| {
+        let mut slice = endpoints(addresses);
+        slice["ports"] = json!([{"port": 9292}]);
+        slice
+    };
+    fake.put(slice(&[]));
     let expected = "Warning external-authorization: Service ingress-nginx/ingress has no ready endpoints";
     assert_eq!(finding(&fake).await, expected);
+    fake.put(slice(&["10.0.0.9"]));
+    assert_eq!(finding(&fake).await, "", "an endpoint without a Pod is not called");
+
+    let mut of_pod = slice(&["10.0.0.9"]);
+    of_pod["endpoints"][0]["targetRef"] = json!({"kind": "Pod", "name": "opa"});
+    fake.put(of_pod);
+    fake.put(plain_pod("ingress-nginx", "opa"));
+    let expected = "Warning external-authorization: Service ingress-nginx/ingress: pod ingress-nginx/opa: port 9292: connection refused";
+    assert_eq!(finding(&fake).await, expected);
+    let answering = async |answer: &'static [u8]| {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        fake.api.forward("ingress-nginx/opa", 9292, listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(answer).await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+    };
+    answering(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    assert!(finding(&fake).await.ends_with("port 9292: it does not speak HTTP/2 in plaintext"));
+    answering(b"\0\0\0\x04\0\0\0\0\0").await;
+    assert_eq!(finding(&fake).await, "");
+    fake.put(meshed_pod("ingress-nginx", "opa"));
+    let expected = "pod ingress-nginx/opa has a sidecar, which refuses plaintext at port 9292";
+    assert!(finding(&fake).await.ends_with(expected));
 }
 
 #[tokio::test]
