@@ -442,7 +442,7 @@ fn a_bug_report_holds_what_helps_and_nothing_secret() {
         files.iter().find(|(path, _)| path.to_str().unwrap().ends_with(wanted)).map(|(_, text)| text)
     };
     assert!(find("check.txt").is_some_and(|text| text.contains("the API server answers")));
-    assert!(find("objects/ingressbackends.yaml").is_some());
+    assert!(find("objects/ingressbackends.policy.openservicemesh.io.yaml").is_some());
     assert!(find("/workloads").is_some_and(|text| text.contains(server.name())));
     assert!(find("/rotation").is_some_and(|text| text.contains("issuing_root")));
     assert!(find(&format!("{}/config", server.name())).is_some_and(|text| text.contains("trustBundle")));

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::ApiResource;
 use tidegate_core::ObjectRef;
 
 use super::kinds::kinds;
@@ -20,6 +21,16 @@ macro_rules! define_kind {
         }
 
         impl Kind {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$kind),*];
+
+            /// Where the API server has its objects.
+            pub fn resource(self) -> ApiResource {
+                match self {
+                    $(Self::$kind => ApiResource::erase::<$type>(&()),)*
+                }
+            }
+
             /// The name of its variant, which tells SMI's and Gateway API's TCPRoutes apart.
             pub(crate) fn variant(self) -> &'static str {
                 match self {
@@ -55,6 +66,19 @@ impl Kind {
     /// The `kind` of manifests.
     pub fn as_str(self) -> &'static str {
         if self == Self::GatewayTCPRoute { "TCPRoute" } else { self.variant() }
+    }
+
+    /// Whether Kubernetes itself has the kind, so that its objects are not only for a mesh.
+    pub fn is_built_in(self) -> bool {
+        matches!(
+            self,
+            Self::Namespace
+                | Self::ServiceAccount
+                | Self::Service
+                | Self::EndpointSlice
+                | Self::Pod
+                | Self::Node
+        )
     }
 
     /// Whether objects of this kind belong to no namespace.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::{Api, Client};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -25,7 +25,6 @@ use tracing::{debug, warn};
 
 use super::StatusWriter;
 use crate::compile::status::ObjectStatus;
-use crate::object::kinds::kinds;
 use crate::object::{Kind, ObjectKey};
 
 /// Concurrent writes.
@@ -220,22 +219,10 @@ fn fields(kind: Kind, status: &ObjectStatus) -> Value {
     fields
 }
 
-macro_rules! define_resource {
-    ($($(#[$doc:meta])* $kind:ident($type:ty): $part:ident,)*) => {
-        fn resource(kind: Kind) -> ApiResource {
-            match kind {
-                $(Kind::$kind => ApiResource::erase::<$type>(&()),)*
-            }
-        }
-    };
-}
-
-kinds!(define_resource);
-
 /// Merges the fields into the status subresource (RFC 7386) without a resource version: only the leader writes, and
 /// its newest status is right whatever is stored. A route's parents and a ServiceEntry's conditions are merged one by one.
 async fn patch(client: &Client, key: &ObjectKey, status: &Value) -> kube::Result<()> {
-    let resource = resource(key.kind);
+    let resource = key.kind.resource();
     // The answer is the object, which our types may be unable to read.
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.name.namespace, &resource);
     if let Some(ours) = status["parents"].as_array() {

@@ -13,19 +13,18 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, ApiResource, DynamicObject, ListParams, LogParams, ResourceExt};
-use kube::{Client, Resource};
+use kube::Resource;
+use kube::api::{Api, DynamicObject, ListParams, LogParams, PartialObjectMeta, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
+use tidegate_controller::object::Kind;
 use tidegate_core::contract::flags;
 use tidegate_core::contract::labels::{PART_OF, TIDEGATE};
 use tidegate_core::contract::names::{self, METRICS_PATH, READY_PATH, trust_bundle_config_map};
-use tidegate_crds::ingress_backend::IngressBackend;
 use tidegate_crds::injection::namespace_is_in_mesh;
-use tidegate_crds::mesh_config::MeshConfig;
 
 use super::{BugReport, Choice};
 use crate::cluster::check;
@@ -97,7 +96,8 @@ async fn objects(cluster: &Cluster, report: &mut BugReport) -> Vec<String> {
     members
 }
 
-/// Collects the control plane's objects, the webhooks, and the objects that configure the mesh.
+/// Collects the control plane's objects, the webhooks, every object of the kinds that the mesh has for itself, and the nodes'
+/// names and labels, among them zones.
 async fn installation(cluster: &Cluster, report: &mut BugReport) {
     let client = &cluster.client;
     let home = cluster.control_plane.as_str();
@@ -112,9 +112,15 @@ async fn installation(cluster: &Cluster, report: &mut BugReport) {
     list(cluster, report, &webhooks, "objects/mutatingwebhookconfigurations.yaml", ours()).await;
     let webhooks: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
     list(cluster, report, &webhooks, "objects/validatingwebhookconfigurations.yaml", ours()).await;
-    // As stored: objects that cannot be parsed are the interesting ones.
-    list(cluster, report, &as_stored::<MeshConfig>(client), "objects/meshconfigs.yaml", all()).await;
-    list(cluster, report, &as_stored::<IngressBackend>(client), "objects/ingressbackends.yaml", all()).await;
+    for kind in Kind::ALL.iter().filter(|kind| !kind.is_built_in()) {
+        let resource = kind.resource();
+        // As stored: objects that cannot be parsed are the interesting ones.
+        let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+        // Two kinds have the same plural in different groups.
+        let path = format!("objects/{}.{}.yaml", resource.plural, resource.group);
+        list(cluster, report, &api, &path, all()).await;
+    }
+    names(cluster, report, &Api::<Node>::all(client.clone()), "objects/nodes.yaml").await;
 }
 
 /// Collects every Namespace, because labels decide which of them belong to the mesh. Returns those that do.
@@ -140,6 +146,8 @@ async fn objects_of_member(cluster: &Cluster, report: &mut BugReport, namespace:
     list_in::<Service>(cluster, report, namespace, &format!("{prefix}/services.yaml"), all()).await;
     list_in::<EndpointSlice>(cluster, report, namespace, &format!("{prefix}/endpointslices.yaml"), all())
         .await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), namespace);
+    names(cluster, report, &accounts, &format!("{prefix}/serviceaccounts.yaml")).await;
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
     let bundle = trust_bundle_config_map(&cluster.mesh_name);
     match cluster.get(&maps, &bundle, "the trust bundle").await {
@@ -151,16 +159,20 @@ async fn objects_of_member(cluster: &Cluster, report: &mut BugReport, namespace:
 /// Requests only the metadata, so that the content of Secrets never leaves the API server.
 async fn secret_names(cluster: &Cluster, report: &mut BugReport) {
     let api: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.control_plane);
+    names(cluster, report, &api, "objects/secret-names.yaml").await;
+}
+
+/// Collects names, ages and labels of objects as the file `path`, which also names it if they cannot be listed.
+async fn names<K: Clone + DeserializeOwned + Debug>(
+    cluster: &Cluster,
+    report: &mut BugReport,
+    api: &Api<K>,
+    path: &str,
+) {
+    let name = |PartialObjectMeta { metadata, .. }: &PartialObjectMeta<K>| json!({"name": metadata.name, "created": metadata.creation_timestamp, "labels": metadata.labels});
     match api.list_metadata(&ListParams::default()).await {
-        Ok(list) => {
-            let names: Vec<Value> = list
-                .items
-                .iter()
-                .map(|secret| json!({"name": secret.name_any(), "created": secret.metadata.creation_timestamp}))
-                .collect();
-            report.add_yaml("objects/secret-names.yaml", &names);
-        }
-        Err(error) => report.miss("names of secrets", &cluster.failed("list secrets", &error)),
+        Ok(list) => report.add_yaml(path, &list.items.iter().map(name).collect::<Vec<_>>()),
+        Err(error) => report.miss(path, &cluster.failed("list metadata", &error)),
     }
 }
 
@@ -312,11 +324,6 @@ where
         Ok(objects) => report.add_yaml(path, &objects.iter().map(cleaned).collect::<Vec<_>>()),
         Err(error) => report.miss(path, &error),
     }
-}
-
-/// Objects without their type, so that one which this version cannot decode is collected as well.
-fn as_stored<K: Resource<DynamicType = ()>>(client: &Client) -> Api<DynamicObject> {
-    Api::all_with(client.clone(), &ApiResource::erase::<K>(&()))
 }
 
 /// An object without server-side bookkeeping, and without the app's arguments and environment.

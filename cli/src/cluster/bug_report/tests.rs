@@ -8,12 +8,24 @@ use axum::Router;
 use axum::routing::get;
 use flate2::read::GzDecoder;
 use serde_json::json;
+use tidegate_controller::object::Kind;
 
 use super::*;
 use crate::cluster::testing::{TestCluster, control_plane_pod, meshed_pod, namespace, plain_pod};
 
 const KEY: &str = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n";
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJzeXN0ZW0ifQ.c2lnbmF0dXJlLXNpZ25hdHVyZQ";
+
+/// An object of each kind that the controller reads.
+fn one_of(kind: Kind) -> (String, serde_json::Value) {
+    let resource = kind.resource();
+    let name = format!("one-{}", resource.plural);
+    let namespace = if matches!(kind, Kind::Namespace | Kind::Node) { None } else { Some("httpbin") };
+    let object = json!({
+        "apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"name": name, "namespace": namespace},
+    });
+    (format!("{}/{}", resource.api_version, resource.plural), object)
+}
 
 async fn mesh() -> TestCluster {
     let mut pod = meshed_pod("httpbin", "a");
@@ -80,7 +92,7 @@ async fn a_report_has_everything_and_no_secret() {
         "objects/pods.yaml",
         "objects/secret-names.yaml",
         "objects/namespaces.yaml",
-        "objects/ingressbackends.yaml",
+        "objects/ingressbackends.policy.openservicemesh.io.yaml",
         "objects/httpbin/pods.yaml",
         "events/httpbin.yaml",
         "events/tidegate-system.yaml",
@@ -108,6 +120,30 @@ async fn a_report_has_everything_and_no_secret() {
         missing.contains("sidecars/shop/b/config: pod shop/b: port 15000: connection refused\n"),
         "{missing}"
     );
+}
+
+#[tokio::test]
+async fn a_report_has_the_objects_of_each_kind_that_the_controller_reads() {
+    let fake = mesh().await;
+    for kind in Kind::ALL {
+        let (resource, object) = one_of(*kind);
+        fake.api.apply(&resource, object);
+    }
+    let report = collect::everything(&fake.cluster(), &Choice::default()).await;
+    for kind in Kind::ALL {
+        let plural = kind.resource().plural;
+        let (file, name) = match kind {
+            Kind::Namespace | Kind::Node => (format!("objects/{plural}.yaml"), format!("one-{plural}")),
+            kind if kind.is_built_in() => (format!("objects/httpbin/{plural}.yaml"), format!("one-{plural}")),
+            kind => (format!("objects/{plural}.{}.yaml", kind.resource().group), format!("one-{plural}")),
+        };
+        let text = report.files.iter().find(|(path, _)| *path == file).map(|(_, text)| text);
+        assert!(
+            text.is_some_and(|text| text.contains(&name)),
+            "{kind}: {file}: {text:?} {:?}",
+            report.missing
+        );
+    }
 }
 
 #[tokio::test]
