@@ -1,10 +1,11 @@
-// grpc-go's interoperability client and server, which tests/tests/grpc.rs builds and runs.
+// grpc-go's interoperability clients and server, which tests/tests/grpc.rs builds and runs.
 module tidegate.io/tests/grpc
 
 go 1.26.0
 
 tool (
 	google.golang.org/grpc/interop/client
+	google.golang.org/grpc/interop/http2
 	google.golang.org/grpc/interop/server
 )
 

@@ -4,6 +4,7 @@
 //! that a test can hold up ([`Conversation::hold`], [`App::release`]) or end early. What arrives is recorded byte for
 //! byte, so that a test can assert what a proxy forwarded, not only what it answered.
 
+pub mod h2_faults;
 pub mod h2c;
 
 use std::io::{self, Read, Write};
