@@ -1,11 +1,11 @@
 //! A constant load of requests, counted.
 //!
 //! It runs in a pod and is read over HTTP at any time, so that a suite can compare the counters before and after a
-//! change.
+//! change. When it is told to end, it finishes the requests that it has sent, and prints the counters.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -44,20 +44,24 @@ struct LoadCounters {
     connections: AtomicU64,
     failures: AtomicU64,
     told: Mutex<Vec<String>>,
+    /// Set once no further request is to be sent.
+    ends: AtomicBool,
 }
 
 impl LoadArguments {
     pub(crate) fn run(self) -> ExitCode {
         let counters = Arc::new(LoadCounters::default());
         let started = Instant::now();
-        for _ in 0..self.connections {
+        let of_connection = |_| {
             let (load, counters) = (self.clone(), counters.clone());
-            thread::spawn(move || load.ask(&counters, started));
-        }
+            thread::spawn(move || load.ask(&counters, started))
+        };
+        let threads: Vec<_> = (0..self.connections).map(of_connection).collect();
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port));
+        let reported = counters.clone();
         let _app = App::unrecorded(address, move |conversation| {
             while conversation.request()?.is_some() {
-                let body = counters.report();
+                let body = reported.report();
                 let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
                 conversation.write(head.as_bytes())?;
                 conversation.write(body.as_bytes())?;
@@ -65,13 +69,16 @@ impl LoadArguments {
             Ok(())
         });
         crate::wait_for_end();
+        counters.ends.store(true, Ordering::Relaxed);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        println!("{}", counters.report());
         ExitCode::SUCCESS
     }
 
-    /// One connection's thread; it never ends.
+    /// One connection's thread.
     fn ask(&self, counters: &LoadCounters, started: Instant) {
         let mut open: Option<(Connection, u64)> = None;
-        loop {
+        while !counters.ends.load(Ordering::Relaxed) {
             match self.next(open.take(), counters) {
                 Ok(connection) => {
                     counters.requests.fetch_add(1, Ordering::Relaxed);
