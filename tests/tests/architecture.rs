@@ -111,3 +111,29 @@ fn every_file_that_the_papers_name_is_there() {
         assert!(missing.is_empty(), "{paper} names what is not there: {missing:?}");
     }
 }
+
+/// Whether a file declares state that several threads may change.
+fn shares_state(text: &str) -> bool {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let lines = code.lines().map(str::trim_start).filter(|line| !line.starts_with("//"));
+    let mut lines = lines.filter(|line| !line.starts_with("use "));
+    lines.any(|line| ["Atomic", "Mutex<", "RwLock<", "OnceLock<"].iter().any(|name| line.contains(name)))
+}
+
+#[test]
+fn each_file_with_state_that_threads_share_says_why_that_is_right() {
+    let text = read("ARCHITECTURE.md");
+    let rows = text.lines().skip_while(|line| !line.starts_with("| file | state |")).skip(2);
+    let rows = rows.take_while(|line| line.starts_with("| "));
+    let names = rows.flat_map(|row| row.split(" | ").next().unwrap().split('`').skip(1).step_by(2));
+    let named: BTreeSet<_> = names.map(|name| format!("/{name}")).collect();
+    let mut found = Vec::new();
+    for folder in ["sidecar/src", "core/src"] {
+        files(&root().join(folder), &mut found);
+    }
+    let is_for_tests = |file: &str| ["/tests", "/test_", "/naive"].iter().any(|part| file.contains(part));
+    found.retain(|file| file.ends_with(".rs") && !is_for_tests(file) && shares_state(&read(&file[1..])));
+    let missing: Vec<_> = found.iter().filter(|file| !named.contains(*file)).collect();
+    assert!(missing.is_empty(), "not in the table of what the threads share: {missing:?}");
+    assert!(found.len() > 15, "{found:?}");
+}
