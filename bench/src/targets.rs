@@ -31,6 +31,14 @@ pub(crate) enum Target {
     Tidegate,
     /// Tidegate's sidecar, for which the bytes are opaque.
     TidegateTcp,
+    /// Tidegate's sidecars and HTTP, with 100 rules at either side, of which the last one applies.
+    #[value(name = "tidegate-100-rules")]
+    #[serde(rename = "tidegate-100-rules")]
+    Tidegate100Rules,
+    /// The same with 1,000 rules.
+    #[value(name = "tidegate-1000-rules")]
+    #[serde(rename = "tidegate-1000-rules")]
+    Tidegate1000Rules,
     Nginx,
     Haproxy,
     /// Envoy, and HTTP.
@@ -129,6 +137,8 @@ impl Target {
                 Self::Direct,
                 Self::Tidegate,
                 Self::TidegateTcp,
+                Self::Tidegate100Rules,
+                Self::Tidegate1000Rules,
                 Self::Nginx,
                 Self::Haproxy,
                 Self::Envoy,
@@ -141,7 +151,9 @@ impl Target {
     pub(crate) fn version(self, programs: &Programs) -> Result<Option<String>> {
         let (program, flag) = match self {
             Self::Direct => return Ok(None),
-            Self::Tidegate | Self::TidegateTcp => (programs.tidegate()?.sidecar, "--version"),
+            Self::Tidegate | Self::TidegateTcp | Self::Tidegate100Rules | Self::Tidegate1000Rules => {
+                (programs.tidegate()?.sidecar, "--version")
+            }
             Self::Nginx => (programs.nginx()?, "-v"),
             Self::Haproxy => (programs.haproxy()?, "-v"),
             Self::Envoy | Self::EnvoyTcp => (programs.envoy()?, "--version"),
@@ -162,8 +174,10 @@ impl Target {
     pub(crate) async fn start(self, site: &TargetSite<'_>) -> Result<Running> {
         match self {
             Self::Direct => Ok(Running::without_proxy(site.app)),
-            Self::Tidegate => tidegate::start(site, "http").await,
-            Self::TidegateTcp => tidegate::start(site, "tcp").await,
+            Self::Tidegate => tidegate::start(site, "http", 0).await,
+            Self::TidegateTcp => tidegate::start(site, "tcp", 0).await,
+            Self::Tidegate100Rules => tidegate::start(site, "http", 100).await,
+            Self::Tidegate1000Rules => tidegate::start(site, "http", 1000).await,
             Self::Nginx => start_peer(site, nginx::inbound, nginx::outbound),
             Self::Haproxy => start_peer(site, haproxy::inbound, haproxy::outbound),
             Self::Envoy => start_peer(site, envoy::http_inbound, envoy::http_outbound),
@@ -175,7 +189,9 @@ impl Target {
     fn program(self) -> &'static str {
         match self {
             Self::Direct => "direct",
-            Self::Tidegate | Self::TidegateTcp => "Tidegate",
+            Self::Tidegate | Self::TidegateTcp | Self::Tidegate100Rules | Self::Tidegate1000Rules => {
+                "Tidegate"
+            }
             Self::Nginx => "nginx",
             Self::Haproxy => "HAProxy",
             Self::Envoy | Self::EnvoyTcp => "Envoy",
@@ -186,10 +202,12 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.program())?;
-        if matches!(self, Self::TidegateTcp | Self::EnvoyTcp) {
-            formatter.write_str(" TCP")?;
-        }
-        Ok(())
+        formatter.write_str(match self {
+            Self::TidegateTcp | Self::EnvoyTcp => " TCP",
+            Self::Tidegate100Rules => " 100 rules",
+            Self::Tidegate1000Rules => " 1,000 rules",
+            _ => "",
+        })
     }
 }
 

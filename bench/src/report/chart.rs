@@ -94,6 +94,8 @@ fn colour(target: Target) -> &'static str {
         Target::Direct => "#bbbbbb",
         Target::Tidegate => "#1b7f8c",
         Target::TidegateTcp => "#7fb8bf",
+        Target::Tidegate100Rules => "#3f97a3",
+        Target::Tidegate1000Rules => "#5ca8b2",
         Target::Nginx => "#7a9e5f",
         Target::Haproxy => "#8c7fb0",
         Target::Envoy => "#c9905a",

@@ -4,6 +4,7 @@
 //! the other proxies; the admitted client has the certificate that the CA issues for the ingress gateway.
 
 mod caller;
+mod rules;
 mod tokens;
 
 use std::fs;
@@ -83,10 +84,11 @@ struct LocalMesh {
 struct ProgramFlags(Vec<String>);
 
 /// Starts CA, controller and sidecars, each after the previous one is ready, and waits until a sidecar has its
-/// certificate and its policy. `protocol` is what the app's port declares.
-pub(super) async fn start(site: &TargetSite<'_>, protocol: &str) -> Result<Running> {
+/// certificate and its policy. `protocol` is what the app's port declares. With `rules`, so many routes of the caller's
+/// requests, and matches of a TrafficTarget, come before the one that applies; 0: neither is there.
+pub(super) async fn start(site: &TargetSite<'_>, protocol: &str, rules: usize) -> Result<Running> {
     let programs = site.programs.tidegate()?;
-    let mesh = LocalMesh::prepare(site, protocol)?;
+    let mesh = LocalMesh::prepare(site, protocol, rules)?;
 
     let start = |name, core, program: &Path, arguments: ProgramFlags| {
         Process::start(name, core, site.directory, program, arguments.0)
@@ -130,7 +132,8 @@ pub(super) async fn start(site: &TargetSite<'_>, protocol: &str) -> Result<Runni
         inner: Some(MtlsListener {
             address: listen(site),
             files: ClientFiles::of(site.certificates, &site.certificates.caller),
-            protocols: &[b"tidegate/tcp"],
+            // What is not parsed meets no rule that distinguishes requests.
+            protocols: if rules > 0 { &[b"tidegate/h1"] } else { &[b"tidegate/tcp"] },
         }),
     })
 }
@@ -164,7 +167,7 @@ impl ReleasePrograms {
 
 impl LocalMesh {
     /// Writes the programs' input: manifests, tokens and the key that signs the tokens.
-    fn prepare(site: &TargetSite<'_>, protocol: &str) -> Result<Self> {
+    fn prepare(site: &TargetSite<'_>, protocol: &str, rules: usize) -> Result<Self> {
         let [ca, ca_admin, discovery, controller_admin, sidecar_admin] = free_addresses()?;
         let path = |name: &str| site.directory.join(name);
         let key = TokenKey::generate()?;
@@ -187,7 +190,10 @@ impl LocalMesh {
             store: path("store"),
         };
         fs::create_dir(&mesh.manifests)?;
-        fs::write(mesh.manifests.join("httpbin.yaml"), render(site, protocol)?)?;
+        fs::write(mesh.manifests.join("httpbin.yaml"), render(site, protocol, rules == 0)?)?;
+        if rules > 0 {
+            fs::write(mesh.manifests.join("rules.yaml"), rules::manifests(rules, site.app.port()))?;
+        }
         fs::write(&mesh.token_key_file, key.public_pem())?;
         fs::write(&mesh.controller_token, key.token("tidegate-system", "tidegate-controller")?)?;
         fs::write(&mesh.sidecar_token, key.token("httpbin", "httpbin")?)?;
@@ -251,8 +257,9 @@ impl ProgramFlags {
     }
 }
 
-/// The Kubernetes objects of a run; `protocol` is what the app's port declares.
-pub(super) fn render(site: &TargetSite<'_>, protocol: &str) -> Result<String> {
+/// The Kubernetes objects of a run; `protocol` is what the app's port declares. In a pair that is not permissive, only
+/// TrafficTargets admit the caller.
+pub(super) fn render(site: &TargetSite<'_>, protocol: &str, is_permissive: bool) -> Result<String> {
     let mut values = vec![
         ("port", site.app.port().to_string()),
         ("pod_address", POD.to_string()),
@@ -264,6 +271,7 @@ pub(super) fn render(site: &TargetSite<'_>, protocol: &str) -> Result<String> {
             template::render(INGRESS, &values).context("tidegate.yaml")
         }
         Topology::Pair => {
+            values.push(("permissive", is_permissive.to_string()));
             values.push(("caller_address", caller::POD.to_string()));
             values.push(("service_address", caller::SERVICE.to_string()));
             template::render(PAIR, &values).context("pair.yaml")

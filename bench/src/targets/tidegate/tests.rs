@@ -39,7 +39,7 @@ fn the_manifests_put_the_sidecar_before_the_apps_port() {
     let certificates = RunCertificates::create(directory.path()).unwrap();
     let programs = targets::tests::programs();
     let site = site(Topology::Ingress, directory.path(), &certificates, &programs);
-    let manifests = render(&site, "http").unwrap();
+    let manifests = render(&site, "http", true).unwrap();
     for part in [
         "podIP: 127.0.7.1\n",
         "targetPort: 4001\n",
@@ -56,7 +56,7 @@ fn each_program_is_configured_with_what_the_others_offer() {
     let certificates = RunCertificates::create(directory.path()).unwrap();
     let programs = targets::tests::programs();
     let site = site(Topology::Ingress, directory.path(), &certificates, &programs);
-    let mesh = LocalMesh::prepare(&site, "http").unwrap();
+    let mesh = LocalMesh::prepare(&site, "http", 0).unwrap();
     let ca = mesh.ca_arguments(&site).0.join(" ");
     let controller = mesh.controller_arguments().0.join(" ");
     let sidecar = mesh.sidecar_arguments(&site).0.join(" ");
@@ -83,7 +83,7 @@ fn the_caller_of_a_pair_dials_a_service_whose_port_declares_the_protocol() {
     for protocol in ["http", "tcp"] {
         let directory = tempfile::tempdir().unwrap();
         let site = site(Topology::Pair, directory.path(), &certificates, &programs);
-        let mesh = LocalMesh::prepare(&site, protocol).unwrap();
+        let mesh = LocalMesh::prepare(&site, protocol, 0).unwrap();
         let caller = mesh.caller.as_ref().unwrap();
         let arguments = caller.arguments(&site, &mesh).0.join(" ");
         assert!(arguments.contains("--workload httpbin/caller"), "{arguments}");
