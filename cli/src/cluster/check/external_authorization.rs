@@ -62,7 +62,7 @@ async fn outcome(cluster: &Cluster, address: &ServerAddress) -> anyhow::Result<C
     };
     let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
     let Some(pod) = target.and_then(|target| target.name.as_deref()) else {
-        return Ok(CheckOutcome::ok_with(format!("{address}, which is no Pod's, is not called")));
+        return Ok(CheckOutcome::ok_with(format!("{address}, whose endpoints are not Pods, is not called")));
     };
     Ok(match reach(cluster, namespace, pod, number).await? {
         Ok(()) => CheckOutcome::ok_with(format!("{address}")),

@@ -1,7 +1,7 @@
 //! A constant load of requests, counted.
 //!
 //! It runs in a pod and is read over HTTP at any time, so that a suite can compare the counters before and after a
-//! change. When it is told to end, it finishes the requests that it has sent, and prints the counters.
+//! change. On SIGTERM it finishes the requests that it has sent, and prints the counters.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
