@@ -80,7 +80,7 @@ impl NormalRequest<'_> {
             path = Cow::Owned(edit.apply(&path, found.matching).into_owned());
         }
         let query = self.query().map(|query| format!("?{}", String::from_utf8_lossy(query)));
-        let host = rewrites().filter_map(Rewrite::hostname).last();
+        let host = rewrites().filter_map(Rewrite::hostname).next_back();
         let kept = |(name, _): &&(String, String)| {
             !edits.drops(name.as_bytes()) && (host.is_none() || name != "host")
         };
