@@ -2,13 +2,14 @@
 //!
 //! Nothing is simulated. The CA, the controller and the sidecars are the same code as in the programs and use the same
 //! gRPC over the same TLS. Only the inputs differ: objects come from files instead of an API server, tokens are signed
-//! with a key of this process, and a pod is a loopback address instead of a network namespace.
+//! with a key of this process, and a pod is an address of this machine instead of a network namespace.
 
 mod gateway;
+mod listeners;
 mod tokens;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,9 +28,9 @@ use tidegate_cert_manager::store::bundle_file::BundleFile;
 use tidegate_cert_manager::store::root_folder::RootFolder;
 use tidegate_cert_manager::store::secret_folder::SecretFolder;
 use tidegate_cert_manager::{CertManager, CertManagerHandle, CheckSchedule, GatewayDependencies};
-use tidegate_controller::source::folder::{FolderSource, is_local};
+use tidegate_controller::source::folder::{FolderSource, is_of_this_machine, is_workload};
 use tidegate_controller::{Controller, ControllerHandle, LocalPod};
-use tidegate_core::contract::annotations::APP_ADDRESS;
+use tidegate_core::contract::annotations::OUTBOUND;
 use tidegate_core::contract::names::TOKEN_AUDIENCE;
 use tidegate_core::contract::{environment, ports};
 use tidegate_core::{DnsName, Identity, San, TrustDomain};
@@ -40,12 +41,13 @@ use tidegate_runtime::metrics::Metrics;
 use tidegate_runtime::options::TrustDomainOptions;
 use tidegate_runtime::readiness::{Blocker, Readiness};
 use tidegate_runtime::{memory, signals, trust_bundle};
-use tidegate_sidecar::options::{InboundListener, LimitOptions, Options as SidecarOptions, PodOptions};
+use tidegate_sidecar::options::{LimitOptions, Options as SidecarOptions, PodOptions};
 use tidegate_sidecar::sidecar::Sidecar;
 use tidegate_sidecar::telemetry::access_log::AccessLogFormat;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
+use self::listeners::PodListeners;
 use self::tokens::{TokenIssuer, TokenSubject};
 
 /// The server name of the CA within the process.
@@ -62,7 +64,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub(crate) struct StandaloneOptions {
     /// Folder of manifests (.yaml, .yml, .json), watched: Namespace, ServiceAccount, Service, EndpointSlice, Pod, Node,
     /// IngressBackend, MeshConfig, UpstreamTrafficSetting, SMI's TrafficTarget, TrafficSplit, HTTPRouteGroup and TCPRoute,
-    /// Gateway API's HTTPRoute, GRPCRoute, TLSRoute and TCPRoute. A Pod whose podIP is a loopback address gets a sidecar.
+    /// Gateway API's HTTPRoute, GRPCRoute, TLSRoute and TCPRoute. A Pod whose podIP is an address of this machine gets a
+    /// sidecar.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     pub(crate) folder: PathBuf,
     /// Folder for the CA's root, the trust bundle, tokens and the ingress controller's Secret.
@@ -262,7 +265,7 @@ impl Sidecars {
     /// Keeps a sidecar for each local Pod.
     async fn follow(self: Arc<Self>, mut pods: watch::Receiver<Arc<Vec<LocalPod>>>) {
         loop {
-            let local = pods.borrow_and_update().clone();
+            let local = local(&pods.borrow_and_update());
             self.settle(&local).await;
             if pods.changed().await.is_err() {
                 return;
@@ -278,7 +281,7 @@ impl Sidecars {
         waiting: Blocker,
     ) {
         loop {
-            let local = pods.borrow().clone();
+            let local = local(&pods.borrow());
             if readiness.blocked_by() == [WAITING_FOR_SIDECARS] && self.are_ready(&local).await {
                 break;
             }
@@ -287,18 +290,19 @@ impl Sidecars {
         drop(waiting);
     }
 
-    /// Whether every Pod with a port in its policy has sidecars that are all ready. A Pod without ports needs none.
+    /// Whether every Pod with a port in its policy, or with destinations, has sidecars that are all ready. Others need none.
     async fn are_ready(&self, pods: &[LocalPod]) -> bool {
         let running = self.running.lock().await;
-        pods.iter().filter(|pod| !pod.ports.is_empty()).all(|pod| {
+        let needs_one = |pod: &&LocalPod| !pod.ports.is_empty() || pod.annotations.contains_key(OUTBOUND);
+        pods.iter().filter(needs_one).all(|pod| {
             running.get(&workload(pod)).is_some_and(|sidecars| {
                 !sidecars.is_empty() && sidecars.iter().all(|sidecar| sidecar.readiness().is_ready())
             })
         })
     }
 
-    /// Starts and stops sidecars until they match the Pods: one that is gone is drained in the background, and a port
-    /// without a sidecar gets one. A sidecar that cannot start is logged and tried again with the next change.
+    /// Starts and stops sidecars until they match the Pods: one that is gone is drained in the background, and a port or
+    /// destination without a sidecar gets one. A sidecar that cannot start is logged and tried again with the next change.
     async fn settle(&self, pods: &[LocalPod]) {
         let mut running = self.running.lock().await;
         let gone: Vec<String> = running
@@ -316,16 +320,15 @@ impl Sidecars {
         }
         for pod in pods {
             let sidecars = running.entry(workload(pod)).or_default();
-            let bound: Vec<u16> = sidecars
-                .iter()
-                .flat_map(|sidecar| sidecar.inbound())
-                .map(|inbound| inbound.app.port())
-                .collect();
-            let missing: Vec<u16> = pod.ports.iter().copied().filter(|port| !bound.contains(port)).collect();
-            if missing.is_empty() {
-                continue;
-            }
-            match self.start(pod, &missing).await {
+            let missing = match PodListeners::of(pod).map(|listeners| listeners.without(sidecars)) {
+                Ok(missing) if missing == PodListeners::default() => continue,
+                missing => missing,
+            };
+            let started = match missing {
+                Ok(missing) => self.start(pod, missing).await,
+                Err(error) => Err(error),
+            };
+            match started {
                 Ok(sidecar) => sidecars.push(sidecar),
                 Err(error) => {
                     tracing::error!(
@@ -338,28 +341,15 @@ impl Sidecars {
         }
     }
 
-    /// Starts a sidecar for these ports of a Pod. A port that a Service adds later gets an additional sidecar, so that
-    /// existing connections are not interrupted.
-    async fn start(&self, pod: &LocalPod, ports: &[u16]) -> anyhow::Result<Sidecar> {
-        let ip = pod.ip.context("the Pod has no podIP")?;
-        let app: IpAddr = match pod.annotations.get(APP_ADDRESS) {
-            Some(text) => text.parse().with_context(|| format!("annotation {APP_ADDRESS}: {text:?}"))?,
-            None => Ipv4Addr::LOCALHOST.into(),
-        };
-        anyhow::ensure!(
-            app != ip,
-            "podIP and annotation {APP_ADDRESS} are both {ip}: the sidecar and the app need different addresses"
-        );
+    /// Starts a sidecar with these listeners of a Pod. What is added later gets an additional sidecar, so that existing
+    /// connections are not interrupted.
+    async fn start(&self, pod: &LocalPod, listeners: PodListeners) -> anyhow::Result<Sidecar> {
         let token_file = self.tokens.write(&subject(pod))?;
-        let inbound = |port: &u16| InboundListener {
-            listen: SocketAddr::new(ip, *port),
-            app: SocketAddr::new(app, *port),
-        };
         let controller = controller_identity(&self.options.trust.trust_domain)?;
         let options = SidecarOptions {
             workload: workload(pod),
-            inbound: ports.iter().map(inbound).collect(),
-            outbound: Vec::new(),
+            inbound: listeners.inbound,
+            outbound: listeners.outbound,
             discovery_address: address(self.discovery)?,
             discovery_server_name: ServerName::try_from(controller.dns_name())?,
             ca: self.ca.options(token_file)?,
@@ -379,6 +369,15 @@ impl Sidecars {
                 app = %inbound.app,
                 admin = %sidecar.admin_address(),
                 "a sidecar listens"
+            );
+        }
+        for outbound in sidecar.outbound() {
+            tracing::info!(
+                workload = workload(pod),
+                listen = %outbound.listen,
+                destination = %outbound.destination,
+                admin = %sidecar.admin_address(),
+                "a sidecar listens for its app"
             );
         }
         Ok(sidecar)
@@ -487,7 +486,7 @@ async fn start_controller(
         admin: options.admin_address,
         trust_domain: options.trust.trust_domain.clone(),
         max_connections: MAX_CONNECTIONS,
-        is_workload: is_local,
+        is_workload,
         mesh_name: None,
         health: None,
     };
@@ -509,6 +508,11 @@ async fn start_controller(
 fn controller_identity(trust_domain: &TrustDomain) -> anyhow::Result<Identity> {
     let (namespace, account) = (tidegate_controller::NAMESPACE, tidegate_controller::SERVICE_ACCOUNT);
     Ok(Identity::new(trust_domain.clone(), namespace, account)?)
+}
+
+/// The Pods whose sidecars this process runs. Those of other machines have theirs there.
+fn local(pods: &[LocalPod]) -> Vec<LocalPod> {
+    pods.iter().filter(|pod| pod.ip.is_some_and(is_of_this_machine)).cloned().collect()
 }
 
 /// `<namespace>/<name>`, the key of the map of sidecars.

@@ -78,7 +78,7 @@ pub struct ControllerConfig {
     pub trust_domain: TrustDomain,
     /// The most connections from sidecars at a time; one address may have a quarter of them.
     pub max_connections: usize,
-    /// Whether a Pod has one of our sidecars, and so a policy. [`source::folder::is_local`] for a folder.
+    /// Whether a Pod has one of our sidecars, and so a policy. [`source::folder::is_workload`] for a folder.
     pub is_workload: fn(&Pod) -> bool,
     /// The name in the label of namespaces that belong to the mesh; without a name, all of them do.
     pub mesh_name: Option<String>,

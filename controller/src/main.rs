@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tidegate_controller::admission::{self, ValidatingWebhook};
 use tidegate_controller::options::ControllerOptions;
 use tidegate_controller::source::ObjectSource;
-use tidegate_controller::source::folder::{FolderSource, is_local};
+use tidegate_controller::source::folder::{FolderSource, is_workload};
 use tidegate_controller::source::kubernetes::{KubernetesSource, is_injected};
 use tidegate_controller::status::kubernetes::KubernetesStatuses;
 use tidegate_controller::{Controller, ControllerConfig, ControllerDependencies, StatusWriter};
@@ -105,7 +105,7 @@ impl SourceSetup {
         Self {
             source: Box::new(FolderSource::new(folder)),
             status_writers: Vec::new(),
-            is_workload: is_local,
+            is_workload,
             mesh_name: None,
             webhook: None,
             election: None,

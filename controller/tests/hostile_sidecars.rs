@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustls_pki_types::ServerName;
-use tidegate_controller::source::folder::{FolderSource, is_local};
+use tidegate_controller::source::folder::{FolderSource, is_workload};
 use tidegate_controller::{
     Controller, ControllerConfig, ControllerDependencies, ControllerHandle, NAMESPACE, SERVICE_ACCOUNT,
 };
@@ -85,7 +85,7 @@ impl Mesh {
             admin: loopback,
             trust_domain: TrustDomain::default(),
             max_connections: 10_000,
-            is_workload: is_local,
+            is_workload,
             mesh_name: None,
             health: None,
         };

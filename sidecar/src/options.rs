@@ -29,12 +29,13 @@ pub struct Options {
     pub workload: String,
 
     /// Address to listen on, and the app's address for its connections, such as 10.1.2.3:14001=127.0.0.1:14001.
-    /// Policies refer to the app's port. May be repeated, or separated by commas.
+    /// Policies refer to the app's port. May be repeated, or separated by commas. A sidecar whose app is only a client has
+    /// --outbound alone.
     #[arg(
         long,
         env = "TIDEGATE_INBOUND",
         value_name = "LISTEN=APP",
-        required_unless_present = "transparent",
+        required_unless_present_any = ["transparent", "outbound"],
         conflicts_with = "transparent",
         value_delimiter = ','
     )]

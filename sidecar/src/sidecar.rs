@@ -46,6 +46,7 @@ pub struct Sidecar {
     workers: RunningWorkers,
     inbound: Arc<[InboundListener]>,
     admin_address: SocketAddr,
+    outbound: Arc<[Outbound]>,
     readiness: Readiness,
     drain: drain::Trigger,
     drain_timeout: Duration,
@@ -127,7 +128,7 @@ impl Sidecar {
         if let Some(sink) = access_log {
             control.spawn(rotate(sink, signals::log_rotation().map_err(SidecarStartError::Signals)?));
         }
-        let drain_timeout = options.limits.drain_timeout;
+        let (drain_timeout, outbound) = (options.limits.drain_timeout, options.outbound.as_slice().into());
         control.spawn(keep_up_to_date(
             options,
             publisher,
@@ -136,7 +137,7 @@ impl Sidecar {
             metrics,
             readiness.clone(),
         ));
-        Ok(Self { workers, inbound, admin_address, readiness, drain, drain_timeout, control })
+        Ok(Self { workers, inbound, outbound, admin_address, readiness, drain, drain_timeout, control })
     }
 
     /// The fixed inbound listeners, with the ports that were bound.
@@ -151,6 +152,11 @@ impl Sidecar {
 
     /// Ready once the certificate and the first policy have arrived.
     pub fn readiness(&self) -> &Readiness {
+    /// The fixed listeners for the app's own connections, as they were given.
+    pub fn outbound(&self) -> &[Outbound] {
+        &self.outbound
+    }
+
         &self.readiness
     }
 

@@ -210,7 +210,7 @@ mod tests {
     use crate::metrics::{ControllerMetrics, NamespaceGauge};
     use crate::object::ObjectName;
     use crate::publish::on_demand::OnDemand;
-    use crate::source::folder::is_local;
+    use crate::source::folder::is_workload;
 
     const STREAMS: u8 = 64;
     const NAMES: u16 = 512;
@@ -223,7 +223,7 @@ mod tests {
     impl Streams {
         fn new() -> Self {
             let (store, index, left_out) = (Arc::default(), Arc::default(), NamespaceGauge::default());
-            let resources = OnDemand::new(store, index, TrustDomain::default(), is_local, left_out);
+            let resources = OnDemand::new(store, index, TrustDomain::default(), is_workload, left_out);
             Self {
                 resources: Arc::new(resources),
                 shares: Shares::new(ShareLimits::default(), ControllerMetrics::default()),

@@ -26,7 +26,7 @@ use super::*;
 use crate::metrics::NamespaceGauge;
 use crate::object::Change;
 use crate::publish::store::Store;
-use crate::source::folder::is_local;
+use crate::source::folder::is_workload;
 use crate::source::{Batch, ObjectSource};
 use crate::testing::{HTTPBIN, backend, ingress_backend};
 use crate::{Controller, ControllerConfig, ControllerDependencies, ControllerHandle};
@@ -81,7 +81,7 @@ impl Mesh {
             admin: loopback,
             trust_domain: TrustDomain::default(),
             max_connections: 100,
-            is_workload: is_local as fn(&Pod) -> bool,
+            is_workload: is_workload as fn(&Pod) -> bool,
             mesh_name: None,
             health: None,
         };
@@ -516,7 +516,7 @@ async fn serve_nothing(
     workloads.publish(&workload, policy);
     workloads.mark_synced();
     let resources =
-        OnDemand::new(store, Arc::default(), TrustDomain::default(), is_local, NamespaceGauge::default());
+        OnDemand::new(store, Arc::default(), TrustDomain::default(), is_workload, NamespaceGauge::default());
     let service = DiscoveryService {
         complaints,
         arrivals,

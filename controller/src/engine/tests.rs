@@ -14,7 +14,7 @@ use crate::object::{Change, Kind, Object};
 use crate::publish::policies::listener;
 use crate::publish::store::Store;
 use crate::source::ObjectSource;
-use crate::source::folder::{FolderSource, is_local};
+use crate::source::folder::{FolderSource, is_workload};
 use crate::source::kubernetes::{KubernetesSource, is_injected};
 use crate::testing::{FROM_GATEWAY, GATEWAY, HTTPBIN, backend, ingress_backend};
 
@@ -54,7 +54,7 @@ impl Bench {
                 store,
                 index,
                 TrustDomain::default(),
-                is_local,
+                is_workload,
                 NamespaceGauge::default(),
             )),
             statuses: StatusBoard::default(),
@@ -63,7 +63,7 @@ impl Bench {
         let (statuses, readiness) = (Recorder::default(), Readiness::new());
         let engine = Engine::new(
             shared,
-            is_local,
+            is_workload,
             vec![Box::new(statuses.clone())],
             ControllerMetrics::default(),
             readiness.block("objects"),

@@ -6,22 +6,21 @@
 //! the first place, by path and then by line. A Service with a selector and without an EndpointSlice gets one derived
 //! from the Pods that it selects.
 //!
-//! `files` keeps the content of each file, `document` and `yaml` parse it, `endpoints` derives EndpointSlices.
+//! `machine` says which Pods are workloads. `files` keeps the content of each file, `document` and `yaml` parse it, `endpoints` derives EndpointSlices.
 
 mod document;
 mod endpoints;
 mod files;
+mod machine;
 mod yaml;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
@@ -29,8 +28,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::files::{Files, Hints};
+pub use self::machine::{is_of_this_machine, is_workload};
 use super::{Batch, ObjectSource, ProblemSeverity, SourceProblem};
-use crate::object::pod::has_ended;
 use crate::object::{Change, Object, ObjectKey};
 
 /// Changes that come within this time are read together.
@@ -73,13 +72,6 @@ impl ObjectSource for FolderSource {
     fn run(self: Box<Self>, batches: mpsc::Sender<Batch>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(watch(self.folder, batches))
     }
-}
-
-/// Whether a Pod runs on this machine: it has a loopback address and has not ended. Other Pods only count as endpoints.
-pub fn is_local(pod: &Pod) -> bool {
-    let status = pod.status.as_ref();
-    let address = status.and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse::<IpAddr>().ok());
-    address.is_some_and(|address| address.is_loopback()) && !has_ended(pod)
 }
 
 /// The result of the last scan, and what was sent to the receiver.

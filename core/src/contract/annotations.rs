@@ -22,6 +22,8 @@ pub const OUTBOUND_RANGE_INCLUSIONS: &str = "openservicemesh.io/outbound-ip-rang
 
 /// Pod, with `tidegate standalone`: the app's address, if it is not the Pod's.
 pub const APP_ADDRESS: &str = "tidegate.io/app-address";
+/// Pod, with `tidegate standalone`: where the app reaches destinations, as `LISTEN=DESTINATION` separated by commas.
+pub const OUTBOUND: &str = "tidegate.io/outbound";
 
 /// TrafficTarget: `true` reports what would be refused, without refusing it.
 pub const AUDIT: &str = "tidegate.io/audit";

@@ -3,7 +3,7 @@ use tidegate_proto::discovery::weighted_backend::Target;
 
 use super::*;
 use crate::object::{Change, ObjectKey};
-use crate::source::folder::{FolderSource, is_local};
+use crate::source::folder::{FolderSource, is_workload};
 
 const SERVICES: &str = r"
 apiVersion: v1
@@ -27,7 +27,7 @@ impl Controller {
     fn started() -> Self {
         let index = Arc::<RwLock<Index>>::default();
         let (store, left_out) = (Arc::default(), NamespaceGauge::default());
-        let resources = OnDemand::new(store, index.clone(), TrustDomain::default(), is_local, left_out);
+        let resources = OnDemand::new(store, index.clone(), TrustDomain::default(), is_workload, left_out);
         let controller = Self { resources: Arc::new(resources.with_features(Features::ALL)), index };
         controller.apply(SERVICES);
         controller

@@ -301,20 +301,3 @@ fn a_service_without_endpoint_slices_gets_the_pods_that_it_selects() {
         ]
     );
 }
-
-#[test]
-fn a_local_pod_is_one_on_a_loopback_address_that_has_not_ended() {
-    for (status, expected) in [
-        ("{podIP: 127.0.0.9}", true),
-        ("{podIP: '::1', phase: Running}", true),
-        ("{podIP: 10.0.0.9}", false),
-        ("{podIP: 127.0.0.9, phase: Failed}", false),
-        ("{}", false),
-    ] {
-        let pod: Pod = serde_saphyr::from_str(&format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{name: p}}, status: {status}}}"
-        ))
-        .unwrap();
-        assert_eq!(is_local(&pod), expected, "{status}");
-    }
-}
