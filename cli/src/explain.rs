@@ -12,20 +12,30 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 use tidegate_controller::Index;
-use tidegate_controller::explain::{HttpRequest, OutboundQuery, Query, Speaks, explain, explain_outbound};
+use tidegate_controller::explain::{
+    ExternalQuery, HttpRequest, OutboundQuery, Query, Speaks, explain, explain_external, explain_outbound,
+};
 use tidegate_controller::object::ObjectName;
 use tidegate_controller::source::folder::FolderSource;
+use tidegate_core::DnsName;
 use tidegate_runtime::options::TrustDomainOptions;
 
 use crate::admin_target::AdminTarget;
 use crate::output::{OutputFormat, print_as, printable};
 
+const EXTERNAL_NEEDS_FROM: &str =
+    "--from NAMESPACE/POD is missing: who connects to the server outside the mesh?";
+
 /// Flags of `tidegate explain`.
 #[derive(Args, Debug)]
 pub(crate) struct ExplainOptions {
-    /// The Service that the client connects to, as NAMESPACE/NAME.
-    #[arg(value_name = "BACKEND", value_parser = parse_backend)]
-    backend: ObjectName,
+    /// The Service that the client connects to, as NAMESPACE/NAME, or with --from a server outside the mesh, as HOST:PORT or
+    /// IP:PORT.
+    #[arg(value_name = "BACKEND", value_parser = parse_target)]
+    backend: ExplainedTarget,
+    /// The address that the app dials for HOST:PORT [default: one that a ServiceEntry lists for the host]
+    #[arg(long, value_name = "ADDRESS", requires = "from")]
+    address: Option<IpAddr>,
     /// The pod's port (targetPort), or with --from the Service's; optional if the Service has only one.
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
@@ -65,6 +75,15 @@ pub(crate) struct ExplainOptions {
     output: OutputFormat,
 }
 
+/// What a connection is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum ExplainedTarget {
+    /// A Service.
+    Service(ObjectName),
+    /// A server outside the mesh: its host or address, and its port.
+    External(String, u16),
+}
+
 /// What the client speaks first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ClientProtocol {
@@ -80,6 +99,9 @@ enum ClientProtocol {
 
 /// Exits with 0 if the connection would be admitted, or the request forwarded; with 1 if not.
 pub(crate) async fn run(options: ExplainOptions) -> anyhow::Result<ExitCode> {
+    if let (ExplainedTarget::External(..), None) = (&options.backend, &options.from) {
+        anyhow::bail!(EXTERNAL_NEEDS_FROM);
+    }
     let answer: Value = match &options.folder {
         Some(folder) => {
             anyhow::ensure!(folder.is_dir(), "--folder: {folder:?} is not a folder");
@@ -96,13 +118,21 @@ impl ExplainOptions {
     /// The answer of a folder's objects.
     fn answer(&self, index: &Index) -> anyhow::Result<Value> {
         let domain = &self.trust.trust_domain;
-        let Some(from) = &self.from else {
-            let source = self.source.context("--source is missing")?;
-            return Ok(serde_json::to_value(explain(index, domain, &self.query(source))?)?);
+        let (from, service) = match (&self.from, &self.backend) {
+            (Some(from), ExplainedTarget::Service(service)) => (from, service),
+            (Some(from), ExplainedTarget::External(server, port)) => {
+                let query = self.external(&from.namespace, server, *port);
+                return Ok(serde_json::to_value(explain_external(index, domain, &query)?)?);
+            }
+            (None, ExplainedTarget::Service(service)) => {
+                let source = self.source.context("--source is missing")?;
+                return Ok(serde_json::to_value(explain(index, domain, &self.query(service, source))?)?);
+            }
+            (None, ExplainedTarget::External(..)) => anyhow::bail!(EXTERNAL_NEEDS_FROM),
         };
         let query = OutboundQuery {
             caller: from.namespace.to_string(),
-            service: self.backend.clone(),
+            service: service.clone(),
             port: self.port,
             request: self.request(),
         };
@@ -113,10 +143,21 @@ impl ExplainOptions {
         HttpRequest { method: self.method.clone(), path: self.path.clone(), headers: self.header.clone() }
     }
 
+    /// The question about a server outside the mesh.
+    fn external(&self, caller: &str, server: &str, port: u16) -> ExternalQuery {
+        let address = server.parse().ok();
+        ExternalQuery {
+            caller: caller.to_owned(),
+            host: address.is_none().then(|| server.to_owned()),
+            address: address.or(self.address),
+            port,
+        }
+    }
+
     /// The question about a connection for a folder.
-    fn query(&self, source: IpAddr) -> Query {
+    fn query(&self, backend: &ObjectName, source: IpAddr) -> Query {
         Query {
-            backend: self.backend.clone(),
+            backend: backend.clone(),
             port: self.port,
             source,
             server_name: self.sni.clone(),
@@ -134,7 +175,15 @@ impl ExplainOptions {
 
     /// The question as a request to a controller, with its parameters escaped.
     fn url(&self) -> String {
-        let mut path = format!("/explain?backend={}", escape(&self.backend.to_string()));
+        let mut path = match &self.backend {
+            ExplainedTarget::Service(name) => format!("/explain?backend={}", escape(&name.to_string())),
+            ExplainedTarget::External(server, port) => {
+                let ExternalQuery { host, address, .. } = self.external("", server, *port);
+                let host = host.map(|host| format!("&host={}", escape(&host))).unwrap_or_default();
+                let address = address.map(|address| format!("&address={address}")).unwrap_or_default();
+                format!("/explain?port={port}{host}{address}")
+            }
+        };
         if let Some(source) = self.source {
             path += &format!("&source={source}");
         }
@@ -176,6 +225,9 @@ fn text(answer: &Value) -> String {
         "limits",
         "authorizer",
         "terms",
+        "server",
+        "address",
+        "others",
         "workload",
         "serverIdentity",
         "port",
@@ -207,6 +259,25 @@ fn backend(share: &Value) -> String {
 }
 
 /// The value parser of BACKEND.
+fn parse_target(text: &str) -> Result<ExplainedTarget, String> {
+    if text.contains('/') {
+        return parse_backend(text).map(ExplainedTarget::Service);
+    }
+    let server = text.rsplit_once(':').and_then(|(server, port)| Some((server, port.parse().ok()?)));
+    let expected = || format!("{text:?} has neither the form NAMESPACE/NAME nor HOST:PORT");
+    let (server, port) = server.ok_or_else(expected)?;
+    let bare = server.strip_prefix('[').and_then(|server| server.strip_suffix(']'));
+    let is_server = match bare {
+        Some(address) => address.parse::<IpAddr>().is_ok(),
+        None => server.parse::<IpAddr>().is_ok() || DnsName::parse(server).is_ok(),
+    };
+    if !is_server || port == 0 {
+        return Err(expected());
+    }
+    Ok(ExplainedTarget::External(bare.unwrap_or(server).to_owned(), port))
+}
+
+/// The value parser of names.
 fn parse_backend(text: &str) -> Result<ObjectName, String> {
     ObjectName::parse(text).ok_or_else(|| format!("{text:?} does not have the form NAMESPACE/NAME"))
 }
@@ -226,6 +297,19 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_outside_the_mesh_is_a_host_or_an_address_with_a_port() {
+        let external = |server: &str, port| Ok(ExplainedTarget::External(server.to_owned(), port));
+        assert_eq!(parse_target("api.example.com:443"), external("api.example.com", 443));
+        assert_eq!(parse_target("192.0.2.1:443"), external("192.0.2.1", 443));
+        assert_eq!(parse_target("[2001:db8::1]:443"), external("2001:db8::1", 443));
+        let service = ObjectName::new("shop", "cart");
+        assert_eq!(parse_target("shop/cart"), Ok(ExplainedTarget::Service(service)));
+        for wrong in ["api.example.com", "api.example.com:0", "a b:1", "[a]:1", ":80"] {
+            assert!(parse_target(wrong).unwrap_err().contains("HOST:PORT"), "{wrong}");
+        }
+    }
 
     #[test]
     fn what_is_asked_for_arrives_as_it_was_written() {

@@ -28,7 +28,9 @@ use tidegate_runtime::readiness::Readiness;
 
 use crate::ControllerConfig;
 use crate::engine::ControllerState;
-use crate::explain::{HttpRequest, OutboundQuery, Query, Speaks, explain, explain_outbound};
+use crate::explain::{
+    ExternalQuery, HttpRequest, OutboundQuery, Query, Speaks, explain, explain_external, explain_outbound,
+};
 use crate::object::ObjectName;
 
 /// The admin server, and the health server if it is configured.
@@ -114,6 +116,12 @@ async fn explained(
                 Err(error) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
             };
         }
+        Question::External(query) => {
+            return match explain_external(&index, &shared.trust_domain, &query) {
+                Ok(explanation) => Json(explanation).into_response(),
+                Err(error) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
+            };
+        }
     };
     match explain(&index, &shared.trust_domain, &query) {
         Ok(explanation) => {
@@ -135,12 +143,14 @@ enum Question {
     Inbound(Query),
     /// About a request of a workload's app: with `from`.
     Outbound(OutboundQuery),
+    /// About its connection to a server outside the mesh: with `from`, and `host` or `address` instead of a backend.
+    External(ExternalQuery),
 }
 
 /// Parses the query string of `/explain`. Parameters with an empty value count as absent, so that a form can be
 /// submitted as it is; an unknown one is an error, because a misspelled restriction would otherwise be ignored.
 fn parse(parameters: &[(String, String)]) -> Result<Question, String> {
-    let (mut backend, mut source, mut from) = (None, None, None);
+    let (mut backend, mut source, mut from, mut host, mut address) = (None, None, None, None, None);
     let (mut port, mut server_name, mut principals, mut speaks) = (None, None, Vec::new(), Speaks::Likely);
     let mut request = HttpRequest::default();
     for (name, value) in parameters.iter().filter(|(_, value)| !value.is_empty()) {
@@ -151,6 +161,8 @@ fn parse(parameters: &[(String, String)]) -> Result<Question, String> {
             }
             "port" => port = Some(value.parse().map_err(|_| bad("a port"))?),
             "from" => from = Some(ObjectName::parse(value).ok_or_else(|| bad("<namespace>/<pod>"))?),
+            "host" => host = Some(value.clone()),
+            "address" => address = Some(value.parse().map_err(|_| bad("an IP address"))?),
             "source" => source = Some(value.parse().map_err(|_| bad("an IP address"))?),
             "sni" => server_name = Some(value.clone()),
             "principal" => principals.push(value.clone()),
@@ -170,6 +182,14 @@ fn parse(parameters: &[(String, String)]) -> Result<Question, String> {
             }
             _ => return Err(format!("{name}: no such parameter")),
         }
+    }
+    if host.is_some() || address.is_some() {
+        if backend.is_some() {
+            return Err("host and address are for servers outside the mesh: leave out backend".to_owned());
+        }
+        let caller = from.ok_or("from is required: <namespace>/<pod>")?.namespace.to_string();
+        let port = port.ok_or("port is required")?;
+        return Ok(Question::External(ExternalQuery { caller, host, address, port }));
     }
     let backend = backend.ok_or("backend is required: <namespace>/<service>")?;
     if let Some(from) = from {

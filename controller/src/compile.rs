@@ -30,7 +30,7 @@ mod workload;
 
 #[cfg(test)]
 pub(crate) use ingress_backend::ingress_backend;
-pub(crate) use mesh_config::NO_MESH_CONFIG;
+pub(crate) use mesh_config::{NO_MESH_CONFIG, egress_mode};
 pub(crate) use targets::Targets;
 pub(crate) use workload::workload;
 pub(crate) use workload::{CompiledWorkload, NamespaceRules, imagined_pod, workload_by};

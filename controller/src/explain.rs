@@ -5,6 +5,7 @@
 //! connection to one; what it cannot see is a sidecar that still has an older policy, for which `tidegate proxy
 //! status` compares versions.
 
+mod external;
 mod outbound;
 mod request;
 
@@ -24,6 +25,7 @@ use crate::compile::{self, NamespaceRules, Targets, imagined_pod};
 use crate::index::Index;
 use crate::object::ObjectName;
 
+pub use external::{ExternalExplanation, ExternalQuery, explain_external};
 pub use outbound::{BackendShare, OutboundExplanation, OutboundQuery, explain_outbound};
 pub use request::HttpRequest;
 
@@ -102,6 +104,9 @@ pub enum ExplainError {
     /// The backend is not a known Service.
     #[error("there is no service {0}")]
     NoService(ObjectName),
+    /// A host is the name of a Service, which is no server outside the mesh.
+    #[error("{0} is service {1}: ask about {1}")]
+    IsService(String, ObjectName),
     /// The backend is in a namespace of another mesh, whose controller knows.
     #[error("{0}; ask that one's controller (--mesh-name, --tidegate-namespace)")]
     AnotherMesh(String),

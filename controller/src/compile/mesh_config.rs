@@ -75,7 +75,7 @@ pub(super) fn tracing(index: &Index) -> Option<TracingSettings> {
 }
 
 /// Where connections to addresses that no object has go. A MeshConfig that cannot be read may have turned egress off.
-pub(super) fn egress_mode(index: &Index) -> EgressMode {
+pub(crate) fn egress_mode(index: &Index) -> EgressMode {
     if let Some(config) = index.unreadable_mesh_config() {
         return EgressMode::RegistryOnly(format!("MeshConfig {}: {}", config.name(), config.reason()).into());
     }

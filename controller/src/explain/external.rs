@@ -1,0 +1,295 @@
+//! Where a workload's connection to a server outside the mesh would go: the destination that its sidecar gets, and the object
+//! or setting that allows or refuses it.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use serde::Serialize;
+use tidegate_core::destination::DestinationTarget;
+use tidegate_core::dns_name::DnsPattern;
+use tidegate_core::{Destination, EgressMode, TrustDomain};
+use tidegate_crds::service_entry::ServiceEntry;
+
+use super::ExplainError;
+use crate::compile::destination::Resolver;
+use crate::compile::egress_mode;
+use crate::compile::route_features::Features;
+use crate::index::{Index, service_named};
+use crate::object::ObjectName;
+
+/// A connection of an app to a server that is probably outside the mesh. It has a host, an address, or both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalQuery {
+    /// The namespace of the app's workload.
+    pub caller: String,
+    /// The name that the app resolves, and sends as SNI or `Host`.
+    pub host: Option<String>,
+    /// The address that it dials. `None`: those that ServiceEntries list for the host.
+    pub address: Option<IpAddr>,
+    /// The port that it dials.
+    pub port: u16,
+}
+
+/// What the app's sidecar does with the connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExternalExplanation {
+    /// `allow` or `deny`.
+    pub decision: &'static str,
+    /// Why, in a sentence.
+    pub reason: String,
+    /// `response_code_details` of a refusal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<&'static str>,
+    /// The object that allows or refuses it, as `<kind> <namespace>/<name>`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// The host, or else the address, with the port.
+    pub server: String,
+    /// The address that was decided about; `None`: no object lists one for the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Why ServiceEntries that list the host or the address do not decide.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<String>,
+    /// The port.
+    pub port: u16,
+}
+
+/// Answers a question from the objects alone, like [`explain`](super::explain).
+pub fn explain_external(
+    index: &Index,
+    trust_domain: &TrustDomain,
+    query: &ExternalQuery,
+) -> Result<ExternalExplanation, ExplainError> {
+    let host = query.host.as_deref();
+    if let Some(host) = host
+        && let Some(service) = service_named(host).filter(|name| index.service(name).is_some())
+    {
+        return Err(ExplainError::IsService(host.to_owned(), service));
+    }
+    // Which Pods have sidecars decides about the transport alone.
+    let resolver = Resolver { index, trust_domain, is_workload: |_| true, features: Features::EXECUTED };
+    let listed = query.address.or_else(|| listed_address(index, query));
+    // An address that no object lists is as good as any other.
+    let address = SocketAddr::new(listed.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), query.port);
+    let found = resolver.destination(address, &resolver.entries(address), Some(&query.caller)).value;
+    let explained = ExternalExplanation {
+        decision: "allow",
+        reason: String::new(),
+        code: None,
+        rule: None,
+        server: host.map_or_else(|| address.to_string(), |host| format!("{host}:{}", query.port)),
+        address: listed.map(|_| address.to_string()),
+        others: others(index, query),
+        port: query.port,
+    };
+    Ok(explained.decided(index, query, found))
+}
+
+impl ExternalExplanation {
+    /// Fills in the decision.
+    fn decided(self, index: &Index, query: &ExternalQuery, found: Destination) -> Self {
+        let what = self.address.clone().unwrap_or_else(|| self.server.clone());
+        match found {
+            Destination::Unknown => self.unregistered(index),
+            Destination::Blocked(reason) => Self {
+                decision: "deny",
+                reason: reason.to_string(),
+                code: Some("destination_blocked"),
+                ..self
+            },
+            Destination::Passthrough => {
+                let ip = self.address.as_ref().and_then(|address| address.parse::<SocketAddr>().ok());
+                let service = ip.and_then(|address| index.service_at(address.ip()));
+                let owner = service.map_or_else(|| "a Pod".to_owned(), |(name, _)| format!("Service {name}"));
+                Self { reason: format!("{owner} has {what}; the connection goes there unchanged"), ..self }
+            }
+            Destination::Routed { target, .. } => {
+                let (kind, owner) = match &target {
+                    DestinationTarget::Backend(name) => {
+                        let object = &name.object;
+                        (&*object.kind, format!("{}/{}", object.namespace, object.name))
+                    }
+                    DestinationTarget::Routes(name) => ("Service", name.owner().to_owned()),
+                };
+                let reason = match (&query.host, kind) {
+                    (Some(host), "ServiceEntry") if !lists(index, &owner, host) => {
+                        format!("{kind} {owner} has {what}, which decides; {host} is not one of its hosts")
+                    }
+                    _ => format!("{kind} {owner} has {what}"),
+                };
+                Self { reason, rule: Some(format!("{kind} {owner}")), ..self }
+            }
+        }
+    }
+
+    /// No object has the address.
+    fn unregistered(self, index: &Index) -> Self {
+        let config = index.mesh_config().map(|(name, _)| name);
+        let rule = config.map(|name| format!("MeshConfig {name}"));
+        match egress_mode(index) {
+            EgressMode::RegistryOnly(reason) => Self {
+                decision: "deny",
+                reason: reason.to_string(),
+                code: Some("destination_unregistered"),
+                rule,
+                ..self
+            },
+            EgressMode::AllowAny => {
+                let setting = match config {
+                    Some(name) => format!("spec.traffic.enableEgress of MeshConfig {name} is not false"),
+                    None => "there is no MeshConfig that turns egress off".to_owned(),
+                };
+                Self { reason: format!("no object has the address, and {setting}"), rule, ..self }
+            }
+        }
+    }
+}
+
+/// The first address that a ServiceEntry lists for the host and the port, and that the client sees.
+fn listed_address(index: &Index, query: &ExternalQuery) -> Option<IpAddr> {
+    let host = query.host.as_deref()?;
+    let entries = index.service_entries().iter();
+    let mut ranges = entries
+        .filter(|(name, entry)| entry.spec.is_exported_to(&query.caller, &name.namespace))
+        .filter(|(_, entry)| entry.spec.port(query.port).is_some() && is_host(&entry.spec.hosts, host))
+        .flat_map(|(_, entry)| entry.spec.ranges());
+    ranges.next().map(|range| range.addr())
+}
+
+/// Why entries that list the host do not decide about it.
+fn others(index: &Index, query: &ExternalQuery) -> Vec<String> {
+    let Some(host) = query.host.as_deref() else { return Vec::new() };
+    let entries = index.service_entries().iter().filter(|(_, entry)| is_host(&entry.spec.hosts, host));
+    let reason = |(name, entry): (&ObjectName, &Arc<ServiceEntry>)| {
+        if let Some(reason) = index.outside_mesh(&name.namespace) {
+            return Some(format!("ServiceEntry {name} lists the host, but {reason}"));
+        }
+        if !entry.spec.is_exported_to(&query.caller, &name.namespace) {
+            let caller = &query.caller;
+            return Some(format!(
+                "ServiceEntry {name} lists the host, but is not exported to namespace {caller}"
+            ));
+        }
+        let ports: BTreeSet<u32> = entry.spec.ports.iter().map(|port| port.number).collect();
+        (!ports.contains(&query.port.into()))
+            .then(|| format!("ServiceEntry {name} lists the host, but has only the ports {ports:?}"))
+    };
+    entries.filter_map(reason).collect()
+}
+
+/// Whether a ServiceEntry, as `<namespace>/<name>`, lists a host.
+fn lists(index: &Index, owner: &str, host: &str) -> bool {
+    let mut entries = index.service_entries().iter();
+    entries.any(|(name, entry)| name.to_string() == owner && is_host(&entry.spec.hosts, host))
+}
+
+/// Whether one of these hosts, which may begin with `*.`, is this one.
+fn is_host(hosts: &[String], host: &str) -> bool {
+    hosts.iter().any(|listed| DnsPattern::parse(listed).is_ok_and(|pattern| pattern.matches(host)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::index;
+
+    const OBJECTS: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {clusterIP: 10.96.0.10, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: api, namespace: shop}
+spec:
+  hosts: [api.example.com, '*.apis.example.com']
+  addresses: [192.0.2.1]
+  ports: [{number: 443, name: tls, protocol: TLS}]
+  exportTo: ['.']
+";
+
+    fn mesh_config(egress: bool) -> String {
+        format!(
+            "apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\nmetadata: {{name: osm-mesh-config, \
+             namespace: tidegate-system}}\nspec: {{traffic: {{enableEgress: {egress}}}}}\n"
+        )
+    }
+
+    fn explained(egress: bool, caller: &str, host: &str, address: &str, port: u16) -> ExternalExplanation {
+        let query = ExternalQuery {
+            caller: caller.to_owned(),
+            host: (!host.is_empty()).then(|| host.to_owned()),
+            address: address.parse().ok(),
+            port,
+        };
+        let objects = index(&[OBJECTS, &mesh_config(egress)]);
+        explain_external(&objects, &TrustDomain::default(), &query).unwrap()
+    }
+
+    #[test]
+    fn the_entry_or_the_setting_that_decides_is_named() {
+        for (caller, host, address, port, decision, reason) in [
+            ("shop", "api.example.com", "", 443, "allow", "ServiceEntry shop/api has 192.0.2.1:443"),
+            ("shop", "a.apis.example.com", "", 443, "allow", "ServiceEntry shop/api has 192.0.2.1:443"),
+            ("shop", "", "192.0.2.1", 443, "allow", "ServiceEntry shop/api has 192.0.2.1:443"),
+            (
+                "shop",
+                "b.example.com",
+                "192.0.2.1",
+                443,
+                "allow",
+                "ServiceEntry shop/api has 192.0.2.1:443, which decides; b.example.com is not one of its hosts",
+            ),
+            (
+                "shop",
+                "b.example.com",
+                "",
+                443,
+                "deny",
+                "spec.traffic.enableEgress of MeshConfig tidegate-system/osm-mesh-config is false, and no object has the \
+                 address",
+            ),
+            ("shop", "", "10.96.0.10", 80, "allow", "Service shop/cart has 10.96.0.10:80"),
+        ] {
+            let found = explained(false, caller, host, address, port);
+            assert!(found.reason.starts_with(reason), "{found:?}");
+            assert_eq!(found.decision, decision, "{found:?}");
+        }
+        let open = explained(true, "web", "b.example.com", "", 443);
+        assert_eq!((open.decision, open.server.as_str()), ("allow", "b.example.com:443"));
+        let setting = "no object has the address, and spec.traffic.enableEgress of MeshConfig tidegate-system/osm-mesh-config";
+        assert!(open.reason.starts_with(setting), "{open:?}");
+        assert_eq!(open.rule.as_deref(), Some("MeshConfig tidegate-system/osm-mesh-config"));
+    }
+
+    #[test]
+    fn entries_that_list_the_host_and_do_not_decide_say_why() {
+        let found = explained(false, "web", "api.example.com", "", 443);
+        assert_eq!((found.decision, found.code), ("deny", Some("destination_unregistered")));
+        assert_eq!(
+            found.others,
+            ["ServiceEntry shop/api lists the host, but is not exported to namespace web"]
+        );
+        let found = explained(false, "shop", "api.example.com", "", 80);
+        assert_eq!(found.others, ["ServiceEntry shop/api lists the host, but has only the ports {443}"]);
+    }
+
+    #[test]
+    fn the_name_of_a_service_is_no_external_host() {
+        let query = ExternalQuery {
+            caller: "web".to_owned(),
+            host: Some("cart.shop.svc.cluster.local".to_owned()),
+            address: None,
+            port: 80,
+        };
+        let error = explain_external(&index(&[OBJECTS]), &TrustDomain::default(), &query).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cart.shop.svc.cluster.local is service shop/cart: ask about shop/cart"
+        );
+    }
+}
