@@ -18,12 +18,14 @@ use crate::cluster::namespace::NamespaceCommand;
 use crate::cluster::proxy::ProxyCommand;
 use crate::cluster::{bug_report, certificate, check, conflicts, inject, mesh, namespace, proxy};
 use crate::demo::DemoOptions;
+use crate::egress::EgressCommand;
+use crate::egress_check::CheckSubject;
 use crate::explain::ExplainOptions;
 use crate::install::{InstallOptions, UninstallOptions, UpgradeOptions};
 use crate::output::{OutputFormat, print};
 use crate::standalone::StandaloneOptions;
 use crate::validate::ValidateOptions;
-use crate::{completion, demo, explain, install, policy, standalone, validate};
+use crate::{completion, demo, egress, egress_check, explain, install, policy, standalone, validate};
 
 /// A service mesh for the ingress controller that you have.
 ///
@@ -45,6 +47,9 @@ enum Command {
     Validate(ValidateOptions),
     /// Explain whether a connection to a backend would be admitted, and why.
     Explain(ExplainOptions),
+    /// Show what workloads reach outside the mesh, and allow it.
+    #[command(subcommand)]
+    Egress(EgressCommand),
     /// Show policies.
     #[command(subcommand)]
     Policy(PolicyCommand),
@@ -60,8 +65,14 @@ enum Command {
     /// Show control planes.
     #[command(subcommand)]
     Mesh(MeshCommand),
-    /// Check the cluster, the control plane and the workloads.
-    Check(CheckOptions),
+    /// Check the cluster, the control plane and the workloads, or a server outside the mesh.
+    #[command(args_conflicts_with_subcommands = true)]
+    Check {
+        #[command(subcommand)]
+        subject: Option<CheckSubject>,
+        #[command(flatten)]
+        options: CheckOptions,
+    },
     /// Show and query sidecars.
     #[command(subcommand)]
     Proxy(ProxyCommand),
@@ -111,6 +122,7 @@ impl Cli {
             Command::Demo(options) => threads()?.block_on(demo::run(options)),
             Command::Validate(options) => validate::run(&options),
             Command::Explain(options) => threads()?.block_on(explain::run(options)),
+            Command::Egress(command) => threads()?.block_on(egress::run(command)),
             Command::Policy(PolicyCommand::List { target, output }) => {
                 threads()?.block_on(policy::list(&target, output))
             }
@@ -122,7 +134,8 @@ impl Cli {
             Command::Uninstall(options) => threads()?.block_on(install::uninstall(options)),
             Command::Namespace(command) => threads()?.block_on(namespace::run(command)),
             Command::Mesh(command) => threads()?.block_on(mesh::run(command)),
-            Command::Check(options) => threads()?.block_on(check::run(options)),
+            Command::Check { subject: Some(subject), .. } => threads()?.block_on(egress_check::run(subject)),
+            Command::Check { subject: None, options } => threads()?.block_on(check::run(options)),
             Command::Inject(options) => threads()?.block_on(inject::run(options)),
             Command::BugReport(options) => threads()?.block_on(bug_report::run(options)),
             Command::Proxy(command) => threads()?.block_on(proxy::run(command)),

@@ -11,6 +11,8 @@ mod cluster;
 pub mod commands;
 mod completion;
 mod demo;
+mod egress;
+mod egress_check;
 mod explain;
 mod helm;
 mod install;

@@ -1,4 +1,5 @@
-//! `/config` on the admin port: the configuration that this sidecar enforces at this moment. Contains no private keys.
+//! Pages of the admin port. `/config`: the configuration that this sidecar enforces at this moment; contains no private keys.
+//! `/egress`: what the workload has reached outside the mesh.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tidegate_core::backend::{Endpoint, Transport};
+use tidegate_core::contract::names::EGRESS_PATH;
 use tidegate_runtime::trust_bundle::fingerprint;
 
 use crate::destinations::{
@@ -16,8 +18,16 @@ use crate::destinations::{
 };
 use crate::options::InboundListener;
 use crate::snapshot::Publisher;
+use crate::telemetry::egress::{EgressReport, EgressUsage};
 
-/// State of the `/config` handler.
+/// State of the handlers.
+#[derive(Clone)]
+struct Pages {
+    view: ConfigView,
+    egress: EgressUsage,
+}
+
+/// What `/config` shows.
 #[derive(Clone)]
 pub(crate) struct ConfigView {
     /// `<namespace>/<name>` of the workload.
@@ -35,12 +45,20 @@ pub(crate) struct ConfigView {
 }
 
 /// The sidecar's own routes of the admin server.
-pub(crate) fn routes(view: ConfigView) -> Router {
-    Router::new().route("/config", get(config)).with_state(view)
+pub(crate) fn routes(view: ConfigView, egress: EgressUsage) -> Router {
+    let pages = Pages { view, egress };
+    Router::new().route("/config", get(config)).route(EGRESS_PATH, get(reached)).with_state(pages)
+}
+
+/// `/egress`: servers outside the mesh, as JSON for people and for `tidegate egress learn`.
+async fn reached(State(Pages { view, egress }): State<Pages>) -> Json<EgressReport> {
+    let snapshot = view.publisher.current();
+    let account = snapshot.policy.as_ref().map(|policy| policy.identity.service_account());
+    Json(egress.report(&view.workload, account))
 }
 
 /// `/config`: the policy, the certificate and the destinations in force, as JSON for people and for `tidegate`.
-async fn config(State(view): State<ConfigView>) -> Json<Value> {
+async fn config(State(Pages { view, .. }): State<Pages>) -> Json<Value> {
     let snapshot = view.publisher.current();
     let mut inbound: Vec<Value> =
         view.inbound.iter().map(|inbound| json!({"listen": inbound.listen, "app": inbound.app})).collect();

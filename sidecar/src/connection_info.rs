@@ -52,6 +52,18 @@ pub struct VerifiedCertificate {
     pub names: Box<str>,
 }
 
+/// Who has an address that the app dials.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AddressOwner {
+    /// A Service or a workload, or the address was not looked up.
+    #[default]
+    Cluster,
+    /// A ServiceEntry: `<namespace>/<name>`.
+    Entry(Arc<str>),
+    /// No object.
+    Unregistered,
+}
+
 /// A connection that the app has opened.
 pub struct OutboundInfo {
     /// The app's end.
@@ -62,6 +74,8 @@ pub struct OutboundInfo {
     pub service: Option<Arc<str>>,
     /// The same in metrics, for requests that reach no endpoint.
     pub destination: RemoteId,
+    /// Who has the address.
+    pub owner: AddressOwner,
 }
 
 /// The connection on which requests come.

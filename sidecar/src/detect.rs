@@ -5,6 +5,7 @@
 //! and bytes that cannot be decoded are refused, never treated as another protocol.
 
 pub mod client_hello;
+pub mod server;
 
 use tidegate_core::policy::Opening;
 

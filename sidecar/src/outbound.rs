@@ -6,6 +6,7 @@
 //! that another endpoint can be tried, and so that servers may speak first.
 
 mod carried;
+mod observed;
 mod opaque;
 mod refused;
 
@@ -84,7 +85,8 @@ impl OutboundConnection<'_> {
     fn handler(&self, destination: Arc<ResolvedDestination>) -> Handler {
         let Dialled { peer, address } = self.dialled;
         let service = destination.name().cloned();
-        let info = OutboundInfo { peer, dialled: address, service, destination: self.remote(&destination) };
+        let (remote, owner) = (self.remote(&destination), destination.owner().clone());
+        let info = OutboundInfo { peer, dialled: address, service, destination: remote, owner };
         let live = LiveDestination::new(self.context.destinations.clone(), address, destination);
         Handler::outbound(info, live, self.context.refusals.clone())
     }

@@ -31,6 +31,7 @@ use crate::snapshot::{self, Publisher, Snapshots};
 use crate::span_export::SpanExporter;
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{AccessLog, AccessLogFormat, AccessLogSink};
+use crate::telemetry::egress::EgressUsage;
 use crate::telemetry::metrics::DataPlaneMetrics;
 use crate::telemetry::trace::{SpanSink, span_queue};
 use crate::tls::{PeerTls, ServerTls};
@@ -45,8 +46,8 @@ const PROCESS: ProcessName = ProcessName(names::SIDECAR);
 pub struct Sidecar {
     workers: RunningWorkers,
     inbound: Arc<[InboundListener]>,
+    outbound: Arc<[OutboundListener]>,
     admin_address: SocketAddr,
-    outbound: Arc<[Outbound]>,
     readiness: Readiness,
     drain: drain::Trigger,
     drain_timeout: Duration,
@@ -90,7 +91,7 @@ impl Sidecar {
         let access_log = open_access_log(&options)?;
         let (spans, finished_spans) = span_queue();
         let counts = DataPlaneMetrics::new(access_log.clone()).with_spans(spans.counts().clone());
-        let remotes = counts.remotes().clone();
+        let (remotes, usage) = (counts.remotes().clone(), EgressUsage::default());
         let (lost, workload) = (spans.counts().clone(), options.workload.clone());
         let exporter = SpanExporter::new(finished_spans, lost, snapshots.clone(), remotes.clone(), workload);
         metrics.add_collector(Box::new(counts.clone()));
@@ -104,12 +105,18 @@ impl Sidecar {
             limits: Limits::from(&options.limits),
             snapshots,
             destinations: destinations.clone(),
-            http_context: http_context(count, (options.access_log_format, access_log.clone()), counts, spans),
+            http_context: http_context(
+                count,
+                (options.access_log_format, access_log.clone()),
+                counts,
+                spans,
+                usage.clone(),
+            ),
         })?;
         let view = config_view(&options, workers.addresses(), &destinations, &publisher);
         let inbound = view.inbound.clone();
         let admin = AdminServer::new(PROCESS, metrics.clone(), readiness.clone(), log.clone())
-            .merge(admin::routes(view))
+            .merge(admin::routes(view, usage))
             .bind(options.admin_address)
             .await?;
         let (drain, draining) = drain::channel();
@@ -145,6 +152,11 @@ impl Sidecar {
         &self.inbound
     }
 
+    /// The fixed listeners for the app's own connections, as they were given.
+    pub fn outbound(&self) -> &[OutboundListener] {
+        &self.outbound
+    }
+
     /// Address of the admin server.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin_address
@@ -152,11 +164,6 @@ impl Sidecar {
 
     /// Ready once the certificate and the first policy have arrived.
     pub fn readiness(&self) -> &Readiness {
-    /// The fixed listeners for the app's own connections, as they were given.
-    pub fn outbound(&self) -> &[Outbound] {
-        &self.outbound
-    }
-
         &self.readiness
     }
 
@@ -184,10 +191,11 @@ fn http_context(
     (format, access_log): (AccessLogFormat, Option<AccessLogSink>),
     counts: DataPlaneMetrics,
     spans: SpanSink,
+    usage: EgressUsage,
 ) -> Arc<dyn Fn(Rc<Limits>, Snapshots) -> Rc<HttpContext> + Send + Sync> {
     Arc::new(move |limits, snapshots| {
         let log = access_log.clone().map(|sink| AccessLog::new(format, sink));
-        let telemetry = Telemetry::new(&counts, log).with_spans(spans.clone());
+        let telemetry = Telemetry::new(&counts, log).with_spans(spans.clone()).with_egress(&usage);
         Rc::new(HttpContext::new(limits, Rc::new(telemetry), snapshots).of_one_in(workers))
     })
 }

@@ -1,6 +1,7 @@
 //! Records traffic: an access log line and counts for each request or opaque connection.
 
 pub mod access_log;
+pub mod egress;
 pub mod metrics;
 pub(crate) mod trace;
 
@@ -13,10 +14,12 @@ use tidegate_core::policy::{Decision, Reason, Terms};
 use tidegate_core::telemetry::TelemetrySettings;
 
 use self::access_log::AccessLog;
+use self::egress::{EgressRecorder, EgressUsage};
 pub(crate) use self::metrics::CountedTcp;
 use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
 use self::trace::{RequestTrace, Sampling, SpanSink, Tracer};
-use crate::connection_info::{ConnectionInfo, OutboundInfo, ServedConnection};
+use crate::connection_info::{AddressOwner, ConnectionInfo, OutboundInfo, ServedConnection};
+use crate::detect::server::SpokenProtocol;
 use crate::remotes::RemoteId;
 
 /// Why a response is not the app's own; the codes are those of Envoy and Istio, which log parsers understand.
@@ -130,7 +133,11 @@ pub struct OutboundRecord<'a> {
     pub destination: RemoteId,
     /// The endpoint that was chosen, and tried last.
     pub endpoint: Option<DialledEndpoint>,
-    /// The host that the first bytes of opaque ones name, if they were read.
+    /// Who has the address.
+    pub owner: &'a AddressOwner,
+    /// What the app speaks, as far as the first bytes of opaque ones were looked at.
+    pub spoken: SpokenProtocol,
+    /// The host that the first bytes of opaque ones name, likewise.
     pub server_name: Option<&'a str>,
 }
 
@@ -171,6 +178,7 @@ pub enum GrpcOutcome {
 /// A worker's counters and access log.
 pub struct Telemetry {
     metrics: WorkerMetrics,
+    egress: EgressRecorder,
     access_log: Option<AccessLog>,
     tracer: Tracer,
 }
@@ -226,8 +234,16 @@ impl<'a> Record<'a> {
             ServedConnection::Outbound(info) => {
                 let service = info.service.as_deref();
                 let OutboundInfo { peer, dialled, destination, .. } = **info;
-                let outbound =
-                    OutboundRecord { peer, dialled, service, destination, endpoint, server_name: None };
+                let outbound = OutboundRecord {
+                    peer,
+                    dialled,
+                    service,
+                    destination,
+                    endpoint,
+                    owner: &info.owner,
+                    spoken: SpokenProtocol::Http,
+                    server_name: None,
+                };
                 Self { outbound: Some(outbound), ..Self::default() }
             }
         }
@@ -256,7 +272,13 @@ impl<'a> Record<'a> {
 impl Telemetry {
     /// Telemetry of one worker; `access_log` if enabled.
     pub fn new(metrics: &DataPlaneMetrics, access_log: Option<AccessLog>) -> Self {
-        Self { metrics: metrics.worker(), access_log, tracer: Tracer::new(None) }
+        let egress = EgressUsage::default().worker();
+        Self { metrics: metrics.worker(), egress, access_log, tracer: Tracer::new(None) }
+    }
+
+    /// The same with its share of this record of what leaves the mesh.
+    pub(crate) fn with_egress(self, usage: &EgressUsage) -> Self {
+        Self { egress: usage.worker(), ..self }
     }
 
     /// The same with traces, whose spans go to this exporter.
@@ -289,6 +311,7 @@ impl Telemetry {
     /// Counts a record, and logs it if the access log is enabled.
     pub fn record(&self, record: &Record<'_>) {
         self.metrics.record(record);
+        self.egress.count(record);
         if let Some(trace) = record.trace {
             self.tracer.record(trace, record);
         }

@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::Context;
 use tidegate_controller::LocalPod;
 use tidegate_core::contract::annotations::{APP_ADDRESS, OUTBOUND};
-use tidegate_sidecar::options::{InboundListener, Outbound};
+use tidegate_sidecar::options::{InboundListener, OutboundListener};
 use tidegate_sidecar::sidecar::Sidecar;
 
 /// For each port of the Pod's policy, and for each destination in its annotation.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct PodListeners {
     pub(super) inbound: Vec<InboundListener>,
-    pub(super) outbound: Vec<Outbound>,
+    pub(super) outbound: Vec<OutboundListener>,
 }
 
 impl PodListeners {
@@ -29,7 +29,7 @@ impl PodListeners {
         let ports: Vec<u16> =
             sidecars.iter().flat_map(|sidecar| sidecar.inbound()).map(|inbound| inbound.app.port()).collect();
         let is_bound =
-            |outbound: &Outbound| sidecars.iter().any(|sidecar| sidecar.outbound().contains(outbound));
+            |outbound: &OutboundListener| sidecars.iter().any(|sidecar| sidecar.outbound().contains(outbound));
         self.inbound.retain(|inbound| !ports.contains(&inbound.app.port()));
         self.outbound.retain(|outbound| !is_bound(outbound));
         self

@@ -50,6 +50,8 @@ pub const LIVE_PATH: &str = "/live";
 pub const METRICS_PATH: &str = "/metrics";
 /// Web path: a sidecar's metrics, as OSM's users scrape them.
 pub const SIDECAR_METRICS_PATH: &str = "/stats/prometheus";
+/// Page of a sidecar's admin server that shows what the workload has reached outside the mesh.
+pub const EGRESS_PATH: &str = "/egress";
 /// Web path: the injector's webhook.
 pub const MUTATE_PATH: &str = "/mutate";
 /// Web path: the controller's webhook.

@@ -101,7 +101,7 @@ impl References {
     /// An address that no object has, or none that is known yet.
     pub(super) fn unknown(&self, dialled: SocketAddr) -> ResolvedDestination {
         match &self.caller.egress {
-            EgressMode::AllowAny => ResolvedDestination::outside(dialled),
+            EgressMode::AllowAny => ResolvedDestination::unknown(dialled),
             EgressMode::RegistryOnly(reason) => ResolvedDestination::unregistered(dialled, reason.clone()),
         }
     }
@@ -138,7 +138,10 @@ impl References {
         };
         let backend = |name: &BackendRef| Some(self.backends.get(name)?.value.as_ref()?.at(dialled));
         let resolved = match target {
-            DestinationTarget::Backend(name) => ResolvedDestination::to(dialled, backend(name)?),
+            DestinationTarget::Backend(name) => {
+                let resolved = ResolvedDestination::to(dialled, backend(name)?);
+                if &*name.object.kind == "ServiceEntry" { resolved.of_entry() } else { resolved }
+            }
             DestinationTarget::Routes(name) => {
                 let active = self.routes.get(name)?.value.as_ref()?;
                 let backends = active.backends().iter().map(backend).collect::<Option<_>>()?;

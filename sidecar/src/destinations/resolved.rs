@@ -8,6 +8,7 @@ use tidegate_core::policy::AppProtocol;
 use super::backend::{BalancedBackend, BalancedEndpoint, TopologyView};
 use super::routes::{DrawnShare, ResolvedRoutes};
 use super::{EndpointChoice, NoEndpoint};
+use crate::connection_info::AddressOwner;
 
 /// Where connections to an address go.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(crate) struct ResolvedDestination {
     protocol: AppProtocol,
     /// `<namespace>/<name>` of the Service or Pod; `None`: outside the mesh.
     name: Option<Arc<str>>,
+    owner: AddressOwner,
     target: ResolvedTarget,
 }
 
@@ -40,28 +42,43 @@ impl ResolvedDestination {
         Self::to(dialled, Arc::new(BalancedBackend::outside(dialled)))
     }
 
+    /// The same, where no object has the address.
+    pub(crate) fn unknown(dialled: SocketAddr) -> Self {
+        Self { owner: AddressOwner::Unregistered, ..Self::outside(dialled) }
+    }
+
     /// Connections are refused.
     pub(crate) fn blocked(dialled: SocketAddr, reason: Arc<str>) -> Self {
         let target = ResolvedTarget::Blocked(reason);
-        Self { dialled, protocol: AppProtocol::Tcp, name: None, target }
+        Self::with(dialled, None, target)
     }
 
     /// Connections are refused, because no object has the address.
     pub(crate) fn unregistered(dialled: SocketAddr, reason: Arc<str>) -> Self {
         let target = ResolvedTarget::Unregistered(reason);
-        Self { dialled, protocol: AppProtocol::Undeclared, name: None, target }
+        let owner = AddressOwner::Unregistered;
+        Self { protocol: AppProtocol::Undeclared, owner, ..Self::with(dialled, None, target) }
     }
 
     /// Connections go to this backend, as opaque bytes.
     pub(crate) fn to(dialled: SocketAddr, backend: Arc<BalancedBackend>) -> Self {
-        let name = backend.name.clone();
-        Self { dialled, protocol: AppProtocol::Tcp, name, target: ResolvedTarget::Backend(backend) }
+        Self::with(dialled, backend.name.clone(), ResolvedTarget::Backend(backend))
     }
 
     /// Rules decide where requests go.
     pub(super) fn routed(dialled: SocketAddr, routes: ResolvedRoutes) -> Self {
         let name = Some(routes.name().owner().into());
-        Self { dialled, protocol: AppProtocol::Tcp, name, target: ResolvedTarget::Routes(routes) }
+        Self::with(dialled, name, ResolvedTarget::Routes(routes))
+    }
+
+    fn with(dialled: SocketAddr, name: Option<Arc<str>>, target: ResolvedTarget) -> Self {
+        Self { dialled, protocol: AppProtocol::Tcp, name, owner: AddressOwner::Cluster, target }
+    }
+
+    /// The address is this ServiceEntry's.
+    pub(super) fn of_entry(self) -> Self {
+        let owner = self.name.clone().map_or(AddressOwner::Cluster, AddressOwner::Entry);
+        Self { owner, ..self }
     }
 
     /// Connections carry this protocol.
@@ -77,6 +94,11 @@ impl ResolvedDestination {
     /// `<namespace>/<name>` of the Service or Pod; `None`: outside the mesh.
     pub(crate) fn name(&self) -> Option<&Arc<str>> {
         self.name.as_ref()
+    }
+
+    /// Who has the address.
+    pub(crate) fn owner(&self) -> &AddressOwner {
+        &self.owner
     }
 
     pub(crate) fn target(&self) -> &ResolvedTarget {

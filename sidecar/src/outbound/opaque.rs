@@ -8,8 +8,11 @@ use tidegate_core::DnsName;
 use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 
+use super::observed::ObservedClient;
 use super::{Dialled, OutboundConnection};
+use crate::connection_info::AddressOwner;
 use crate::destinations::{EndpointChoice, NoEndpoint, ResolvedDestination, ResolvedTarget};
+use crate::detect::server::ObservedServer;
 use crate::detect::{self, FirstBytes};
 use crate::remotes::RemoteId;
 use crate::stream::{Abort, MaybeTls};
@@ -47,7 +50,7 @@ impl OutboundConnection<'_> {
         let remote = endpoint.map_or_else(|| self.remote(&target), |endpoint| endpoint.remote);
         let security = ConnectionSecurity::outbound(endpoint.as_ref());
         let tcp = self.context.http.telemetry.tcp(true, remote, security);
-        let told = Told { outbound: self, target: &target, endpoint, tcp, server_name: None };
+        let told = Told { outbound: self, target: &target, endpoint, tcp };
         match result {
             Ok((upstream, choice)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
             Err(failure) => {
@@ -58,7 +61,7 @@ impl OutboundConnection<'_> {
                     NotConnected::NoEndpoint(reason) => (ResponseFlag::NoHealthyUpstream, reason.details()),
                     NotConnected::Failed(failure) => (failure.flag(), failure.details()),
                 };
-                told.record(flag, details, 0, 0);
+                told.record(&ObservedServer::default(), flag, details, [0, 0]);
                 io.abort();
             }
         }
@@ -125,8 +128,6 @@ pub(super) struct Told<'s> {
     pub(super) outbound: &'s OutboundConnection<'s>,
     pub(super) target: &'s ResolvedDestination,
     pub(super) endpoint: Option<DialledEndpoint>,
-    /// The host that the app wants to reach, where its first bytes were read.
-    pub(super) server_name: Option<&'s str>,
     pub(super) tcp: CountedTcp,
 }
 
@@ -134,7 +135,7 @@ impl Told<'_> {
     /// Passes bytes both ways until both sides are done; if one breaks, the other gets a RST.
     async fn carry(
         &self,
-        mut client: TcpStream,
+        client: TcpStream,
         received: BytesMut,
         mut upstream: Upstream,
         choice: &EndpointChoice,
@@ -142,11 +143,19 @@ impl Told<'_> {
         let limits = &self.outbound.context.http.limits;
         let line = self.outbound.line;
         let mut tunnel = Tunnel::new(&received, &[]);
+        let mut client = match self.target.owner() {
+            AddressOwner::Cluster => ObservedClient::unobserved(client),
+            AddressOwner::Entry(_) | AddressOwner::Unregistered => {
+                ObservedClient::observed(client, &received)
+            }
+        };
         drop(received);
         let patience = TunnelPatience { stalled: limits.body, idle: Some(limits.idle), half_closed: None };
-        let (flag, details) = match line.guard(tunnel.run(&mut client, &mut upstream, line, patience)).await {
+        let result = line.guard(tunnel.run(&mut client, &mut upstream, line, patience)).await;
+        let moved = [tunnel.received(), tunnel.sent()];
+        let (flag, details) = match result {
             Ok(Ok(())) => {
-                return self.record(ResponseFlag::None, "via_upstream", tunnel.received(), tunnel.sent());
+                return self.record(&client.requested(), ResponseFlag::None, "via_upstream", moved);
             }
             Ok(Err(error)) => {
                 if error == TunnelError::Upstream && tunnel.sent() == 0 {
@@ -156,13 +165,20 @@ impl Told<'_> {
             }
             Err(ended) => (ResponseFlag::None, ended.0.details()),
         };
-        self.record(flag, details, tunnel.received(), tunnel.sent());
+        self.record(&client.requested(), flag, details, moved);
         client.abort();
         upstream.abort();
     }
 
-    /// Writes the access log record. `received`: bytes of the app; `sent`: bytes to it.
-    pub(super) fn record(&self, flag: ResponseFlag, details: &'static str, received: u64, sent: u64) {
+    /// Writes the access log record. `requested`: as far as its first bytes were looked at. The bytes are those of the app,
+    /// and those to it.
+    pub(super) fn record(
+        &self,
+        requested: &ObservedServer,
+        flag: ResponseFlag,
+        details: &'static str,
+        [received, sent]: [u64; 2],
+    ) {
         let OutboundConnection { context, dialled: Dialled { peer, address }, accepted, .. } = self.outbound;
         self.tcp.moved(received, sent);
         context.http.telemetry.record(&Record {
@@ -172,7 +188,9 @@ impl Told<'_> {
                 service: self.target.name().map(|name| &**name),
                 destination: RemoteId::UNKNOWN,
                 endpoint: self.endpoint,
-                server_name: self.server_name,
+                owner: self.target.owner(),
+                spoken: requested.protocol,
+                server_name: requested.name.as_deref(),
             }),
             start: Some(*accepted),
             duration: SystemTime::now().duration_since(*accepted).unwrap_or_default(),

@@ -41,7 +41,7 @@ struct RequestKey {
 }
 
 /// A counter with a single writer, which therefore needs no atomic read-modify-write instruction.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
 
 /// One worker's counts, shared with the scrape.
@@ -133,7 +133,7 @@ impl Count {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
     }
 
-    fn value(&self) -> u64 {
+    pub(super) fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

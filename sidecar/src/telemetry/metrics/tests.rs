@@ -3,6 +3,8 @@ use prometheus_client::registry::Registry;
 use tidegate_core::policy::{Denial, Reason};
 
 use super::*;
+use crate::connection_info::AddressOwner;
+use crate::detect::server::SpokenProtocol;
 use crate::remotes::{RemoteLabels, WorkloadLabels};
 use crate::telemetry::{DialledEndpoint, GrpcOutcome, OutboundRecord};
 
@@ -96,6 +98,8 @@ fn opened_to(endpoint: DialledEndpoint) -> OutboundRecord<'static> {
         service: Some("shop/cart"),
         destination: RemoteId::UNKNOWN,
         endpoint: Some(endpoint),
+        owner: &AddressOwner::Cluster,
+        spoken: SpokenProtocol::Tcp,
         server_name: None,
     }
 }
