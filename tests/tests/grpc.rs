@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
@@ -91,7 +91,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream) {
 
 /// Runs every case against a server, and fails with the names and the output of those that fail.
 #[track_caller]
-fn pass_all(client: &PathBuf, target: SocketAddr) {
+fn pass_all(client: &Path, target: SocketAddr) {
     let mut failed = String::new();
     for case in CASES {
         if let Err(error) = passes(client, &["-use_tls=false"], target, case) {
