@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
+use rustls::CipherSuite;
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::{self, PemObject};
@@ -10,14 +11,20 @@ use rustls_pki_types::pem::{self, PemObject};
 /// Makes aws-lc-rs the provider of all TLS in this process. Further calls have no effect.
 pub fn install_provider() {
     // An error means that a provider is already installed.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let _ = own_provider().install_default();
 }
 
 /// The process' provider; aws-lc-rs if none was installed.
 pub fn provider() -> Arc<CryptoProvider> {
-    CryptoProvider::get_default()
-        .cloned()
-        .unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+    CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(own_provider()))
+}
+
+/// aws-lc-rs, whose clients prefer AES-128-GCM, as those of Envoy and Go do: it takes 10 rounds instead of 14. Servers
+/// take what clients prefer.
+fn own_provider() -> CryptoProvider {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
 }
 
 /// All certificates of a PEM text, in order; comments and other sections are skipped. The bytes inside a section are
@@ -89,5 +96,12 @@ mod tests {
         install_provider();
         install_provider();
         assert!(CryptoProvider::get_default().is_some());
+    }
+
+    #[test]
+    fn clients_prefer_aes_128_and_keep_the_others() {
+        let suites: Vec<_> = own_provider().cipher_suites.iter().map(|suite| suite.suite()).collect();
+        assert_eq!(suites.first(), Some(&CipherSuite::TLS13_AES_128_GCM_SHA256));
+        assert_eq!(suites.len(), rustls::crypto::aws_lc_rs::default_provider().cipher_suites.len());
     }
 }

@@ -85,7 +85,7 @@ struct ProgramFlags(Vec<String>);
 
 /// Starts CA, controller and sidecars, each after the previous one is ready, and waits until a sidecar has its
 /// certificate and its policy. `protocol` is what the app's port declares. With `rules`, so many routes of the caller's
-/// requests, and matches of a TrafficTarget, come before the one that applies; 0: neither is there.
+/// requests, and matches of a TrafficTarget, come before the one that applies; 0: no routes, and one match.
 pub(super) async fn start(site: &TargetSite<'_>, protocol: &str, rules: usize) -> Result<Running> {
     let programs = site.programs.tidegate()?;
     let mesh = LocalMesh::prepare(site, protocol, rules)?;
@@ -133,7 +133,7 @@ pub(super) async fn start(site: &TargetSite<'_>, protocol: &str, rules: usize) -
             address: listen(site),
             files: ClientFiles::of(site.certificates, &site.certificates.caller),
             // What is not parsed meets no rule that distinguishes requests.
-            protocols: if rules > 0 { &[b"tidegate/h1"] } else { &[b"tidegate/tcp"] },
+            protocols: if protocol == "tcp" { &[b"tidegate/tcp"] } else { &[b"tidegate/h1"] },
         }),
     })
 }
@@ -190,9 +190,10 @@ impl LocalMesh {
             store: path("store"),
         };
         fs::create_dir(&mesh.manifests)?;
-        fs::write(mesh.manifests.join("httpbin.yaml"), render(site, protocol, rules == 0)?)?;
-        if rules > 0 {
-            fs::write(mesh.manifests.join("rules.yaml"), rules::manifests(rules, site.app.port()))?;
+        fs::write(mesh.manifests.join("httpbin.yaml"), render(site, protocol)?)?;
+        if mesh.caller.is_some() {
+            let rules = rules::manifests(rules, site.app.port(), protocol);
+            fs::write(mesh.manifests.join("rules.yaml"), rules)?;
         }
         fs::write(&mesh.token_key_file, key.public_pem())?;
         fs::write(&mesh.controller_token, key.token("tidegate-system", "tidegate-controller")?)?;
@@ -257,9 +258,9 @@ impl ProgramFlags {
     }
 }
 
-/// The Kubernetes objects of a run; `protocol` is what the app's port declares. In a pair that is not permissive, only
-/// TrafficTargets admit the caller.
-pub(super) fn render(site: &TargetSite<'_>, protocol: &str, is_permissive: bool) -> Result<String> {
+/// The Kubernetes objects of a run; `protocol` is what the app's port declares. In a pair, only TrafficTargets admit the
+/// caller.
+pub(super) fn render(site: &TargetSite<'_>, protocol: &str) -> Result<String> {
     let mut values = vec![
         ("port", site.app.port().to_string()),
         ("pod_address", POD.to_string()),
@@ -271,7 +272,6 @@ pub(super) fn render(site: &TargetSite<'_>, protocol: &str, is_permissive: bool)
             template::render(INGRESS, &values).context("tidegate.yaml")
         }
         ProxyTopology::Pair => {
-            values.push(("permissive", is_permissive.to_string()));
             values.push(("caller_address", caller::POD.to_string()));
             values.push(("service_address", caller::SERVICE.to_string()));
             template::render(PAIR, &values).context("pair.yaml")

@@ -1,4 +1,5 @@
-//! Many rules for one Service, of which the last one applies to every request of the measurement.
+//! The rules of a pair: who may call, and many routes and matches before the one that applies to every request of the
+//! measurement.
 
 use serde_json::{Value, json};
 
@@ -7,14 +8,21 @@ const RULES_OF_ROUTE: usize = 16;
 /// Matches of one HTTPRouteGroup: its limit.
 const MATCHES_OF_GROUP: usize = 256;
 
-/// HTTPRoutes of Service `httpbin` for its clients, and a TrafficTarget for its server: `count` rules of each, and one more for
-/// the requests that are measured. JSON documents, as YAML.
-pub(super) fn manifests(count: usize, port: u16) -> String {
+/// A TrafficTarget that lets the caller in, with `count` matches and one more for the requests that are measured; with a
+/// count, also HTTPRoutes of Service `httpbin` for its clients, with as many rules. JSON documents, as YAML. `protocol`
+/// is what the app's port declares: with `tcp` nothing distinguishes requests.
+pub(super) fn manifests(count: usize, port: u16, protocol: &str) -> String {
+    if protocol == "tcp" {
+        let all =
+            object("specs.smi-spec.io/v1alpha4", "TCPRoute", "all", &json!({"matches": {"ports": [port]}}));
+        let target = target(&[json!({"kind": "TCPRoute", "name": "all"})]);
+        return format!("{all}\n---\n{target}");
+    }
     let backends = json!([{"name": "httpbin", "port": port}]);
     let exact =
         |at| json!({"matches": [{"path": {"type": "Exact", "value": path(at)}}], "backendRefs": backends});
     let rest = json!({"matches": [{"path": {"type": "PathPrefix", "value": "/"}}], "backendRefs": backends});
-    let rules: Vec<_> = (0..count).map(exact).chain([rest]).collect();
+    let rules: Vec<_> = (0..count).map(exact).chain((count > 0).then_some(rest)).collect();
     let routes = rules.chunks(RULES_OF_ROUTE).enumerate().map(|(at, rules)| {
         let spec =
             json!({"parentRefs": [{"group": "", "kind": "Service", "name": "httpbin"}], "rules": rules});
@@ -22,7 +30,7 @@ pub(super) fn manifests(count: usize, port: u16) -> String {
     });
 
     let one = |at| json!({"name": format!("m{at}"), "methods": ["GET"], "pathRegex": path(at)});
-    let rest = json!({"name": "rest", "methods": ["GET"], "pathRegex": "/.*"});
+    let rest = json!({"name": "rest", "methods": ["*"], "pathRegex": "/.*"});
     let matches: Vec<_> = (0..count).map(one).chain([rest]).collect();
     let groups: Vec<_> = matches
         .chunks(MATCHES_OF_GROUP)
@@ -33,14 +41,19 @@ pub(super) fn manifests(count: usize, port: u16) -> String {
         })
         .collect();
     let of_group = |at| json!({"kind": "HTTPRouteGroup", "name": format!("groups-{at}")});
-    let target = json!({
-        "destination": {"kind": "ServiceAccount", "name": "httpbin", "namespace": "httpbin"},
-        "rules": (0..groups.len()).map(of_group).collect::<Vec<_>>(),
-        "sources": [{"kind": "ServiceAccount", "name": "caller", "namespace": "httpbin"}],
-    });
-    let target = object("access.smi-spec.io/v1alpha3", "TrafficTarget", "caller", &target);
+    let target = target(&(0..groups.len()).map(of_group).collect::<Vec<_>>());
     let documents: Vec<_> = routes.chain(groups).chain([target]).map(|object| object.to_string()).collect();
     documents.join("\n---\n")
+}
+
+/// What the caller may do.
+fn target(rules: &[Value]) -> Value {
+    let spec = json!({
+        "destination": {"kind": "ServiceAccount", "name": "httpbin", "namespace": "httpbin"},
+        "rules": rules,
+        "sources": [{"kind": "ServiceAccount", "name": "caller", "namespace": "httpbin"}],
+    });
+    object("access.smi-spec.io/v1alpha3", "TrafficTarget", "caller", &spec)
 }
 
 /// A path that no request has.
@@ -60,7 +73,7 @@ mod tests {
 
     #[test]
     fn no_object_has_more_rules_than_its_kind_allows() {
-        let manifests = manifests(1000, 4001);
+        let manifests = manifests(1000, 4001, "http");
         let objects: Vec<Value> =
             manifests.split("\n---\n").map(|text| serde_json::from_str(text).unwrap()).collect();
         let count = |kind: &str, field: &str| -> Vec<usize> {

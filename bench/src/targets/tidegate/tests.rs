@@ -39,7 +39,7 @@ fn the_manifests_put_the_sidecar_before_the_apps_port() {
     let certificates = RunCertificates::create(directory.path()).unwrap();
     let programs = targets::tests::programs();
     let site = site(ProxyTopology::Ingress, directory.path(), &certificates, &programs);
-    let manifests = render(&site, "http", true).unwrap();
+    let manifests = render(&site, "http").unwrap();
     for part in [
         "podIP: 127.0.7.1\n",
         "targetPort: 4001\n",
