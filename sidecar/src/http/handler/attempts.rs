@@ -92,8 +92,7 @@ impl Attempts {
         let policy = self.limits.retry.as_ref()?;
         let (timeouts, budgets) = (self.limits.timeouts, &env.retry_budgets);
         let attempt = Attempt {
-            method: b"",
-            has_idempotency_key: self.is_idempotent,
+            is_idempotent: self.is_idempotent,
             body,
             retries: self.retries,
             failure: failed.failure,
