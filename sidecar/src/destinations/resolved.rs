@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tidegate_core::policy::AppProtocol;
 
+use super::attempt_limits::AttemptLimits;
 use super::backend::{BalancedBackend, BalancedEndpoint, TopologyView};
 use super::routes::{DrawnShare, ResolvedRoutes};
 use super::{EndpointChoice, NoEndpoint};
@@ -18,6 +19,8 @@ pub(crate) struct ResolvedDestination {
     /// `<namespace>/<name>` of the Service or Pod; `None`: outside the mesh.
     name: Option<Arc<str>>,
     target: ResolvedTarget,
+    /// What requests are allowed that no rule limits.
+    attempts: Option<Arc<AttemptLimits>>,
 }
 
 /// What decides where they go.
@@ -43,30 +46,42 @@ impl ResolvedDestination {
     /// Connections are refused.
     pub(crate) fn blocked(dialled: SocketAddr, reason: Arc<str>) -> Self {
         let target = ResolvedTarget::Blocked(reason);
-        Self { dialled, protocol: AppProtocol::Tcp, name: None, target }
+        Self { dialled, protocol: AppProtocol::Tcp, name: None, target, attempts: None }
     }
 
     /// Connections are refused, because no object has the address.
     pub(crate) fn unregistered(dialled: SocketAddr, reason: Arc<str>) -> Self {
         let target = ResolvedTarget::Unregistered(reason);
-        Self { dialled, protocol: AppProtocol::Undeclared, name: None, target }
+        Self { dialled, protocol: AppProtocol::Undeclared, name: None, target, attempts: None }
     }
 
     /// Connections go to this backend, as opaque bytes.
     pub(crate) fn to(dialled: SocketAddr, backend: Arc<BalancedBackend>) -> Self {
         let name = backend.name.clone();
-        Self { dialled, protocol: AppProtocol::Tcp, name, target: ResolvedTarget::Backend(backend) }
+        let target = ResolvedTarget::Backend(backend);
+        Self { dialled, protocol: AppProtocol::Tcp, name, target, attempts: None }
     }
 
     /// Rules decide where requests go.
     pub(super) fn routed(dialled: SocketAddr, routes: ResolvedRoutes) -> Self {
         let name = Some(routes.name().owner().into());
-        Self { dialled, protocol: AppProtocol::Tcp, name, target: ResolvedTarget::Routes(routes) }
+        let target = ResolvedTarget::Routes(routes);
+        Self { dialled, protocol: AppProtocol::Tcp, name, target, attempts: None }
     }
 
     /// Connections carry this protocol.
     pub(crate) fn carrying(self, protocol: AppProtocol) -> Self {
         Self { protocol, ..self }
+    }
+
+    /// Requests that no rule limits are allowed this beyond one attempt of any length.
+    pub(super) fn limiting(self, attempts: Option<Arc<AttemptLimits>>) -> Self {
+        Self { attempts, ..self }
+    }
+
+    /// What requests that no rule limits are allowed beyond one attempt of any length.
+    pub(crate) fn attempts(&self) -> Option<&Arc<AttemptLimits>> {
+        self.attempts.as_ref()
     }
 
     /// What connections carry.

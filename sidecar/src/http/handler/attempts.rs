@@ -1,6 +1,6 @@
-//! The attempts of a request whose rule limits its time, or has it retried.
+//! The attempts of a request whose time is limited, or that is retried: by its rule, or by an object about the Service.
 //!
-//! A request of another rule has none of this, and pays nothing for it.
+//! Another request has none of this, and pays nothing for it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
