@@ -3,7 +3,7 @@
 //! What OSM accepted is accepted; where it is unlikely to be what its author meant, `kubectl` shows a warning.
 //! Conflicts with other objects, such as two policies for one backend, are reported in the objects' status. The checks
 //! themselves are in [`tidegate_crds::validate`]. The webhook configuration covers `CREATE` and `UPDATE` of
-//! `ingressbackends`, `upstreamtrafficsettings`, `traffictargets`, `trafficsplits`, `httproutegroups` and `serviceentries` in the
+//! `ingressbackends`, `upstreamtrafficsettings`, `retries`, `traffictargets`, `trafficsplits`, `httproutegroups` and `serviceentries` in the
 //! mesh's namespaces, and of `meshconfigs` in the control plane's own, at path `/validate`, with `sideEffects: None`.
 
 use std::net::SocketAddr;
@@ -17,8 +17,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tidegate_core::contract::names::{self, MESH_CONFIG_NAME, name_in_mesh};
 use tidegate_crds::{
-    Finding, HTTPRouteGroupSpec, IngressBackendSpec, MeshConfigSpec, ServiceEntrySpec, TrafficSplitSpec,
-    TrafficTargetSpec, UpstreamTrafficSettingSpec, validate,
+    Finding, HTTPRouteGroupSpec, IngressBackendSpec, MeshConfigSpec, RetrySpec, ServiceEntrySpec,
+    TrafficSplitSpec, TrafficTargetSpec, UpstreamTrafficSettingSpec, validate,
 };
 use tidegate_kubernetes::watch::KindMeter;
 use tidegate_kubernetes::webhook::{
@@ -126,6 +126,10 @@ impl AdmissionReviewer for PolicyReviewer {
                     validate::upstream_traffic_setting(namespace, &object.spec)
                 })
             }
+            ("policy.openservicemesh.io", "Retry") => judge(request, |object: &ReviewedObject<RetrySpec>| {
+                let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
+                validate::retry(namespace, &object.spec)
+            }),
             ("networking.istio.io", "ServiceEntry") => {
                 judge(request, |object: &ReviewedObject<ServiceEntrySpec>| {
                     let namespace = object.metadata.namespace.as_deref().unwrap_or_default();

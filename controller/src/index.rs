@@ -14,6 +14,7 @@ mod namespaces;
 mod nodes;
 mod part;
 mod pods;
+mod retries;
 mod service_accounts;
 mod service_entries;
 mod services;
@@ -31,7 +32,7 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_crds::{
-    IngressBackend, MeshConfig, MeshConfigSpec, ServiceEntry, TCPRoute, TrafficSplit, TrafficTarget,
+    IngressBackend, MeshConfig, MeshConfigSpec, Retry, ServiceEntry, TCPRoute, TrafficSplit, TrafficTarget,
     UpstreamTrafficSetting,
 };
 
@@ -46,6 +47,7 @@ pub(crate) use endpoint_slices::{pod_of, service_of};
 pub(crate) use gateway_routes::{RouteObject, RouteWeight, backend_of, parent_of};
 pub(crate) use http_route_groups::{CompiledMatch, NamedMatches, RouteGroup};
 pub(crate) use pods::pod_addresses;
+pub(crate) use retries::retried_services;
 pub(crate) use service_entries::{ServiceEntries, service_named};
 pub(crate) use traffic_splits::{backend_of as split_backend, root_of as split_root};
 pub(crate) use upstream_traffic_settings::setting_service;
@@ -311,6 +313,16 @@ impl Index {
         service: &ObjectName,
     ) -> impl Iterator<Item = (&ObjectName, &Arc<UpstreamTrafficSetting>)> {
         self.parts.upstream_traffic_settings.about(service)
+    }
+
+    /// Every Retry.
+    pub(crate) fn retries(&self) -> impl Iterator<Item = (&ObjectName, &Arc<Retry>)> {
+        self.parts.retries.iter()
+    }
+
+    /// Retries of a namespace.
+    pub(crate) fn retries_in(&self, namespace: &str) -> impl Iterator<Item = (&ObjectName, &Arc<Retry>)> {
+        self.parts.retries.in_namespace(namespace)
     }
 
     /// The ServiceEntries.
@@ -606,6 +618,7 @@ impl Index {
             affected.addresses.extend(addresses.filter_map(|address| address.parse::<IpAddr>().ok()));
         }
         affected.services.insert(service.clone());
+        affected.policies.extend(self.parts.retries.about(service).map(|retry| retry.namespace.clone()));
         self.affect_source(service, affected);
     }
 

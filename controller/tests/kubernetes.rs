@@ -12,7 +12,7 @@ const NAMESPACE: &str = "tidegate-system";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
 const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
 /// The kinds besides those of Tidegate that have a status, by collection.
-const OTHERS: [(&str, &str, &str); 10] = [
+const OTHERS: [(&str, &str, &str); 11] = [
     ("access.smi-spec.io/v1alpha3/traffictargets", "access.smi-spec.io/v1alpha3", "TrafficTarget"),
     ("split.smi-spec.io/v1alpha4/trafficsplits", "split.smi-spec.io/v1alpha4", "TrafficSplit"),
     ("specs.smi-spec.io/v1alpha4/httproutegroups", "specs.smi-spec.io/v1alpha4", "HTTPRouteGroup"),
@@ -22,6 +22,7 @@ const OTHERS: [(&str, &str, &str); 10] = [
         "policy.openservicemesh.io/v1alpha1",
         "UpstreamTrafficSetting",
     ),
+    ("policy.openservicemesh.io/v1alpha1/retries", "policy.openservicemesh.io/v1alpha1", "Retry"),
     ("networking.istio.io/v1/serviceentries", "networking.istio.io/v1", "ServiceEntry"),
     ("gateway.networking.k8s.io/v1/httproutes", "gateway.networking.k8s.io/v1", "HTTPRoute"),
     ("gateway.networking.k8s.io/v1/grpcroutes", "gateway.networking.k8s.io/v1", "GRPCRoute"),

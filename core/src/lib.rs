@@ -28,6 +28,7 @@ pub mod port_protocol;
 pub mod principal;
 pub mod route;
 pub mod san;
+mod service_retry;
 pub mod telemetry;
 pub mod token_bucket;
 pub mod weighted;
@@ -44,5 +45,6 @@ pub use object_ref::ObjectRef;
 pub use port_protocol::PortProtocol;
 pub use principal::Principal;
 pub use san::San;
+pub use service_retry::ServiceRetry;
 
 pub use weighted::WeightedSequence;

@@ -9,7 +9,7 @@ use tidegate_core::contract::labels::{PART_OF, TIDEGATE};
 use crate::mesh_config::{MESH_CONFIG, OLDER_MESH_CONFIG};
 use crate::service_entry::OLDER_SERVICE_ENTRIES;
 use crate::{
-    HTTPRouteGroup, IngressBackend, MeshConfig, ServiceEntry, TCPRoute, TrafficSplit, TrafficTarget,
+    HTTPRouteGroup, IngressBackend, MeshConfig, Retry, ServiceEntry, TCPRoute, TrafficSplit, TrafficTarget,
     UpstreamTrafficSetting,
 };
 
@@ -23,6 +23,7 @@ pub fn all() -> Vec<(&'static str, CustomResourceDefinition)> {
         ("specs.smi-spec.io_httproutegroups.yaml", HTTPRouteGroup::crd()),
         ("specs.smi-spec.io_tcproutes.yaml", TCPRoute::crd()),
         ("policy.openservicemesh.io_upstreamtrafficsettings.yaml", UpstreamTrafficSetting::crd()),
+        ("policy.openservicemesh.io_retries.yaml", Retry::crd()),
         ("networking.istio.io_serviceentries.yaml", service_entry()),
     ]
 }

@@ -9,7 +9,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 16] = [
             ("Egress", "workloads can reach destinations outside the mesh with and without it"),
             ("EgressGateway", "traffic leaves the mesh from each Pod itself"),
             ("UpstreamTrafficSetting", ""),
-            ("Retry", "requests are not retried"),
+            ("Retry", ""),
             ("Telemetry", "the MeshConfig and flags configure logs and metrics"),
             ("AccessControl", "it has no effect: use an IngressBackend, which has the same fields"),
             ("AccessCert", "no certificate is issued: use the MeshConfig's certificate.ingressGateway"),
@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn kinds_of_other_meshes_say_what_does_not_happen_and_ours_and_kubernetes_own_say_nothing() {
         assert_eq!(
-            warning("policy.openservicemesh.io/v1alpha1", "Retry").as_deref(),
-            Some("Retry is not enforced yet: requests are not retried")
+            warning("policy.openservicemesh.io/v1alpha1", "EgressGateway").as_deref(),
+            Some("EgressGateway is not enforced yet: traffic leaves the mesh from each Pod itself")
         );
         assert!(warning("networking.istio.io/v1beta1", "VirtualService").is_some());
         assert_eq!(

@@ -1,5 +1,5 @@
-//! The status of objects of the Service Mesh Interface, which has none of its own, and of UpstreamTrafficSettings, for which OSM
-//! defines `currentStatus` and `reason` only.
+//! The status of objects of the Service Mesh Interface, which has none of its own, and of Retries and
+//! UpstreamTrafficSettings, for which OSM defines `currentStatus` and `reason` at most.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mesh_config::Condition;
 
-/// Status of a TrafficTarget, TrafficSplit, HTTPRouteGroup, TCPRoute or UpstreamTrafficSetting.
+/// Status of a TrafficTarget, TrafficSplit, HTTPRouteGroup, TCPRoute, Retry or UpstreamTrafficSetting.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SmiStatus {

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_core::backend::{Backend, Locality};
 use tidegate_core::route::RouteTable;
-use tidegate_core::{Destination, EgressMode};
+use tidegate_core::{Destination, EgressMode, ServiceRetry};
 use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
@@ -283,6 +283,15 @@ impl Destinations {
             state.addresses.iter().filter(|(_, entry)| entry.destination == Some(Destination::Unknown));
         for address in unknown.map(|(address, _)| *address).collect::<Vec<_>>() {
             state.has_changed(&ResourceName::Destination(address));
+        }
+    }
+
+    /// How requests to Services are retried. Connections see it from [`Destinations::settle`] on.
+    pub(crate) fn set_retries(&self, retries: &[Arc<ServiceRetry>]) {
+        let mut state = self.lock();
+        if state.references.set_retries(retries) {
+            let addresses: Vec<_> = state.addresses.keys().copied().collect();
+            addresses.into_iter().for_each(|address| state.has_changed(&ResourceName::Destination(address)));
         }
     }
 

@@ -275,6 +275,7 @@ impl Discovery {
                 self.destinations.locate(policy.locality.clone());
                 self.destinations.remotes().identify(&policy);
                 self.destinations.set_egress(policy.egress.clone());
+                self.destinations.set_retries(&policy.retries);
                 self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy)));
                 self.version = Some(version);
                 self.waiting = None;

@@ -217,6 +217,7 @@ pub(crate) fn policy() -> InboundPolicy {
         telemetry: Default::default(),
         external_authorization: None,
         egress: EgressMode::AllowAny,
+        retries: Vec::new(),
         ports,
     }
 }

@@ -20,6 +20,7 @@ const DEFINITIONS: [(&str, &str, &[&str]); 7] = [
     ("trafficsplits.split.smi-spec.io", "TrafficSplit", &["v1alpha2", "v1alpha4"]),
     ("httproutegroups.specs.smi-spec.io", "HTTPRouteGroup", &["v1alpha4"]),
     ("tcproutes.specs.smi-spec.io", "TCPRoute", &["v1alpha4"]),
+    ("retries.policy.openservicemesh.io", "Retry", &["v1alpha1"]),
     ("upstreamtrafficsettings.policy.openservicemesh.io", "UpstreamTrafficSetting", &["v1alpha1"]),
 ];
 

@@ -28,6 +28,7 @@ const KINDS: &[(&str, &str)] = &[
     ("TrafficSplit", "split.smi-spec.io/v1alpha4/trafficsplits"),
     ("HTTPRouteGroup", "specs.smi-spec.io/v1alpha4/httproutegroups"),
     ("TCPRoute", "specs.smi-spec.io/v1alpha4/tcproutes"),
+    ("Retry", "policy.openservicemesh.io/v1alpha1/retries"),
     ("UpstreamTrafficSetting", "policy.openservicemesh.io/v1alpha1/upstreamtrafficsettings"),
     ("ServiceEntry", "networking.istio.io/v1/serviceentries"),
     ("Egress", "policy.openservicemesh.io/v1alpha1/egresses"),

@@ -240,6 +240,7 @@ fn unreadable_status(object: &Unreadable) -> ObjectStatus {
         | Kind::HTTPRouteGroup
         | Kind::TCPRoute
         | Kind::ServiceEntry
+        | Kind::Retry
         | Kind::UpstreamTrafficSetting => status.with_condition("Unreadable"),
         _ => status,
     }

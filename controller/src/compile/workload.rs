@@ -15,7 +15,7 @@ use tidegate_core::policy::{
 };
 use tidegate_core::route::MAX_EXPRESSIONS;
 use tidegate_core::telemetry::{TelemetrySettings, TracingSettings};
-use tidegate_core::{EgressMode, Identity, ObjectRef, TrustDomain};
+use tidegate_core::{EgressMode, Identity, ObjectRef, ServiceRetry, TrustDomain};
 
 use super::external_authorization::MeshExternalAuthorization;
 use super::fronts::{Behind, Fronts};
@@ -23,6 +23,7 @@ use super::ingress_backend::TOO_LARGE;
 use super::ingress_backend::rules;
 use super::mesh_config::{egress_mode, tracing};
 use super::peers::NamespacePeers;
+use super::retry::NamespaceRetries;
 use super::status::{self, PortRule};
 use super::traffic_target::{self, rules as target_rules};
 use super::upstream_traffic_setting::limits::{self, NamespaceLimits};
@@ -84,6 +85,7 @@ impl CompiledWorkload {
             + ports.sum::<usize>()
             + peers.sum::<usize>()
             + limits.sum::<usize>()
+            + size_of::<Arc<ServiceRetry>>() * self.policy.retries.len()
             + ENTRY * self.left_out.len()
     }
 }
@@ -111,6 +113,7 @@ pub(crate) struct NamespaceRules<'i> {
     peers: NamespacePeers,
     tracing: Option<TracingSettings>,
     limits: NamespaceLimits,
+    retries: NamespaceRetries,
     external: MeshExternalAuthorization,
     trust_domain: TrustDomain,
     egress: EgressMode,
@@ -138,6 +141,7 @@ impl<'i> NamespaceRules<'i> {
             peers: NamespacePeers::new(index, namespace, trust_domain),
             tracing: tracing(index),
             limits: NamespaceLimits::new(index, namespace),
+            retries: NamespaceRetries::new(index, namespace),
             external: MeshExternalAuthorization::of(index),
             trust_domain: trust_domain.clone(),
             egress: egress_mode(index),
@@ -203,9 +207,19 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
     let services = ports.values().flat_map(|port| &port.services);
     let external_authorization = rules.external.for_workload(&name, services);
     let egress = rules.egress.clone();
-    let policy =
-        InboundPolicy { workload, identity, locality, telemetry, egress, ports, external_authorization };
-    Ok(CompiledWorkload { policy, left_out: room.left_out })
+    let mut left_out = room.left_out;
+    let retries = rules.retries.of(account, &mut left_out);
+    let policy = InboundPolicy {
+        workload,
+        identity,
+        locality,
+        telemetry,
+        egress,
+        retries,
+        ports,
+        external_authorization,
+    };
+    Ok(CompiledWorkload { policy, left_out })
 }
 
 /// Where a Pod runs.

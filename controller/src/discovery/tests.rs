@@ -516,6 +516,7 @@ async fn serve_nothing(
         telemetry: Default::default(),
         external_authorization: None,
         egress: EgressMode::AllowAny,
+        retries: Vec::new(),
         ports,
     };
     workloads.publish(&workload, policy);

@@ -120,12 +120,7 @@ impl Stored for HTTPRouteGroup {
 
     fn custom() -> Option<CustomKind<Self>> {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(HTTPRouteGroup::crd);
-        Some(CustomKind {
-            definition: || &DEFINITION,
-            older_versions: &[],
-            are_older_deprecated: false,
-            findings: |object| validate::http_route_group(&object.spec),
-        })
+        Some(CustomKind::new(&DEFINITION, |_, object| validate::http_route_group(&object.spec)))
     }
 }
 

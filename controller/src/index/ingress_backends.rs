@@ -89,12 +89,7 @@ impl Stored for IngressBackend {
 
     fn custom() -> Option<CustomKind<Self>> {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(IngressBackend::crd);
-        Some(CustomKind {
-            definition: || &DEFINITION,
-            older_versions: &[],
-            are_older_deprecated: false,
-            findings: |object| validate::ingress_backend(&object.spec),
-        })
+        Some(CustomKind::new(&DEFINITION, |_, object| validate::ingress_backend(&object.spec)))
     }
 }
 

@@ -69,12 +69,8 @@ impl Stored for MeshConfig {
 
     fn custom() -> Option<CustomKind<Self>> {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(MeshConfig::crd);
-        Some(CustomKind {
-            definition: || &DEFINITION,
-            older_versions: &[OLDER_MESH_CONFIG],
-            are_older_deprecated: true,
-            findings: |object| validate::mesh_config(&object.spec),
-        })
+        let kind = CustomKind::<Self>::new(&DEFINITION, |_, object| validate::mesh_config(&object.spec));
+        Some(kind.older(&[OLDER_MESH_CONFIG], true))
     }
 }
 

@@ -193,15 +193,10 @@ impl Stored for ServiceEntry {
 
     fn custom() -> Option<CustomKind<Self>> {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(ServiceEntry::crd);
-        Some(CustomKind {
-            definition: || &DEFINITION,
-            older_versions: &OLDER_SERVICE_ENTRIES,
-            are_older_deprecated: false,
-            findings: |object| {
-                let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-                validate::service_entry(namespace, &object.spec)
-            },
-        })
+        let kind = CustomKind::<Self>::new(&DEFINITION, |namespace, object| {
+            validate::service_entry(namespace, &object.spec)
+        });
+        Some(kind.older(&OLDER_SERVICE_ENTRIES, false))
     }
 }
 

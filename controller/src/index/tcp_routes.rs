@@ -56,12 +56,7 @@ impl Stored for TCPRoute {
 
     fn custom() -> Option<CustomKind<Self>> {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(TCPRoute::crd);
-        Some(CustomKind {
-            definition: || &DEFINITION,
-            older_versions: &[],
-            are_older_deprecated: false,
-            findings: |_| Vec::new(),
-        })
+        Some(CustomKind::new(&DEFINITION, |_, _| Vec::new()))
     }
 }
 

@@ -134,15 +134,10 @@ impl Stored for TrafficSplit {
 
     fn custom() -> Option<CustomKind<Self>> {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(TrafficSplit::crd);
-        Some(CustomKind {
-            definition: || &DEFINITION,
-            older_versions: &[OLDER_TRAFFIC_SPLIT],
-            are_older_deprecated: false,
-            findings: |object| {
-                let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-                validate::traffic_split(namespace, &object.spec)
-            },
-        })
+        let kind = CustomKind::<Self>::new(&DEFINITION, |namespace, object| {
+            validate::traffic_split(namespace, &object.spec)
+        });
+        Some(kind.older(&[OLDER_TRAFFIC_SPLIT], false))
     }
 }
 

@@ -95,15 +95,9 @@ impl Stored for TrafficTarget {
 
     fn custom() -> Option<CustomKind<Self>> {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(TrafficTarget::crd);
-        Some(CustomKind {
-            definition: || &DEFINITION,
-            older_versions: &[],
-            are_older_deprecated: false,
-            findings: |object| {
-                let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-                validate::traffic_target(namespace, &object.spec)
-            },
-        })
+        Some(CustomKind::new(&DEFINITION, |namespace, object| {
+            validate::traffic_target(namespace, &object.spec)
+        }))
     }
 }
 

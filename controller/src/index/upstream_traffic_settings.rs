@@ -87,15 +87,9 @@ impl Stored for UpstreamTrafficSetting {
 
     fn custom() -> Option<CustomKind<Self>> {
         static DEFINITION: LazyLock<CustomResourceDefinition> = LazyLock::new(UpstreamTrafficSetting::crd);
-        Some(CustomKind {
-            definition: || &DEFINITION,
-            older_versions: &[],
-            are_older_deprecated: false,
-            findings: |object| {
-                let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
-                validate::upstream_traffic_setting(namespace, &object.spec)
-            },
-        })
+        Some(CustomKind::new(&DEFINITION, |namespace, object| {
+            validate::upstream_traffic_setting(namespace, &object.spec)
+        }))
     }
 }
 

@@ -30,6 +30,8 @@ macro_rules! kinds {
             TCPRoute(tidegate_crds::TCPRoute): tcp_routes,
             /// Limits of the traffic to a Service; `policy.openservicemesh.io/v1alpha1`.
             UpstreamTrafficSetting(tidegate_crds::UpstreamTrafficSetting): upstream_traffic_settings,
+            /// Which failed requests to Services are sent again; `policy.openservicemesh.io/v1alpha1`.
+            Retry(tidegate_crds::Retry): retries,
             /// The mesh's settings; `config.openservicemesh.io/v1alpha2`.
             MeshConfig(tidegate_crds::MeshConfig): mesh_configs,
             /// What workloads may reach, mostly outside the mesh; `networking.istio.io/v1`.

@@ -5,6 +5,8 @@ pub(crate) mod custom;
 pub(crate) mod lean;
 pub(crate) mod size;
 
+use std::sync::LazyLock;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Resource;
 use serde::de::DeserializeOwned;
@@ -52,11 +54,30 @@ pub(crate) enum Scope {
 /// A kind defined by one of our CRDs.
 pub(crate) struct CustomKind<K> {
     /// Its definition.
-    pub(crate) definition: fn() -> &'static CustomResourceDefinition,
+    pub(crate) definition: &'static LazyLock<CustomResourceDefinition>,
     /// Other `apiVersion`s with the same fields.
     pub(crate) older_versions: &'static [&'static str],
     /// Whether they are deprecated.
     pub(crate) are_older_deprecated: bool,
-    /// Validates an object that was decoded: errors and warnings.
-    pub(crate) findings: fn(&K) -> Vec<Finding>,
+    findings: fn(&str, &K) -> Vec<Finding>,
+}
+
+impl<K: Resource> CustomKind<K> {
+    /// A kind with one version. `findings`: errors and warnings of an object that was decoded, in this namespace.
+    pub(crate) fn new(
+        definition: &'static LazyLock<CustomResourceDefinition>,
+        findings: fn(&str, &K) -> Vec<Finding>,
+    ) -> Self {
+        Self { definition, older_versions: &[], are_older_deprecated: false, findings }
+    }
+
+    /// The same, also in these versions, with the same fields.
+    pub(crate) fn older(self, versions: &'static [&'static str], are_deprecated: bool) -> Self {
+        Self { older_versions: versions, are_older_deprecated: are_deprecated, ..self }
+    }
+
+    /// Errors and warnings of an object that was decoded.
+    pub(crate) fn findings(&self, object: &K) -> Vec<Finding> {
+        (self.findings)(object.meta().namespace.as_deref().unwrap_or_default(), object)
+    }
 }

@@ -314,7 +314,7 @@ macro_rules! define_definition_of {
         /// The name of a kind's CustomResourceDefinition.
         fn definition_of(kind: Kind) -> Option<String> {
             match kind {
-                $(Kind::$kind => (<$type>::custom()?.definition)().metadata.name.clone(),)*
+                $(Kind::$kind => <$type>::custom()?.definition.metadata.name.clone(),)*
             }
         }
     };

@@ -16,6 +16,7 @@ use crate::object_ref::ObjectRef;
 use crate::policy::external_authorization::ExternalAuthorization;
 use crate::principal::Principal;
 use crate::route::RouteMatch;
+use crate::service_retry::ServiceRetry;
 use crate::telemetry::TelemetrySettings;
 
 /// Everything that decides about one workload's inbound traffic.
@@ -33,6 +34,9 @@ pub struct InboundPolicy {
     pub telemetry: TelemetrySettings,
     /// Where the workload's connections to addresses that no object has go.
     pub egress: EgressMode,
+    /// How the workload's requests to Services are retried, each Service once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub retries: Vec<Arc<ServiceRetry>>,
     /// Policies by the pod's port, which is a Service's `targetPort`. Connections to other ports are refused.
     pub ports: BTreeMap<u16, PortPolicy>,
     /// What also authorizes each HTTP request that the rules of a port grant. `None`: nothing.

@@ -112,6 +112,7 @@ fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
         telemetry: Default::default(),
         external_authorization: None,
         egress: EgressMode::AllowAny,
+        retries: Vec::new(),
         ports: BTreeMap::from([(14001, port)]),
     }
 }

@@ -103,6 +103,7 @@ fn policy(mesh: MeshRule) -> InboundPolicy {
         telemetry: Default::default(),
         external_authorization: None,
         egress: EgressMode::AllowAny,
+        retries: Vec::new(),
         ports: BTreeMap::from([(80, port)]),
     }
 }

@@ -47,11 +47,10 @@ pub enum RetryMethods {
 
 /// A failed attempt, and the means for another one.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempt<'a> {
-    /// The request's method.
-    pub method: &'a [u8],
-    /// Whether the request has an `Idempotency-Key`.
-    pub has_idempotency_key: bool,
+pub struct Attempt {
+    /// Whether the request has the same effect if it is received twice: by its [method](is_idempotent), or because it has an
+    /// `Idempotency-Key`.
+    pub is_idempotent: bool,
     /// State of its body.
     pub body: RequestBody,
     /// Number of retries so far.
@@ -173,7 +172,7 @@ impl RetryPolicy {
     }
 
     /// Decides about a retry after this failure.
-    pub fn decide(&self, attempt: &Attempt<'_>) -> RetryDecision {
+    pub fn decide(&self, attempt: &Attempt) -> RetryDecision {
         if let Some(reason) = self.final_reason(attempt) {
             return RetryDecision::Final(reason);
         }
@@ -188,9 +187,9 @@ impl RetryPolicy {
         RetryDecision::After(wait)
     }
 
-    fn final_reason(&self, attempt: &Attempt<'_>) -> Option<FinalReason> {
+    fn final_reason(&self, attempt: &Attempt) -> Option<FinalReason> {
         let is_unprocessed = attempt.is_unprocessed();
-        let may_repeat = self.methods == RetryMethods::All || attempt.is_idempotent();
+        let may_repeat = self.methods == RetryMethods::All || attempt.is_idempotent;
         if attempt.is_answered {
             Some(FinalReason::Answered)
         } else if !is_unprocessed && !self.on.covers(attempt.failure) {
@@ -211,19 +210,15 @@ impl RetryPolicy {
     }
 }
 
-impl Attempt<'_> {
+impl Attempt {
     /// Whether the server cannot have processed the request; or, after a stale connection, whether the request is
     /// idempotent (RFC 9112 §9.3.1 allows a retry then).
     fn is_unprocessed(&self) -> bool {
         match self.failure {
             Failure::Connect | Failure::RefusedStream => true,
-            Failure::StaleConnection => self.is_idempotent() || self.body == RequestBody::Unsent,
+            Failure::StaleConnection => self.is_idempotent || self.body == RequestBody::Unsent,
             Failure::Reset | Failure::Timeout | Failure::Status { .. } | Failure::Grpc(_) => false,
         }
-    }
-
-    fn is_idempotent(&self) -> bool {
-        self.has_idempotency_key || is_idempotent(self.method)
     }
 }
 

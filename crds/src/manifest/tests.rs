@@ -18,6 +18,7 @@ const HTTP_ROUTE_GROUP: &str = include_str!("../../testdata/http_route_group.yam
 const TRAFFIC_SPLIT: &str = include_str!("../../testdata/traffic_split.yaml");
 const TCP_ROUTE: &str = include_str!("../../testdata/tcp_route.yaml");
 const UPSTREAM_TRAFFIC_SETTING: &str = include_str!("../../testdata/upstream_traffic_setting.yaml");
+const RETRY: &str = include_str!("../../testdata/retry.yaml");
 const SERVICE_ENTRY: &str = include_str!("../../testdata/service_entry.yaml");
 const MESH_CONFIG: &str = include_str!("../../testdata/mesh_config.yaml");
 
@@ -71,6 +72,10 @@ fn names_are_osm_s() {
         names(UpstreamTrafficSetting::crd()),
         r#"policy.openservicemesh.io UpstreamTrafficSetting upstreamtrafficsettings Some("upstreamtrafficsetting") Some(["upstreamtrafficsetting"]) Namespaced"#
     );
+    assert_eq!(
+        names(Retry::crd()),
+        r#"policy.openservicemesh.io Retry retries Some("retry") Some(["retry"]) Namespaced"#
+    );
 }
 
 #[test]
@@ -111,6 +116,7 @@ fn a_manifest_of_an_osm_user_fits_the_schema_and_comes_back_whole() {
     assert_round_trip::<HTTPRouteGroup>(HTTP_ROUTE_GROUP);
     assert_round_trip::<TCPRoute>(TCP_ROUTE);
     assert_round_trip::<UpstreamTrafficSetting>(UPSTREAM_TRAFFIC_SETTING);
+    assert_round_trip::<Retry>(RETRY);
     assert_round_trip::<ServiceEntry>(SERVICE_ENTRY);
 }
 

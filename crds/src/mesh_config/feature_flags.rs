@@ -28,7 +28,7 @@ pub struct FeatureFlags {
     /// Default: false. Accepted, but has no effect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_envoy_active_health_checks: Option<bool>,
-    /// Default: false. Accepted, but has no effect yet.
+    /// Default: false. Retries always count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_retry_policy: Option<bool>,
     /// Default: false. Accepted, but has no effect yet.

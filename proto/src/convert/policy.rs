@@ -13,6 +13,7 @@
 mod external_authorization;
 mod peers;
 mod rate_limits;
+mod retries;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use tidegate_core::{CidrSet, EgressMode, Principal};
 use self::external_authorization::{external_from_wire, external_to_wire};
 use self::peers::{PeerRuleList, peer_rules_from_wire, referred};
 use self::rate_limits::{RateLimitList, rate_limits_from_wire, referred_limits};
+use self::retries::{retry_of_service_from_wire, retry_of_service_to_wire};
 use super::protocol::{app_protocol_from_wire, app_protocol_to_wire};
 use super::telemetry::{telemetry_from_wire, telemetry_to_wire};
 use super::topology::{locality_from_wire, locality_to_wire};
@@ -56,6 +58,7 @@ impl From<&InboundPolicy> for wire::InboundPolicy {
                 EgressMode::AllowAny => None,
                 EgressMode::RegistryOnly(reason) => Some(reason.to_string()),
             },
+            retries: policy.retries.iter().map(|retry| retry_of_service_to_wire(retry)).collect(),
         }
     }
 }
@@ -85,7 +88,9 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
             None => EgressMode::AllowAny,
             Some(reason) => EgressMode::RegistryOnly(reason.into()),
         };
-        Ok(Self { workload, identity, locality, telemetry, egress, ports, external_authorization })
+        let retry = |(i, retry)| retry_of_service_from_wire(&format!("retries[{i}]"), retry).map(Arc::new);
+        let retries = policy.retries.into_iter().enumerate().map(retry).collect::<Result<_, _>>()?;
+        Ok(Self { workload, identity, locality, telemetry, egress, retries, ports, external_authorization })
     }
 }
 
@@ -225,10 +230,12 @@ mod tests {
     use std::time::Duration;
 
     use prost::Message;
+    use tidegate_core::ServiceRetry;
     use tidegate_core::backend::Locality;
     use tidegate_core::policy::{ActivePeerRule, AppProtocol, PeerRuleState, PeerTraffic, RouteRateLimit};
     use tidegate_core::route::filter::{HeaderEdits, LocalRateLimit};
     use tidegate_core::route::matching::{HeaderMatch, PathMatch, RouteMatch};
+    use tidegate_core::route::{RetryPolicy, Timeouts};
     use tidegate_core::telemetry::{TelemetrySettings, TraceCollector, TracingSettings};
     use tidegate_core::token_bucket::TokenRate;
     use tidegate_core::{Identity, ObjectRef, TrustDomain};
@@ -314,6 +321,12 @@ mod tests {
             locality: Some(Locality { node: Some("node-1".into()), zone: None }),
             telemetry: telemetry(),
             egress: EgressMode::RegistryOnly("enableEgress is false".into()),
+            retries: vec![Arc::new(ServiceRetry {
+                origin: ObjectRef::new("Retry", "a", "again"),
+                service: "c/d".into(),
+                timeouts: Timeouts::new(None, Some(Duration::from_millis(1500))).unwrap(),
+                policy: RetryPolicy::unprocessed(),
+            })],
             ports: BTreeMap::from([
                 (
                     1,

@@ -12,7 +12,7 @@
 
 pub(super) mod filter;
 pub(super) mod matching;
-mod retry;
+pub(super) mod retry;
 #[cfg(test)]
 mod tests;
 

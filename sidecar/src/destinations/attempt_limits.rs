@@ -1,10 +1,11 @@
-//! What a rule allows a request beyond one attempt of any length.
+//! What a rule, or an object about a Service, allows a request beyond one attempt of any length.
 
 use std::sync::Arc;
 
+use tidegate_core::ServiceRetry;
 use tidegate_core::route::{RetryPolicy, RouteRule, Timeouts};
 
-/// Time limits and retries of a rule. All its requests share them.
+/// Time limits and retries. All requests that they are for share them.
 #[derive(Debug)]
 pub(crate) struct AttemptLimits {
     pub(crate) timeouts: Timeouts,
@@ -17,5 +18,10 @@ impl AttemptLimits {
         let timeouts = rule.timeouts;
         let is_limited = timeouts.request().is_some() || timeouts.backend_request().is_some();
         (is_limited || rule.retry.is_some()).then(|| Arc::new(Self { timeouts, retry: rule.retry.clone() }))
+    }
+
+    /// Those of requests to a Service.
+    pub(super) fn of_service(retry: &ServiceRetry) -> Arc<Self> {
+        Arc::new(Self { timeouts: retry.timeouts, retry: Some(retry.policy.clone()) })
     }
 }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use tidegate_core::backend::{Backend, BackendRef, Locality};
 use tidegate_core::destination::DestinationTarget;
 use tidegate_core::route::{RouteTable, RoutesName};
-use tidegate_core::{Destination, EgressMode};
+use tidegate_core::{Destination, EgressMode, ServiceRetry};
 use tidegate_proto::ResourceName;
 
+use super::attempt_limits::AttemptLimits;
 use super::backend::BalancedBackend;
-use super::caller::ClientWorkload;
+use super::caller::{CallerRetries, ClientWorkload};
 use super::resolved::ResolvedDestination;
 use super::routes::{ActiveRoutes, ResolvedRoutes};
 use crate::remotes::Remotes;
@@ -98,6 +99,15 @@ impl References {
         is_news
     }
 
+    /// How requests to Services are retried. Returns whether that is news.
+    pub(super) fn set_retries(&mut self, retries: &[Arc<ServiceRetry>]) -> bool {
+        let is_news = !self.caller.retries.are(retries);
+        if is_news {
+            self.caller.retries = CallerRetries::new(retries);
+        }
+        is_news
+    }
+
     /// An address that no object has, or none that is known yet.
     pub(super) fn unknown(&self, dialled: SocketAddr) -> ResolvedDestination {
         match &self.caller.egress {
@@ -149,7 +159,19 @@ impl References {
                 ResolvedDestination::routed(dialled, routes)
             }
         };
-        Some(resolved.carrying(protocol))
+        Some(resolved.carrying(protocol).limiting(self.attempts(target)))
+    }
+
+    /// What the workload's requests to a Service are allowed beyond one attempt of any length.
+    fn attempts(&self, target: &DestinationTarget) -> Option<Arc<AttemptLimits>> {
+        let retries = &self.caller.retries;
+        match target {
+            DestinationTarget::Backend(BackendRef { object, .. }) if *object.kind == *"Service" => {
+                retries.of(&format!("{}/{}", object.namespace, object.name)).cloned()
+            }
+            DestinationTarget::Backend(_) => None,
+            DestinationTarget::Routes(name) => retries.of(name.owner()).cloned(),
+        }
     }
 
     /// Takes over a backend of `bytes` on the wire. Endpoints that stay keep their load and their ejection.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tidegate_core::policy::AppProtocol;
 
+use super::attempt_limits::AttemptLimits;
 use super::backend::{BalancedBackend, BalancedEndpoint, TopologyView};
 use super::routes::{DrawnShare, ResolvedRoutes};
 use super::{EndpointChoice, NoEndpoint};
@@ -20,6 +21,8 @@ pub(crate) struct ResolvedDestination {
     name: Option<Arc<str>>,
     owner: AddressOwner,
     target: ResolvedTarget,
+    /// What requests are allowed that no rule limits.
+    attempts: Option<Arc<AttemptLimits>>,
 }
 
 /// What decides where they go.
@@ -72,7 +75,14 @@ impl ResolvedDestination {
     }
 
     fn with(dialled: SocketAddr, name: Option<Arc<str>>, target: ResolvedTarget) -> Self {
-        Self { dialled, protocol: AppProtocol::Tcp, name, owner: AddressOwner::Cluster, target }
+        Self {
+            dialled,
+            protocol: AppProtocol::Tcp,
+            name,
+            owner: AddressOwner::Cluster,
+            target,
+            attempts: None,
+        }
     }
 
     /// The address is this ServiceEntry's.
@@ -84,6 +94,16 @@ impl ResolvedDestination {
     /// Connections carry this protocol.
     pub(crate) fn carrying(self, protocol: AppProtocol) -> Self {
         Self { protocol, ..self }
+    }
+
+    /// Requests that no rule limits are allowed this beyond one attempt of any length.
+    pub(super) fn limiting(self, attempts: Option<Arc<AttemptLimits>>) -> Self {
+        Self { attempts, ..self }
+    }
+
+    /// What requests that no rule limits are allowed beyond one attempt of any length.
+    pub(crate) fn attempts(&self) -> Option<&Arc<AttemptLimits>> {
+        self.attempts.as_ref()
     }
 
     /// What connections carry.

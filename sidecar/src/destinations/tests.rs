@@ -313,3 +313,41 @@ fn where_the_workload_runs_decides_once_it_is_known_and_what_does_not_depend_on_
     }
     assert!(Arc::ptr_eq(&other, &known(2)));
 }
+
+#[test]
+fn requests_to_a_service_are_retried_as_its_clients_object_says_from_the_next_one_on() {
+    use std::time::Duration;
+
+    use tidegate_core::ServiceRetry;
+    use tidegate_core::route::{RetryPolicy, Timeouts};
+
+    let retry = |service: &str| {
+        Arc::new(ServiceRetry {
+            origin: ObjectRef::new("Retry", "web", "again"),
+            service: service.into(),
+            timeouts: Timeouts::new(None, Some(Duration::from_secs(1))).unwrap(),
+            policy: RetryPolicy::unprocessed(),
+        })
+    };
+    let destinations = Destinations::default();
+    destinations.connect();
+    let limits = |number| match destinations.look_up(address(number)) {
+        Lookup::Known(target) => target.attempts().map(|limits| limits.timeouts.backend_request()),
+        _ => panic!("unknown"),
+    };
+    for number in [1, 2] {
+        destinations.look_up(address(number));
+    }
+    let of_routes = ResourceName::Routes(routes_name());
+    respond(&destinations, vec![(name(1), to_cart(80)), (name(2), routed())]);
+    let cart80 = (ResourceName::Backend(cart(80)), backend(80, &[5]));
+    respond(&destinations, vec![cart80, (of_routes, routes(&[(1, 80)]))]);
+    assert_eq!((limits(1), limits(2)), (None, None));
+    destinations.set_retries(&[retry("shop/other"), retry("shop/cart")]);
+    destinations.settle(true);
+    let second = Some(Some(Duration::from_secs(1)));
+    assert_eq!((limits(1), limits(2)), (second, second));
+    destinations.set_retries(&[retry("shop/other")]);
+    destinations.settle(true);
+    assert_eq!((limits(1), limits(2)), (None, None));
+}

@@ -82,6 +82,7 @@ fn listener(account: &str) -> Option<Body> {
         telemetry: Default::default(),
         external_authorization: None,
         egress: EgressMode::AllowAny,
+        retries: Vec::new(),
         ports,
     };
     Some(Body::Listener((&policy).into()))

@@ -48,6 +48,7 @@ fn policy(connections: u32, requests: u32, (path, of_path): (&str, u32)) -> Inbo
         identity: Identity::new(TrustDomain::default(), "shop", "cart").unwrap(),
         locality: None,
         egress: EgressMode::AllowAny,
+        retries: Vec::new(),
         telemetry: TelemetrySettings::default(),
         external_authorization: None,
         ports: BTreeMap::from([(PORT, port)]),

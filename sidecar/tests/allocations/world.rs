@@ -273,6 +273,7 @@ pub(crate) fn handler(
         telemetry: Default::default(),
         external_authorization: None,
         egress: EgressMode::AllowAny,
+        retries: Vec::new(),
         ports: BTreeMap::from([(local.port(), port_policy)]),
     };
     let (publisher, snapshots) = snapshot::channel();

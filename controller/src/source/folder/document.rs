@@ -175,14 +175,14 @@ impl Reader<'_> {
     /// Reports every invalid field of a custom resource at once, with its place.
     fn read_custom<K: Stored>(&mut self, node: &YamlNode, custom: &CustomKind<K>) {
         let Some(key) = self.key(node, K::KIND) else { return };
-        let findings = schema::check((custom.definition)(), &node.to_json());
+        let findings = schema::check(custom.definition, &node.to_json());
         self.findings(node, &key, &findings);
         if findings.iter().any(Finding::is_error) {
             return self.parsed.broken.push(key);
         }
         match K::deserialize(node) {
             Ok(object) => {
-                self.findings(node, &key, &(custom.findings)(&object));
+                self.findings(node, &key, &custom.findings(&object));
                 self.accept(node, key, K::wrap(object.into()));
             }
             Err(misfit) => {

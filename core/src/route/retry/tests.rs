@@ -6,10 +6,9 @@ fn policy(on: &str, methods: RetryMethods) -> RetryPolicy {
     RetryPolicy::new(RetryOn::parse(on).unwrap(), methods, 2, Backoff::NONE, None).unwrap()
 }
 
-fn attempt(method: &'static str, failure: Failure) -> Attempt<'static> {
+fn attempt(method: &'static str, failure: Failure) -> Attempt {
     Attempt {
-        method: method.as_bytes(),
-        has_idempotency_key: false,
+        is_idempotent: is_idempotent(method.as_bytes()),
         body: RequestBody::Replayable,
         retries: 0,
         failure,
@@ -50,7 +49,7 @@ fn a_policy_sends_a_post_again_only_if_it_says_so_or_the_client_does() {
     let idempotent = policy("5xx", RetryMethods::Idempotent);
     let post = attempt("POST", UNAVAILABLE);
     assert_eq!(idempotent.decide(&post), RetryDecision::Final(FinalReason::NotIdempotent));
-    assert_eq!(idempotent.decide(&Attempt { has_idempotency_key: true, ..post }), AT_ONCE);
+    assert_eq!(idempotent.decide(&Attempt { is_idempotent: true, ..post }), AT_ONCE);
     assert_eq!(policy("5xx", RetryMethods::All).decide(&post), AT_ONCE);
     for method in ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"] {
         assert_eq!(idempotent.decide(&attempt(method, UNAVAILABLE)), AT_ONCE, "{method}");
@@ -117,12 +116,14 @@ proptest! {
         flags: [bool; 3],
     ) {
         let [is_answered, is_within_budget, has_idempotency_key] = flags;
-        let tried = Attempt { body, retries, is_answered, is_within_budget, has_idempotency_key, ..attempt(method, failure) };
+        let harmless = matches!(method, "GET" | "PUT") || has_idempotency_key;
+        let first = attempt(method, failure);
+        let is_idempotent = first.is_idempotent || has_idempotency_key;
+        let tried = Attempt { body, retries, is_answered, is_within_budget, is_idempotent, ..first };
         let policy = policy(on, RetryMethods::Idempotent);
         if let RetryDecision::After(_) = policy.decide(&tried) {
             let cannot_be_processed = matches!(failure, Failure::Connect | Failure::RefusedStream)
                 || (failure == Failure::StaleConnection && body == RequestBody::Unsent);
-            let harmless = matches!(method, "GET" | "PUT") || has_idempotency_key;
             prop_assert!(cannot_be_processed || harmless);
             prop_assert!(!is_answered && is_within_budget && retries < 2 && body != RequestBody::Gone);
         }

@@ -175,12 +175,6 @@ fn feature_flags(flags: &FeatureFlags, settings: &mut Vec<Setting>) {
             "the readiness of pods decides which ones get traffic",
         ),
         (
-            "spec.featureFlags.enableRetryPolicy",
-            flags.enable_retry_policy,
-            false,
-            "Retry policies are not read, and requests are not retried",
-        ),
-        (
             "spec.featureFlags.enableMeshRootCertificate",
             flags.enable_mesh_root_certificate,
             false,
@@ -271,7 +265,7 @@ mod tests {
                 "enableWASMStats": false, "enableEgressPolicy": false, "enableMulticlusterMode": true,
                 "enableSnapshotCacheMode": true, "enableAsyncProxyServiceMapping": true,
                 "enableIngressBackendPolicy": false, "enableEnvoyActiveHealthChecks": true,
-                "enableRetryPolicy": true, "enableMeshRootCertificate": true,
+                "enableMeshRootCertificate": true,
             },
         }));
         assert_eq!(found.len(), settings(&MeshConfigSpec::default()).len(), "{found:#?}");

@@ -15,7 +15,7 @@ use crate::discovery as wire;
 
 /// Writes every field, also those that have the model's defaults, so that both sides agree whatever their versions'
 /// defaults are.
-pub(super) fn retry_to_wire(policy: &RetryPolicy) -> wire::RetryPolicy {
+pub(in crate::convert) fn retry_to_wire(policy: &RetryPolicy) -> wire::RetryPolicy {
     let on = policy.on();
     let range =
         |(first, last): &(u16, u16)| wire::StatusRange { first: (*first).into(), last: (*last).into() };
@@ -47,7 +47,10 @@ pub(super) fn retry_to_wire(policy: &RetryPolicy) -> wire::RetryPolicy {
 }
 
 /// The policy of the rule at `path`, of which the model's errors name the field.
-pub(super) fn retry_from_wire(path: &str, policy: wire::RetryPolicy) -> Result<RetryPolicy, ConversionError> {
+pub(in crate::convert) fn retry_from_wire(
+    path: &str,
+    policy: wire::RetryPolicy,
+) -> Result<RetryPolicy, ConversionError> {
     let field = |name: &str| format!("{path}.retry.{name}");
     let on = on_from_wire(path, policy.on.ok_or_else(|| missing(&field("on")))?)?;
     let methods = match wire::RetryMethods::try_from(policy.methods) {

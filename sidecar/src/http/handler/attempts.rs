@@ -1,6 +1,6 @@
-//! The attempts of a request whose rule limits its time, or has it retried.
+//! The attempts of a request whose time is limited, or that is retried: by its rule, or by an object about the Service.
 //!
-//! A request of another rule has none of this, and pays nothing for it.
+//! Another request has none of this, and pays nothing for it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -92,8 +92,7 @@ impl Attempts {
         let policy = self.limits.retry.as_ref()?;
         let (timeouts, budgets) = (self.limits.timeouts, &env.retry_budgets);
         let attempt = Attempt {
-            method: b"",
-            has_idempotency_key: self.is_idempotent,
+            is_idempotent: self.is_idempotent,
             body,
             retries: self.retries,
             failure: failed.failure,

@@ -12,8 +12,8 @@ use tidegate_core::route::{Action, RequestView, RouteMatch, Selected};
 use super::attempts::Attempts;
 use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
 use crate::destinations::{
-    ActiveRule, AppliedRule, BalancedBackend, DrawnShare, EndpointChoice, LiveDestination, NoEndpoint,
-    ResolvedDestination, ResolvedRoutes, ResolvedTarget,
+    ActiveRule, AppliedRule, AttemptLimits, BalancedBackend, DrawnShare, EndpointChoice, LiveDestination,
+    NoEndpoint, ResolvedDestination, ResolvedRoutes, ResolvedTarget,
 };
 use crate::http::local_reply;
 use crate::http::request::{NormalRequest, Request, Version};
@@ -44,7 +44,11 @@ impl Outbound {
                 self.refusals.unregistered(self.dialled, Some(&host), reason);
                 Handled::reply(local_reply::unregistered(NoEndpoint::Unregistered.details()))
             }
-            ResolvedTarget::Backend(backend) => forward(&destination, backend, request),
+            ResolvedTarget::Backend(backend) => {
+                let mut handled = forward(&destination, backend, request);
+                limit_attempts(&mut handled, destination.attempts(), request);
+                handled
+            }
             ResolvedTarget::Routes(routes) => route(&destination, routes, self.dialled.port(), request),
         }
     }
@@ -96,9 +100,8 @@ fn route(
         Action::Forward(_) => {
             let (applied, share) = routes.draw(rule);
             let mut handled = send(destination, share, request);
-            if let (HandlerAction::Forward(forward), Some(limits)) = (&mut handled.action, rule.limits()) {
-                forward.attempts = Some(Attempts::new(limits, request, forward.service()));
-            }
+            // A rule's own limits are in place of those about the Service.
+            limit_attempts(&mut handled, rule.limits().or(destination.attempts()), request);
             (applied, handled)
         }
         Action::Respond(response) => {
@@ -109,6 +112,13 @@ fn route(
     };
     let path = sent_path(normal, applied.rewrites(), found.matching);
     Handled { rule: Some(applied), path, ..handled }
+}
+
+/// Limits the attempts of a request that is forwarded.
+fn limit_attempts(handled: &mut Handled, limits: Option<&Arc<AttemptLimits>>, request: &Request<'_>) {
+    if let (HandlerAction::Forward(forward), Some(limits)) = (&mut handled.action, limits) {
+        forward.attempts = Some(Attempts::new(limits, request, forward.service()));
+    }
 }
 
 /// Sends a request where its share goes.

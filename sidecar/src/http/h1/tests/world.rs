@@ -99,6 +99,7 @@ impl World {
             telemetry: Default::default(),
             external_authorization: None,
             egress: EgressMode::AllowAny,
+            retries: Vec::new(),
             ports: BTreeMap::from([(PORT, port)]),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(policy.into()));

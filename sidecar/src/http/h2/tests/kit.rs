@@ -200,6 +200,7 @@ impl Sidecar {
             telemetry: Default::default(),
             external_authorization: None,
             egress: EgressMode::AllowAny,
+            retries: Vec::new(),
             ports: [(PORT, port)].into(),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy.clone())));
