@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
-use tidegate_core::DnsName;
 use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 
 use super::{Dialled, OutboundConnection};
 use crate::destinations::{EndpointChoice, NoEndpoint, ResolvedDestination, ResolvedTarget};
-use crate::detect::{self, FirstBytes};
+use crate::detect;
 use crate::remotes::RemoteId;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{
@@ -47,7 +46,8 @@ impl OutboundConnection<'_> {
         let remote = endpoint.map_or_else(|| self.remote(&target), |endpoint| endpoint.remote);
         let security = ConnectionSecurity::outbound(endpoint.as_ref());
         let tcp = self.context.http.telemetry.tcp(true, remote, security);
-        let told = Told { outbound: self, target: &target, endpoint, tcp, server_name: None };
+        let server_name = server_name(&received);
+        let told = Told { outbound: self, target: &target, endpoint, tcp, server_name: server_name.as_deref() };
         match result {
             Ok((upstream, choice)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
             Err(failure) => {
@@ -114,10 +114,15 @@ impl OutboundConnection<'_> {
 
 /// The first endpoint to try for a connection that begins with these bytes.
 fn first_choice(target: &ResolvedDestination, received: &[u8]) -> Result<EndpointChoice, NoEndpoint> {
-    let first = target.needs_server_name().then(|| detect::first_bytes(received));
-    let hello = first.as_ref().and_then(FirstBytes::client_hello);
-    let server = hello.and_then(|hello| hello.server_name.as_ref());
-    target.choose_for_connection(server.map(DnsName::as_str))
+    let server = if target.needs_server_name() { server_name(received) } else { None };
+    target.choose_for_connection(server.as_deref())
+}
+
+/// The server that a ClientHello in these bytes names.
+fn server_name(received: &[u8]) -> Option<Box<str>> {
+    let first = detect::first_bytes(received);
+    let name = first.client_hello().and_then(|hello| hello.server_name.as_ref());
+    name.map(|name| name.as_str().into())
 }
 
 /// A connection that has found its endpoint, or none.
