@@ -48,7 +48,7 @@ pub(crate) use gateway_routes::{RouteObject, RouteWeight, backend_of, parent_of}
 pub(crate) use http_route_groups::{CompiledMatch, NamedMatches, RouteGroup};
 pub(crate) use pods::pod_addresses;
 pub(crate) use retries::retried_services;
-pub(crate) use service_entries::{ServiceEntries, service_named};
+pub(crate) use service_entries::{PortHosts, ServiceEntries, service_named};
 pub(crate) use traffic_splits::{backend_of as split_backend, root_of as split_root};
 pub(crate) use upstream_traffic_settings::setting_service;
 

@@ -3,10 +3,13 @@
 //! A destination names its backends or routes, which are separate resources: endpoints change without the destinations
 //! that lead to them.
 
+mod key;
+
 use std::sync::Arc;
 
 use serde::Serialize;
 
+pub use self::key::{DestinationKey, HostSource, RequestedHost};
 use crate::backend::BackendRef;
 use crate::policy::AppProtocol;
 use crate::route::RoutesName;
@@ -21,6 +24,9 @@ pub enum Destination {
     Unknown,
     /// Connections are refused, for this reason.
     Blocked(Arc<str>),
+    /// Connections are told apart by host: the server name of one with TLS, the host of each request in plaintext. Each host
+    /// is looked up by itself ([`DestinationKey`]). Connections that name none get this destination.
+    ByHost(Box<Destination>),
     /// Connections, or the requests in them, go to backends.
     Routed {
         /// What connections carry.

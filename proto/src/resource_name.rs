@@ -8,9 +8,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidegate_core::ObjectRef;
 use tidegate_core::backend::BackendRef;
+use tidegate_core::destination::{DestinationKey, HostSource, RequestedHost};
 use tidegate_core::route::RoutesName;
+use tidegate_core::{DnsName, ObjectRef};
 
 /// Maximum length of a name in bytes. Names of Kubernetes objects are shorter.
 const MAX_NAME: usize = 640;
@@ -30,8 +31,8 @@ pub enum ResourceName {
     Backend(BackendRef),
     /// `routes/<name>`
     Routes(RoutesName),
-    /// `destination/<ip>:<port>`, with IPv6 in brackets.
-    Destination(SocketAddr),
+    /// `destination/<ip>:<port>`, with IPv6 in brackets, or `destination/<ip>:<port>/<tls|http>/<host>`.
+    Destination(DestinationKey),
 }
 
 impl ResourceName {
@@ -49,7 +50,7 @@ impl ResourceName {
             }
             "backend" => Self::Backend(parse_backend(rest)?),
             "routes" => Self::Routes(RoutesName::parse(rest).ok()?),
-            "destination" => Self::Destination(rest.parse().ok()?),
+            "destination" => Self::Destination(parse_destination(rest)?),
             _ => return None,
         };
         (name.to_string() == text).then_some(name)
@@ -64,12 +65,19 @@ impl fmt::Display for ResourceName {
                 write!(f, "backend/{kind}/{namespace}/{name}:{port}")
             }
             Self::Routes(name) => write!(f, "routes/{name}"),
-            // Without the scope of an IPv6 address, which is good on one machine only.
-            Self::Destination(address) => {
-                write!(f, "destination/{}", SocketAddr::new(address.ip(), address.port()))
-            }
+            Self::Destination(key) => write!(f, "destination/{key}"),
         }
     }
+}
+
+/// `<ip>:<port>` or `<ip>:<port>/<tls|http>/<host>`
+fn parse_destination(text: &str) -> Option<DestinationKey> {
+    let Some((address, host)) = text.split_once('/') else {
+        return Some(text.parse::<SocketAddr>().ok()?.into());
+    };
+    let (source, name) = host.split_once('/')?;
+    let host = RequestedHost { source: HostSource::parse(source)?, name: DnsName::parse(name).ok()? };
+    Some(DestinationKey { address: address.parse().ok()?, host: Some(host) })
 }
 
 /// `<kind>/<namespace>/<name>:<port>`; the last colon is the port's, because a name may contain one.
@@ -98,6 +106,8 @@ mod tests {
             "listener/shop/cart-1",
             "destination/10.0.0.1:80",
             "destination/[fd00::1]:443",
+            "destination/10.0.0.1:443/tls/api.example.com",
+            "destination/[fd00::1]:80/http/api.example.com",
             "routes/Service/shop/cart:80",
             "backend/Service/shop/cart:80",
             "backend/ClusterThing//name:1",
@@ -110,6 +120,11 @@ mod tests {
             "destination/10.0.0.1:080",
             "destination/[FD00::1]:443",
             "destination/[fd00::1%1]:443",
+            "destination/10.0.0.1:443/tls/API.example.com",
+            "destination/10.0.0.1:443/tls/api.example.com.",
+            "destination/10.0.0.1:443/tls/",
+            "destination/10.0.0.1:443/ssh/api.example.com",
+            "destination/10.0.0.1:443/api.example.com",
             "10.0.0.1:80",
             "listener/shop",
             "listener/shop/",

@@ -14,6 +14,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tidegate_core::backend::{Endpoint, Transport};
 use tidegate_core::contract::names::EGRESS_PATH;
+use tidegate_core::destination::DestinationKey;
 use tidegate_runtime::trust_bundle::fingerprint;
 
 use crate::destinations::{
@@ -112,7 +113,15 @@ async fn config(State(Pages { view, .. }): State<Pages>) -> Json<Value> {
 
 /// A destination: its state, and in the mesh its service and endpoints, with the connections that this sidecar has to
 /// each.
-fn destination((address, version, target): &(SocketAddr, String, Option<Arc<ResolvedDestination>>)) -> Value {
+fn destination((key, version, target): &(DestinationKey, String, Option<Arc<ResolvedDestination>>)) -> Value {
+    let mut shown = destination_at(key.address, version, target.as_deref());
+    if let Some(host) = &key.host {
+        shown["host"] = host.name.as_str().into();
+    }
+    shown
+}
+
+fn destination_at(address: SocketAddr, version: &str, target: Option<&ResolvedDestination>) -> Value {
     let Some(target) = target else { return json!({"address": address, "state": "asked"}) };
     let endpoint = |choice: &BalancedEndpoint| {
         let Endpoint { address, transport, .. } = &*choice.endpoint;
@@ -126,6 +135,9 @@ fn destination((address, version, target): &(SocketAddr, String, Option<Arc<Reso
     let routes = match target.target() {
         ResolvedTarget::Blocked(reason) => return refused("blocked", reason),
         ResolvedTarget::Unregistered(reason) => return refused("unregistered", reason),
+        ResolvedTarget::ByHost(_) => {
+            return json!({"address": address, "version": version, "state": "byHost"});
+        }
         ResolvedTarget::Routes(routes) => Some(routes.name()),
         ResolvedTarget::Backend(_) => None,
     };

@@ -11,6 +11,8 @@ mod backend;
 mod caller;
 mod choice;
 mod endpoint;
+mod find;
+mod hosts;
 mod live;
 mod peak_ewma;
 mod references;
@@ -25,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tidegate_core::backend::{Backend, Locality};
+use tidegate_core::destination::DestinationKey;
 use tidegate_core::route::RouteTable;
 use tidegate_core::{Destination, EgressMode, ServiceRetry};
 use tidegate_proto::ResourceName;
@@ -33,6 +36,10 @@ use tokio::sync::{Notify, watch};
 pub(crate) use attempt_limits::AttemptLimits;
 pub(crate) use backend::{BalancedBackend, BalancedEndpoint, TopologyView};
 pub(crate) use choice::{EndpointChoice, NoEndpoint};
+#[cfg(test)]
+pub(crate) use find::ANSWER_TIMEOUT;
+pub(crate) use find::Unanswered;
+pub(crate) use hosts::{HostLookup, LiveHosts, PendingHost};
 pub(crate) use live::LiveDestination;
 pub(crate) use references::{ReferencedView, ReferencesFull};
 pub(crate) use resolved::{ResolvedDestination, ResolvedTarget};
@@ -44,7 +51,7 @@ use references::References;
 
 use crate::remotes::Remotes;
 
-/// The most addresses that are kept. More are made room for by what was used longest ago.
+/// The most addresses, and hosts at them, that are kept. More are made room for by what was used longest ago.
 const MOST: usize = 4096;
 
 /// An address that was not dialled for this long, and that no open connection follows, is forgotten.
@@ -84,7 +91,8 @@ pub(crate) struct SubscriptionChanges {
 /// Everything under one lock, which workers take once for each connection of the app.
 #[derive(Default)]
 struct DestinationsState {
-    addresses: HashMap<SocketAddr, AddressEntry>,
+    /// Addresses, and hosts at those whose connections are told apart by host.
+    addresses: HashMap<DestinationKey, AddressEntry>,
     references: References,
     /// Names whose subscriptions have changed, to be sent.
     pending: BTreeSet<ResourceName>,
@@ -97,7 +105,7 @@ struct DestinationsState {
     is_online: bool,
 }
 
-/// One address.
+/// One address, or one host at an address.
 struct AddressEntry {
     /// `None` until the controller has answered.
     destination: Option<Destination>,
@@ -124,10 +132,10 @@ impl Destinations {
         self.lock().references.remotes().clone()
     }
 
-    /// Looks an address up; subscribes to one that is not there.
-    pub(crate) fn look_up(&self, address: SocketAddr) -> Lookup {
+    /// Looks an address, or a host at it, up; subscribes to one that is not there.
+    pub(crate) fn look_up(&self, key: &DestinationKey) -> Lookup {
         let mut state = self.lock();
-        if let Some(entry) = state.addresses.get_mut(&address) {
+        if let Some(entry) = state.addresses.get_mut(key) {
             entry.used = Instant::now();
             let known = entry.target.borrow().clone();
             return match known {
@@ -136,7 +144,7 @@ impl Destinations {
                 None => Lookup::Asked(entry.target.subscribe()),
             };
         }
-        let receiver = state.add(address);
+        let receiver = state.add(key);
         drop(state);
         self.news.notify_one();
         Lookup::Asked(receiver)
@@ -144,24 +152,24 @@ impl Destinations {
 
     /// What is known about an address, now and later, for as long as what is returned lives; subscribes to one that is not
     /// there.
-    fn follow(&self, address: SocketAddr) -> watch::Receiver<Option<Arc<ResolvedDestination>>> {
+    fn follow(&self, key: &DestinationKey) -> watch::Receiver<Option<Arc<ResolvedDestination>>> {
         let mut state = self.lock();
-        if let Some(entry) = state.addresses.get(&address) {
+        if let Some(entry) = state.addresses.get(key) {
             let mut receiver = entry.target.subscribe();
             receiver.mark_changed();
             return receiver;
         }
-        let receiver = state.add(address);
+        let receiver = state.add(key);
         drop(state);
         self.news.notify_one();
         receiver
     }
 
     /// No answer came in time: until there is a stream again, other connections do not wait.
-    pub(crate) fn give_up(&self, address: SocketAddr) {
+    pub(crate) fn give_up(&self, key: &DestinationKey) {
         let mut state = self.lock();
         let is_online = state.is_online;
-        if let Some(entry) = state.addresses.get_mut(&address) {
+        if let Some(entry) = state.addresses.get_mut(key) {
             entry.is_given_up = !is_online;
         }
     }
@@ -175,7 +183,7 @@ impl Destinations {
         state.settle_references();
         state.pending.clear();
         state.addresses.values_mut().for_each(|entry| entry.is_given_up = false);
-        let addresses = state.addresses.keys().map(|address| ResourceName::Destination(*address));
+        let addresses = state.addresses.keys().cloned().map(ResourceName::Destination);
         state.references.names().chain(addresses).collect()
     }
 
@@ -217,8 +225,8 @@ impl Destinations {
     ) -> Result<(), ReferencesFull> {
         let mut state = self.lock();
         match (name, resource) {
-            (ResourceName::Destination(address), Resource::Destination(destination)) => {
-                let Some(entry) = state.addresses.get_mut(address) else { return Ok(()) };
+            (ResourceName::Destination(key), Resource::Destination(destination)) => {
+                let Some(entry) = state.addresses.get_mut(key) else { return Ok(()) };
                 entry.version = version;
                 entry.is_given_up = false;
                 entry.destination = Some(destination);
@@ -240,8 +248,8 @@ impl Destinations {
     pub(crate) fn refuse(&self, name: &ResourceName, reason: &str) {
         let mut state = self.lock();
         match name {
-            ResourceName::Destination(address) => {
-                let entry = state.addresses.get_mut(address);
+            ResourceName::Destination(key) => {
+                let entry = state.addresses.get_mut(key);
                 let Some(entry) = entry.filter(|entry| entry.destination.is_none()) else { return };
                 entry.destination = Some(Destination::Blocked(reason.into()));
             }
@@ -279,10 +287,14 @@ impl Destinations {
         if !state.references.set_egress(mode) {
             return;
         }
+        let depends = |destination: &Destination| match destination {
+            Destination::ByHost(otherwise) => **otherwise == Destination::Unknown,
+            other => *other == Destination::Unknown,
+        };
         let unknown =
-            state.addresses.iter().filter(|(_, entry)| entry.destination == Some(Destination::Unknown));
-        for address in unknown.map(|(address, _)| *address).collect::<Vec<_>>() {
-            state.has_changed(&ResourceName::Destination(address));
+            state.addresses.iter().filter(|(_, entry)| entry.destination.as_ref().is_some_and(depends));
+        for key in unknown.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            state.has_changed(&ResourceName::Destination(key));
         }
     }
 
@@ -290,8 +302,8 @@ impl Destinations {
     pub(crate) fn set_retries(&self, retries: &[Arc<ServiceRetry>]) {
         let mut state = self.lock();
         if state.references.set_retries(retries) {
-            let addresses: Vec<_> = state.addresses.keys().copied().collect();
-            addresses.into_iter().for_each(|address| state.has_changed(&ResourceName::Destination(address)));
+            let keys: Vec<_> = state.addresses.keys().cloned().collect();
+            keys.into_iter().for_each(|key| state.has_changed(&ResourceName::Destination(key)));
         }
     }
 
@@ -316,23 +328,22 @@ impl Destinations {
         let is_unused = |entry: &AddressEntry| {
             now.saturating_duration_since(entry.used) > UNUSED_AFTER && entry.target.receiver_count() == 0
         };
-        let unused =
-            state.addresses.iter().filter(|(_, entry)| is_unused(entry)).map(|(address, _)| *address);
-        for address in unused.collect::<Vec<_>>() {
-            state.forget(address);
+        let unused = state.addresses.iter().filter(|(_, entry)| is_unused(entry)).map(|(key, _)| key.clone());
+        for key in unused.collect::<Vec<_>>() {
+            state.forget(key);
         }
         drop(state);
         self.news.notify_one();
     }
 
-    /// Every address with its destination, if it is resolved; sorted.
-    pub(crate) fn view(&self) -> Vec<(SocketAddr, String, Option<Arc<ResolvedDestination>>)> {
+    /// Every address, and every host at one, with its destination, if it is resolved; sorted.
+    pub(crate) fn view(&self) -> Vec<(DestinationKey, String, Option<Arc<ResolvedDestination>>)> {
         let state = self.lock();
         let entries = state.addresses.iter();
         let mut view: Vec<_> = entries
-            .map(|(address, entry)| (*address, entry.version.clone(), entry.target.borrow().clone()))
+            .map(|(key, entry)| (key.clone(), entry.version.clone(), entry.target.borrow().clone()))
             .collect();
-        view.sort_unstable_by_key(|(address, ..)| *address);
+        view.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
         view
     }
 
@@ -346,7 +357,7 @@ impl Destinations {
         let state = self.lock();
         let addresses = state.addresses.iter().filter(|(_, entry)| !entry.version.is_empty());
         let addresses =
-            addresses.map(|(address, entry)| (ResourceName::Destination(*address), entry.version.clone()));
+            addresses.map(|(key, entry)| (ResourceName::Destination(key.clone()), entry.version.clone()));
         addresses.chain(state.references.versions()).collect()
     }
 
@@ -356,31 +367,32 @@ impl Destinations {
 }
 
 impl DestinationsState {
-    /// Adds an address, to be subscribed to.
-    fn add(&mut self, address: SocketAddr) -> watch::Receiver<Option<Arc<ResolvedDestination>>> {
+    /// Adds an address, or a host at one, to be subscribed to.
+    fn add(&mut self, key: &DestinationKey) -> watch::Receiver<Option<Arc<ResolvedDestination>>> {
         self.make_room();
         let (target, receiver) = watch::channel(None);
         let (version, used) = (String::new(), Instant::now());
         let entry = AddressEntry { destination: None, target, version, used, is_given_up: false };
-        self.addresses.insert(address, entry);
-        self.enqueue(ResourceName::Destination(address));
+        self.addresses.insert(key.clone(), entry);
+        self.enqueue(ResourceName::Destination(key.clone()));
         receiver
     }
 
     /// Forgets the address that was used longest ago, if there are as many as there may be.
     fn make_room(&mut self) {
         if self.addresses.len() >= MOST
-            && let Some(oldest) = self.addresses.iter().min_by_key(|(_, entry)| entry.used).map(|(a, _)| *a)
+            && let Some((oldest, _)) = self.addresses.iter().min_by_key(|(_, entry)| entry.used)
         {
+            let oldest = oldest.clone();
             self.forget(oldest);
         }
     }
 
     /// Unsubscribes from an address. Connections that are open hold what they resolved to.
-    fn forget(&mut self, address: SocketAddr) {
-        self.addresses.remove(&address);
+    fn forget(&mut self, key: DestinationKey) {
+        self.addresses.remove(&key);
         self.is_unsettled = true;
-        self.enqueue(ResourceName::Destination(address));
+        self.enqueue(ResourceName::Destination(key));
     }
 
     /// Notes that a resource was set, refused or removed since the last [`Destinations::settle`].
@@ -401,7 +413,7 @@ impl DestinationsState {
     /// Whether the stream is to be subscribed to this resource.
     fn wants(&self, name: &ResourceName) -> bool {
         match name {
-            ResourceName::Destination(address) => self.addresses.contains_key(address),
+            ResourceName::Destination(key) => self.addresses.contains_key(key),
             _ => self.references.holds(name),
         }
     }
@@ -412,14 +424,14 @@ impl DestinationsState {
         if changed.is_empty() {
             return;
         }
-        for (address, entry) in &self.addresses {
+        for (key, entry) in &self.addresses {
             let Some(destination) = &entry.destination else { continue };
-            let is_affected = changed.contains(&ResourceName::Destination(*address))
+            let is_affected = changed.contains(&ResourceName::Destination(key.clone()))
                 || self.references.of(destination).any(|name| changed.contains(&name));
             if !is_affected {
                 continue;
             }
-            if let Some(target) = self.references.resolve(*address, destination) {
+            if let Some(target) = self.references.resolve(key, destination) {
                 entry.target.send_replace(Some(Arc::new(target)));
             }
         }

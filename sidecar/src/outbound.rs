@@ -13,15 +13,16 @@ mod refused;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use tidegate_core::destination::{DestinationKey, RequestedHost};
 use tokio::net::TcpStream;
-use tracing::{debug, warn};
 
 use crate::connection::OpenConnection;
 use crate::connection_info::OutboundInfo;
 use crate::context::WorkerContext;
-use crate::destinations::{LiveDestination, Lookup, ResolvedDestination};
+use crate::destinations::{LiveDestination, ResolvedDestination};
+use crate::detect;
 use crate::http::{self, handler::Handler};
 use crate::lifeline::Lifeline;
 use crate::remotes::{RemoteId, RemoteLabels};
@@ -29,9 +30,6 @@ use crate::stream::{Abort, MaybeTls};
 use crate::tls::stream::TlsStream;
 
 use carried::Carried;
-
-/// How long the controller has to say what stands behind an address that is dialled for the first time.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A connection of the app's, and where it means to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,12 +60,17 @@ pub(crate) async fn serve(
     line: &Lifeline,
 ) {
     let outbound = OutboundConnection { context, dialled, connection, line, accepted: SystemTime::now() };
-    let Ok(destination) = line.guard(Box::pin(outbound.find())).await else { return io.abort() };
+    let key = dialled.address.into();
+    let Ok(destination) = line.guard(Box::pin(outbound.find(&key))).await else { return io.abort() };
     let carried = carried::carried(&io, line, &context.http.limits, &destination);
     let Some(carried) = Box::pin(carried).await else { return };
     let client = |io| MaybeTls::<TlsStream>::Plain(io);
     match carried {
-        Carried::Opaque(received) => Box::pin(outbound.opaque(io, received, destination)).await,
+        Carried::Opaque(received) => {
+            let found = line.guard(Box::pin(outbound.of_server(destination, &received))).await;
+            let Ok(destination) = found else { return io.abort() };
+            Box::pin(outbound.opaque(io, received, destination)).await;
+        }
         Carried::Http1(received) => {
             let handler = outbound.handler(destination);
             Box::pin(http::h1::serve(client(io), received, &handler, line, &context.http)).await;
@@ -87,7 +90,7 @@ impl OutboundConnection<'_> {
         let service = destination.name().cloned();
         let (remote, owner) = (self.remote(&destination), destination.owner().clone());
         let info = OutboundInfo { peer, dialled: address, service, destination: remote, owner };
-        let live = LiveDestination::new(self.context.destinations.clone(), address, destination);
+        let live = LiveDestination::new(self.context.destinations.clone(), address.into(), destination);
         Handler::outbound(info, live, self.context.refusals.clone())
     }
 
@@ -97,31 +100,32 @@ impl OutboundConnection<'_> {
         self.context.remotes.id(RemoteLabels { service: Some(service.clone()), ..RemoteLabels::default() })
     }
 
-    /// The destination behind the address. If the controller cannot be asked, the address is one that no object has: where
-    /// such addresses may be reached it is dialled directly, and a sidecar there does not accept plaintext.
-    async fn find(&self) -> Arc<ResolvedDestination> {
-        let address = self.dialled.address;
+    /// The destination behind what is looked up. If the controller cannot be asked, it is one that no object has: where such
+    /// addresses may be reached it is dialled directly, and a sidecar there does not accept plaintext.
+    async fn find(&self, key: &DestinationKey) -> Arc<ResolvedDestination> {
         let destinations = &self.context.destinations;
-        match destinations.look_up(address) {
-            Lookup::Known(target) => return target,
-            Lookup::Asked(mut answer) => {
-                let answered = answer.wait_for(Option::is_some);
-                if let Ok(Ok(target)) = tokio::time::timeout(ANSWER_TIMEOUT, answered).await
-                    && let Some(target) = target.clone()
-                {
-                    return target;
-                }
-                destinations.give_up(address);
-                self.context.refusals.unless_flooded(|| {
-                    warn!(%address, "the controller does not say who is there: it counts as an address that no object has");
-                });
-            }
-            Lookup::OutOfReach => {
-                debug!(%address, "the controller is out of reach: it counts as an address that no object has");
-            }
-        }
+        let unanswered = match destinations.find(key).await {
+            Ok(target) => return target,
+            Err(unanswered) => unanswered,
+        };
+        self.context.refusals.unanswered(key, unanswered);
         self.context.http.telemetry.totals().outbound_unknown.add(1);
-        Arc::new(destinations.unanswered(address))
+        Arc::new(destinations.unanswered(key.address))
+    }
+
+    /// Where a connection goes whose bytes are not parsed beyond its first ones: where hosts tell connections apart, where the
+    /// server leads that its ClientHello names.
+    async fn of_server(
+        &self,
+        destination: Arc<ResolvedDestination>,
+        received: &[u8],
+    ) -> Arc<ResolvedDestination> {
+        let Some(otherwise) = destination.told_apart_by_host() else { return destination };
+        let first = detect::first_bytes(received);
+        let server = first.client_hello().and_then(|hello| hello.server_name.clone());
+        let Some(server) = server else { return otherwise.clone() };
+        let host = Some(RequestedHost::of_server_name(server));
+        self.find(&DestinationKey { host, ..self.dialled.address.into() }).await
     }
 }
 

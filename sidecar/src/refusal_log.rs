@@ -7,9 +7,11 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use tidegate_core::destination::DestinationKey;
 use tracing::{debug, info, warn};
 
 use crate::connection_info::ConnectionInfo;
+use crate::destinations::Unanswered;
 use crate::listener::{Direction, Misdirected};
 use crate::places::NoPlace;
 
@@ -96,6 +98,20 @@ impl RefusalLog {
         self.unless_flooded(
             || warn!(%dialled, host, %reason, "the destination is outside the mesh, and refused"),
         );
+    }
+
+    /// Logs an address, or a host at one, about which the controller has not said anything.
+    pub(crate) fn unanswered(&self, key: &DestinationKey, reason: Unanswered) {
+        let host = key.host.as_ref().map(|host| host.name.as_str());
+        let address = key.address;
+        match reason {
+            Unanswered::TimedOut => self.unless_flooded(|| {
+                warn!(%address, host, "{reason}: it counts as an address that no object has");
+            }),
+            Unanswered::OutOfReach => {
+                debug!(%address, host, "{reason}: it counts as an address that no object has");
+            }
+        }
     }
 
     /// Writes another line that could become frequent, such as that an endpoint is unreachable.

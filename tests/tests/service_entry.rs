@@ -131,3 +131,78 @@ fn http_to_a_virtual_address_goes_to_the_entry_s_endpoints_and_two_entries_for_i
     wait::until_true("the other one serves", SOON, || get(&mesh) == RequestOutcome::Status(503));
     assert_eq!(status(&mesh, "new")[0], "committed");
 }
+
+/// An entry for this host at the port of an address, without addresses.
+fn host_entry(host: &str, port: u16, protocol: &str) -> serde_json::Value {
+    json!({
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": {"name": "api", "namespace": "httpbin"},
+        "spec": {
+            "hosts": [host],
+            "ports": [{"number": port, "name": "api", "protocol": protocol}],
+            "resolution": "NONE",
+        },
+    })
+}
+
+#[test]
+fn tls_to_a_host_is_passed_on_with_an_entry_that_lists_no_addresses_and_every_other_host_is_refused_by_name()
+{
+    let mut mesh = closed_mesh();
+    let outside = mesh.block().at(62, 8443);
+    let server = App::tcp_echo(outside);
+    let mut caller = mesh.caller(&outside.to_string());
+    caller.start_ready();
+    mesh.apply("api", &[host_entry("*.example.com", 8443, "TLS")]);
+    assert_eq!(status(&mesh, "api")[0], "committed");
+    let hello = |name: &str| {
+        let config = rustls::ClientConfig::builder()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let name = name.to_owned().try_into().unwrap();
+        let mut client = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+        let mut hello = Vec::new();
+        client.write_tls(&mut hello).unwrap();
+        hello
+    };
+    let is_passed_on = |mesh: &Mesh, name: &str| {
+        let hello = hello(name);
+        let mut attempt = Client::to(mesh.way_out()).connect().unwrap();
+        attempt.write(&hello);
+        attempt.read_until(hello.get(hello.len() - 32..).unwrap()).is_ok()
+    };
+    wait::until_true("a host of the entry is reached", SOON, || is_passed_on(&mesh, "api.example.com"));
+    assert!(!server.received().is_empty());
+    assert!(!is_passed_on(&mesh, "www.example.org"));
+    wait::until_true("the log names the refused host", SOON, || {
+        let log = caller.log();
+        log.lines().any(|line| line.contains("www.example.org") && line.contains("spec.traffic.enableEgress"))
+    });
+    // Plaintext is not for a port of TLS.
+    assert_eq!(Client::to(mesh.way_out()).get("/get"), RequestOutcome::Status(502));
+    mesh.remove("api");
+    wait::until_true("without the entry it is refused", SOON, || !is_passed_on(&mesh, "api.example.com"));
+}
+
+#[test]
+fn requests_of_one_connection_are_told_apart_by_their_host() {
+    let mut mesh = closed_mesh();
+    let outside = mesh.block().at(62, 8080);
+    let _app = App::echo(outside);
+    let mut caller = mesh.caller(&outside.to_string());
+    caller.start_ready();
+    let request = |host: &str| format!("GET /get HTTP/1.1\r\nhost: {host}\r\n\r\n").into_bytes();
+    let get = |mesh: &Mesh, host: &str| {
+        Client::to(mesh.way_out()).connect().unwrap().request(&request(host)).unwrap().status()
+    };
+    assert_eq!(get(&mesh, "api.example.com"), 502);
+    let mut open = Client::to(mesh.way_out()).connect().unwrap();
+    assert_eq!(open.request(&request("api.example.com")).unwrap().status(), 502);
+    mesh.apply("api", &[host_entry("api.example.com", 8080, "HTTP")]);
+    wait::until_true("the host is reached", SOON, || get(&mesh, "api.example.com") == 200);
+    for (host, status) in [("api.example.com:8080", 200), ("www.example.org", 502), ("API.example.com", 200)]
+    {
+        assert_eq!(open.request(&request(host)).unwrap().status(), status, "{host}");
+    }
+}

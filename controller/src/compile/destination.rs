@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tidegate_core::backend::{BackendRef, Transport};
-use tidegate_core::destination::DestinationTarget;
+use tidegate_core::destination::{DestinationKey, DestinationTarget};
 use tidegate_core::{Destination, TrustDomain};
 
 use super::route_features::Features;
@@ -43,7 +43,7 @@ pub(crate) struct Resolved<T> {
 }
 
 impl Resolver<'_> {
-    /// What stands behind an address with these entries, for the clients of a namespace; `None`: of one that no ServiceEntry names. It is the
+    /// What stands behind an address, or a host at it, with these entries, for the clients of a namespace; `None`: of one that no ServiceEntry names. It is the
     /// same for all of them, unless no Service and no workload has the address.
     pub(crate) fn destination(
         &self,
@@ -66,13 +66,13 @@ impl Resolver<'_> {
     /// What stands behind an address for clients that no ServiceEntry names.
     #[cfg(test)]
     pub(crate) fn for_all_clients(&self, address: &str) -> Resolved<Destination> {
-        let address = address.parse().unwrap();
-        self.destination(address, &self.entries(address), None)
+        let address: SocketAddr = address.parse().unwrap();
+        self.destination(address, &self.entries(&address.into()), None)
     }
 
-    /// The ServiceEntries at an address.
-    pub(crate) fn entries(&self, address: SocketAddr) -> EntriesAt<'_> {
-        EntriesAt::new(self.index, address)
+    /// The ServiceEntries at an address, or for a host at it.
+    pub(crate) fn entries(&self, key: &DestinationKey) -> EntriesAt<'_> {
+        EntriesAt::new(self.index, key)
     }
 
     /// The Service or the Pod that has this address.

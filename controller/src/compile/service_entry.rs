@@ -3,176 +3,23 @@
 //! An address that a Service or a workload of the mesh has is never an entry's. Of several entries at an address, clients get
 //! the one of their own namespace, else the one with the longest prefix, else the oldest, else the first by namespace and
 //! name. The order in which objects arrive makes no difference.
+//!
+//! At TLS and HTTP ports of entries that do not list the single address, hosts tell connections apart: the most specific host
+//! comes before all of that. Where an entry for opaque bytes comes before one with hosts, nothing is read from connections.
 
 mod conflicts;
+mod endpoints;
+mod entries_at;
 mod support;
 
-use std::cmp::Reverse;
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::sync::Arc;
-
-use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tidegate_core::backend::{Backend, BackendRef, Endpoint, OriginalDestination, Transport};
-use tidegate_core::{Destination, Identity};
-use tidegate_crds::service_entry::{
-    EntryLocation, EntryPort, EntryProtocol, Resolution, ServiceEntry, WorkloadEntry,
-};
+use tidegate_crds::service_entry::ServiceEntry;
 use tidegate_crds::{Finding, validate};
 
-use super::destination::Resolver;
+pub(crate) use self::entries_at::EntriesAt;
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, service_named};
-use crate::object::{Kind, ObjectName};
-
-use support::unsupported;
-
-/// The entries that decide about an address, for one client or another.
-pub(crate) struct EntriesAt<'i> {
-    address: SocketAddr,
-    found: Vec<EntryMatch<'i>>,
-}
-
-/// An entry at an address.
-#[derive(Clone, Copy)]
-struct EntryMatch<'i> {
-    name: &'i ObjectName,
-    entry: &'i ServiceEntry,
-    port: &'i EntryPort,
-    /// The range that contains the address; `None`: the entry lists no addresses.
-    range: Option<IpNet>,
-}
-
-impl<'i> EntriesAt<'i> {
-    /// The entries in force that have the port.
-    pub(crate) fn new(index: &'i Index, address: SocketAddr) -> Self {
-        let entries = index.service_entries();
-        let in_ranges = entries
-            .ranges_at(address.ip())
-            .flat_map(|(range, names)| names.iter().map(move |name| (name, Some(range))));
-        let anywhere = entries.anywhere(address.port()).map(|name| (name, None));
-        let found = in_ranges.chain(anywhere).filter_map(|(name, range)| {
-            let (name, entry) = entries.entry(name)?;
-            let port = entry.spec.port(address.port())?;
-            let is_tcp = port.protocol() != Ok(EntryProtocol::Udp);
-            let is_in_force =
-                || index.outside_mesh(&name.namespace).is_none() && claimed_service(index, entry).is_none();
-            (is_tcp && is_in_force()).then_some(EntryMatch { name, entry, port, range })
-        });
-        Self { address, found: found.collect() }
-    }
-
-    /// What the address is to the clients of a namespace; `None`: of one that no entry names. Unknown without an entry that
-    /// they see.
-    pub(super) fn destination(&self, client: Option<&str>) -> Destination {
-        let Some(found) = self.first(client) else { return Destination::Unknown };
-        match unsupported(found) {
-            None => {
-                let protocol = found.port.protocol().map_or(EntryProtocol::Tcp, |protocol| protocol);
-                let object = found.name.to_ref(Kind::ServiceEntry);
-                let backend = BackendRef { object, port: self.address.port() };
-                Destination::backend(protocol.of_port().carried(), backend)
-            }
-            // Plaintext to what belongs to the mesh would be a downgrade.
-            Some(reason) if found.entry.spec.location() == Ok(EntryLocation::Internal) => {
-                Destination::Blocked(format!("ServiceEntry {}: {reason}", found.name).into())
-            }
-            Some(_) => Destination::Unknown,
-        }
-    }
-
-    /// The entry that clients of a namespace get.
-    fn first(&self, client: Option<&str>) -> Option<&EntryMatch<'i>> {
-        let seen = self.found.iter().filter(|found| found.is_seen_by(client));
-        seen.min_by_key(|found| found.precedence(client))
-    }
-
-    /// The namespaces whose clients may get another entry than those of all others.
-    pub(crate) fn clients(&self, index: &Index) -> BTreeSet<Arc<str>> {
-        let mut clients = BTreeSet::new();
-        for EntryMatch { name, entry, .. } in &self.found {
-            clients.insert(name.namespace.clone());
-            let named = entry.spec.export_to.iter().filter(|text| !matches!(text.as_str(), "*" | "." | "~"));
-            // Invented namespaces have no clients.
-            let existing = named.filter(|namespace| index.pods_in(namespace).next().is_some());
-            clients.extend(existing.map(|namespace| Arc::from(namespace.as_str())));
-        }
-        clients
-    }
-}
-
-impl Resolver<'_> {
-    /// The endpoints of an entry's port; `None` if the entry lacks that port.
-    pub(super) fn behind_entry(
-        &self,
-        name: &BackendRef,
-        object: &ObjectName,
-        pods: &mut BTreeSet<ObjectName>,
-    ) -> Option<Backend> {
-        let (_, entry) = self.index.service_entries().entry(object)?;
-        let port = entry.spec.port(name.port)?;
-        let protocol = port.protocol().ok()?.of_port().spoken();
-        if entry.spec.resolution() == Ok(Resolution::None) {
-            let original = OriginalDestination { port: port.target_port.and(endpoint_port(None, port)) };
-            let backend = Backend::new(name.clone(), protocol, Vec::new());
-            return Some(Backend { original_destination: Some(original), ..backend });
-        }
-        let is_internal = entry.spec.location() == Ok(EntryLocation::Internal);
-        let mut endpoints: Vec<Endpoint> = Vec::new();
-        let mut known = BTreeSet::new();
-        for listed in &entry.spec.endpoints {
-            let (Some(ip), Some(number)) = (listed.ip(), endpoint_port(Some(listed), port)) else { continue };
-            let address = SocketAddr::new(ip, number);
-            let transport = if is_internal {
-                self.internal_transport(object, listed, address, pods)
-            } else {
-                Transport::Plain
-            };
-            if known.insert(address) {
-                endpoints.push(Endpoint::new(address, transport));
-            }
-        }
-        Some(Backend::new(name.clone(), protocol, endpoints))
-    }
-
-    /// Mutual TLS with the service account that the endpoint names, or with the workload that has its address.
-    fn internal_transport(
-        &self,
-        entry: &ObjectName,
-        listed: &WorkloadEntry,
-        address: SocketAddr,
-        pods: &mut BTreeSet<ObjectName>,
-    ) -> Transport {
-        if let Some(account) = listed.service_account.as_deref() {
-            let identity = Identity::new(self.trust_domain.clone(), &entry.namespace, account);
-            return identity.map_or(Transport::Plain, Transport::Mesh);
-        }
-        for (name, pod) in self.index.pods_at(address.ip()) {
-            pods.insert(name.clone());
-            if let Some(identity) = self.workload(name, pod, address.port()) {
-                return Transport::Mesh(identity);
-            }
-        }
-        Transport::Plain
-    }
-}
-
-impl<'i> EntryMatch<'i> {
-    /// Whether clients of a namespace see the entry.
-    fn is_seen_by(&self, client: Option<&str>) -> bool {
-        let own = &*self.name.namespace;
-        // No namespace has an empty name.
-        self.entry.spec.is_exported_to(client.unwrap_or_default(), own)
-    }
-
-    /// The least comes first.
-    fn precedence(&self, client: Option<&str>) -> impl Ord + use<'i> {
-        let is_own = client == Some(&*self.name.namespace);
-        let prefix = self.range.map(|range| range.prefix_len());
-        (!is_own, Reverse(prefix), age(self.entry), self.name)
-    }
-}
+use crate::object::ObjectName;
 
 impl Compiled for ServiceEntry {
     fn statuses(scope: &StatusScope<'_>) -> Vec<Judged> {
@@ -229,11 +76,6 @@ fn judge(index: &Index, name: &ObjectName, entry: &ServiceEntry) -> ObjectStatus
 /// When an entry was made; objects of a folder have no age.
 fn age(entry: &ServiceEntry) -> Option<&Time> {
     entry.metadata.creation_timestamp.as_ref()
-}
-
-/// The port that connections to one of the entry's ports go to.
-fn endpoint_port(endpoint: Option<&WorkloadEntry>, port: &EntryPort) -> Option<u16> {
-    WorkloadEntry::port(endpoint.unwrap_or(&WorkloadEntry::default()), port)
 }
 
 #[cfg(test)]

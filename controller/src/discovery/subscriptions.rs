@@ -265,7 +265,7 @@ mod tests {
             let [c, d] = host.to_be_bytes();
             SocketAddr::from((Ipv4Addr::new(11, stream, c, d), 80))
         };
-        (0..count).map(|host| ResourceName::Destination(address(host)).to_string()).collect()
+        (0..count).map(|host| ResourceName::Destination(address(host).into()).to_string()).collect()
     }
 
     #[tokio::test]

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use serde::Serialize;
-use tidegate_core::destination::DestinationTarget;
-use tidegate_core::dns_name::DnsPattern;
+use tidegate_core::destination::{DestinationKey, DestinationTarget, HostSource, RequestedHost};
+use tidegate_core::dns_name::{DnsName, DnsPattern};
 use tidegate_core::{Destination, EgressMode, TrustDomain};
 use tidegate_crds::service_entry::ServiceEntry;
 
@@ -74,7 +74,7 @@ pub fn explain_external(
     let listed = query.address.or_else(|| listed_address(index, query));
     // An address that no object lists is as good as any other.
     let address = SocketAddr::new(listed.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), query.port);
-    let found = resolver.destination(address, &resolver.entries(address), Some(&query.caller)).value;
+    let found = destination(&resolver, address, query);
     let explained = ExternalExplanation {
         decision: "allow",
         reason: String::new(),
@@ -88,12 +88,33 @@ pub fn explain_external(
     Ok(explained.decided(index, query, found))
 }
 
+/// What the app's sidecar looks up: the address, and the host where hosts tell connections apart there.
+fn destination(resolver: &Resolver<'_>, address: SocketAddr, query: &ExternalQuery) -> Destination {
+    let at = |key: &DestinationKey| {
+        resolver.destination(address, &resolver.entries(key), Some(&query.caller)).value
+    };
+    let otherwise = match at(&address.into()) {
+        Destination::ByHost(otherwise) => *otherwise,
+        found => return found,
+    };
+    let Some(name) = query.host.as_deref().and_then(|host| DnsName::parse(host).ok()) else {
+        return otherwise;
+    };
+    // The question does not say whether the app speaks TLS: what either would find.
+    let by = [HostSource::Tls, HostSource::Http].map(|source| {
+        let host = Some(RequestedHost { source, name: name.clone() });
+        at(&DestinationKey { address, host })
+    });
+    by.into_iter().find(|found| matches!(found, Destination::Routed { .. })).unwrap_or(otherwise)
+}
+
 impl ExternalExplanation {
     /// Fills in the decision.
     fn decided(self, index: &Index, query: &ExternalQuery, found: Destination) -> Self {
         let what = self.address.clone().unwrap_or_else(|| self.server.clone());
         match found {
-            Destination::Unknown => self.unregistered(index),
+            // Hosts were looked up before.
+            Destination::Unknown | Destination::ByHost(_) => self.unregistered(index),
             Destination::Blocked(reason) => Self {
                 decision: "deny",
                 reason: reason.to_string(),

@@ -10,7 +10,7 @@ use tidegate_core::ServiceRetry;
 use tidegate_crds::retry::RetryEndSpec;
 use tidegate_crds::{Retry, RetrySpec, validate};
 
-use super::part::{Effect, Indexed, References, in_namespace};
+use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
 use crate::object::stored::{CustomKind, Stored};
@@ -20,7 +20,7 @@ use crate::object::{Object, ObjectName};
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Retries {
     by_name: BTreeMap<ObjectName, Arc<Retry>>,
-    by_service: References,
+    by_service: ReferenceIndex,
 }
 
 impl Retries {

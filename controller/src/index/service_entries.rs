@@ -1,7 +1,10 @@
 //! ServiceEntries, by name, by the addresses that they list and by what their hosts name.
 //!
 //! An entry with errors is kept for its status and found by nothing else. An address that is dialled is looked up once for each
-//! length of prefix that any entry has.
+//! length of prefix that any entry has. Entries without addresses are found by host where hosts tell connections apart
+//! ([`hosts`]), so that thousands of them at one port cost a lookup as little as one.
+
+mod hosts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,9 +14,11 @@ use ipnet::IpNet;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
+use tidegate_core::destination::HostSource;
 use tidegate_crds::service_entry::{EntryPort, OLDER_SERVICE_ENTRIES, ServiceEntry, WorkloadEntry};
 use tidegate_crds::{Finding, ServiceEntrySpec, validate};
 
+pub(crate) use self::hosts::PortHosts;
 use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
@@ -27,8 +32,10 @@ pub(crate) struct ServiceEntries {
     by_range: BTreeMap<IpNet, BTreeSet<ObjectName>>,
     /// How many ranges have this length of prefix, of IPv4 and of IPv6.
     lengths: [BTreeMap<u8, usize>; 2],
-    /// Entries without addresses, by the numbers of their ports.
+    /// Entries without addresses, by the numbers of those ports at which no host tells connections apart.
     anywhere: BTreeMap<u16, BTreeSet<ObjectName>>,
+    /// Entries without addresses, by the numbers of the other ports.
+    hosts: BTreeMap<u16, PortHosts>,
     /// By the Services whose names their hosts are.
     by_service: ReferenceIndex,
 }
@@ -66,9 +73,14 @@ impl ServiceEntries {
         self.by_range.get(&range).into_iter().flatten()
     }
 
-    /// Entries without addresses that have a port with this number.
+    /// Entries without addresses that have a port with this number, at which no host tells connections apart.
     pub(crate) fn anywhere(&self, port: u16) -> impl Iterator<Item = &ObjectName> {
         self.anywhere.get(&port).into_iter().flatten()
+    }
+
+    /// Entries without addresses that have a port with this number, at which hosts tell connections apart.
+    pub(crate) fn by_host(&self, port: u16) -> Option<&PortHosts> {
+        self.hosts.get(&port)
     }
 
     /// Entries with a host that is the name of a Service.
@@ -80,12 +92,22 @@ impl ServiceEntries {
     }
 
     /// The other entries whose status may depend on this one: those that list the same range, or the same port without a
-    /// range.
+    /// range and, where hosts tell connections apart, one of its hosts.
     fn rivals(&self, entry: &ServiceEntry) -> BTreeSet<ObjectName> {
-        let ranges = entry.spec.ranges().flat_map(|range| self.claiming(range));
-        let numbers = entry.spec.ports.iter().filter_map(EntryPort::number);
-        let ports = numbers.filter(|_| entry.spec.addresses.is_empty()).flat_map(|port| self.anywhere(port));
-        ranges.chain(ports).cloned().collect()
+        let spec = &entry.spec;
+        let ranges = spec.ranges().flat_map(|range| self.claiming(range));
+        let mut rivals: BTreeSet<_> = ranges.cloned().collect();
+        for (number, source) in ports_anywhere(spec) {
+            rivals.extend(self.anywhere(number).cloned());
+            let Some(hosts) = self.by_host(number) else { continue };
+            match source {
+                None => rivals.extend(hosts.names().cloned()),
+                Some(_) => {
+                    rivals.extend(spec.hosts.iter().flat_map(|host| hosts.with_pattern(host)).cloned());
+                }
+            }
+        }
+        rivals
     }
 }
 
@@ -111,8 +133,11 @@ impl Indexed for ServiceEntry {
                 }
                 names.insert(name.clone());
             }
-            for port in ports_anywhere(&object.spec) {
-                part.anywhere.entry(port).or_default().insert(name.clone());
+            for (port, source) in ports_anywhere(&object.spec) {
+                match source {
+                    None => drop(part.anywhere.entry(port).or_default().insert(name.clone())),
+                    Some(_) => part.hosts.entry(port).or_default().insert(&name, &object.spec),
+                }
             }
         }
         part.by_name.insert(name, object);
@@ -137,8 +162,14 @@ impl Indexed for ServiceEntry {
                 lengths.retain(|_, count| *count > 0);
             }
         }
-        for port in ports_anywhere(&object.spec) {
-            if let Some(names) = part.anywhere.get_mut(&port) {
+        for (port, source) in ports_anywhere(&object.spec) {
+            if source.is_some() {
+                if let Some(hosts) = part.hosts.get_mut(&port)
+                    && hosts.remove(name, &object.spec)
+                {
+                    part.hosts.remove(&port);
+                }
+            } else if let Some(names) = part.anywhere.get_mut(&port) {
                 names.remove(name);
                 if names.is_empty() {
                     part.anywhere.remove(&port);
@@ -227,9 +258,10 @@ fn services_of(spec: &ServiceEntrySpec) -> BTreeSet<ObjectName> {
     spec.hosts.iter().filter_map(|host| service_named(host)).collect()
 }
 
-fn ports_anywhere(spec: &ServiceEntrySpec) -> impl Iterator<Item = u16> {
+/// The ports of an entry without addresses, each with what names the host by which connections to it are told apart.
+fn ports_anywhere(spec: &ServiceEntrySpec) -> impl Iterator<Item = (u16, Option<HostSource>)> {
     let ports = spec.ports.iter().filter(|_| spec.addresses.is_empty());
-    ports.filter_map(EntryPort::number)
+    ports.filter_map(|port| Some((EntryPort::number(port)?, spec.host_source(port, None))))
 }
 
 fn is_valid(name: &ObjectName, spec: &ServiceEntrySpec) -> bool {

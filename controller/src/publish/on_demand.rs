@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Pod;
 use tidegate_core::backend::{Backend, BackendProtocol, BackendRef};
-use tidegate_core::destination::DestinationTarget;
+use tidegate_core::destination::{DestinationKey, DestinationTarget};
 use tidegate_core::route::{Action, DirectResponse, Route, RouteRule, RoutesName};
 use tidegate_core::{Destination, ObjectRef, TrustDomain};
 use tidegate_proto::ResourceName;
@@ -45,6 +45,8 @@ pub(crate) struct OnDemand {
     passthrough: Arc<Published>,
     /// Shared by all others outside the mesh, invented ones included.
     unknown: Arc<Published>,
+    /// Shared by all whose connections are told apart by host, and lead nowhere known without one.
+    by_host: Arc<Published>,
     complaints: LogThrottle<Arc<str>>,
 }
 
@@ -93,11 +95,23 @@ impl OnDemand {
             shares: NamespaceShares::new(shares::SHARE, left_out),
             by_pod: BTreeMap::new(),
         };
-        let [passthrough, unknown] = [Destination::Passthrough, Destination::Unknown]
+        let by_host = Destination::ByHost(Box::new(Destination::Unknown));
+        let [passthrough, unknown, by_host] = [Destination::Passthrough, Destination::Unknown, by_host]
             .map(|outside| Arc::new(Published::destination(&outside)));
         let (made, complaints) = (Mutex::new(made), LogThrottle::default());
         let features = Features::EXECUTED;
-        Self { store, index, trust_domain, is_workload, features, made, passthrough, unknown, complaints }
+        Self {
+            store,
+            index,
+            trust_domain,
+            is_workload,
+            features,
+            made,
+            passthrough,
+            unknown,
+            by_host,
+            complaints,
+        }
     }
 
     /// The same for sidecars that carry out these features of routes.
@@ -148,7 +162,7 @@ impl OnDemand {
     /// Makes a value. Takes the lock for moments only.
     fn resolve(&self, resolver: &Resolver<'_>, name: &Arc<ResourceName>) -> ResolvedValue {
         match &**name {
-            ResourceName::Destination(address) => self.resolve_destination(resolver, name, *address),
+            ResourceName::Destination(key) => self.resolve_destination(resolver, name, key),
             ResourceName::Backend(backend) => self.resolve_backend(resolver, name, backend),
             ResourceName::Routes(routes) => self.resolve_routes(resolver, name, routes),
             // These are not made on demand.
@@ -156,17 +170,18 @@ impl OnDemand {
         }
     }
 
-    /// What an address is, for all clients and for those of namespaces to which ServiceEntries make it something else.
+    /// What an address, or a host at it, is for all clients and for those of namespaces to which ServiceEntries make it something
+    /// else.
     fn resolve_destination(
         &self,
         resolver: &Resolver<'_>,
         name: &Arc<ResourceName>,
-        address: SocketAddr,
+        key: &DestinationKey,
     ) -> ResolvedValue {
-        let entries = resolver.entries(address);
+        let (address, entries) = (key.address, resolver.entries(key));
         let mut all = self.destination_for(resolver, name, address, &entries, None);
         let mut variants = Vec::new();
-        for client in entries.clients(resolver.index) {
+        for client in entries.clients() {
             let own = self.destination_for(resolver, name, address, &entries, Some(&client));
             if own.version() != all.version() {
                 all.basis.pods.extend(own.basis.pods);
@@ -200,11 +215,18 @@ impl OnDemand {
         let backend = |backend: &BackendRef| {
             ObjectName::new(backend.object.namespace.clone(), backend.object.name.clone())
         };
-        let owner = match &value {
+        let leaf = match &value {
+            Destination::ByHost(otherwise) if **otherwise == Destination::Unknown => {
+                return ResolvedValue::shared(&self.by_host, pods);
+            }
+            Destination::ByHost(otherwise) => otherwise,
+            other => other,
+        };
+        let owner = match leaf {
             Destination::Unknown => return ResolvedValue::shared(&self.unknown, pods),
             Destination::Passthrough => return ResolvedValue::shared(&self.passthrough, pods),
             Destination::Routed { target: DestinationTarget::Backend(name), .. } => Some(backend(name)),
-            Destination::Routed { .. } | Destination::Blocked(_) => owner.cloned(),
+            Destination::Routed { .. } | Destination::Blocked(_) | Destination::ByHost(_) => owner.cloned(),
         };
         let published = Published::destination(&value);
         let Some(owner) = owner else { return ResolvedValue::shared(&Arc::new(published), pods) };
@@ -377,13 +399,13 @@ impl Made {
                 .collect::<Vec<_>>()
         };
         let mut names: BTreeSet<Arc<ResourceName>> = BTreeSet::new();
-        for ip in &affected.addresses {
-            let at = |port| ResourceName::Destination(SocketAddr::new(*ip, port));
-            names.extend(between(at(0), at(u16::MAX)));
-        }
-        for range in &affected.ranges {
-            let at = |ip, port| ResourceName::Destination(SocketAddr::new(ip, port));
-            names.extend(between(at(range.network(), 0), at(range.broadcast(), u16::MAX)));
+        let addresses = affected.addresses.iter().map(|ip| (*ip, *ip));
+        let ranges = affected.ranges.iter().map(|range| (range.network(), range.broadcast()));
+        for (first, last) in addresses.chain(ranges) {
+            let first = ResourceName::Destination(SocketAddr::new(first, 0).into());
+            let is_in = |name: &ResourceName| matches!(name, ResourceName::Destination(key) if key.address.ip() <= last);
+            let from_there = self.by_name.range::<ResourceName, _>(&first..).map(|(name, _)| name);
+            names.extend(from_there.take_while(|name| is_in(name)).cloned());
         }
         let services = affected.services.iter().map(|service| service.to_ref(Kind::Service));
         let entries = affected.entries.iter().map(|entry| entry.to_ref(Kind::ServiceEntry));

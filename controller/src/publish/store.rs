@@ -87,14 +87,21 @@ impl Published {
 
     /// What stands behind an address.
     pub(crate) fn destination(destination: &Destination) -> Self {
-        let reference = match destination {
-            Destination::Passthrough | Destination::Unknown | Destination::Blocked(_) => None,
+        let leaf = match destination {
+            Destination::ByHost(otherwise) => otherwise,
+            other => other,
+        };
+        let reference = match leaf {
             Destination::Routed { target: DestinationTarget::Backend(backend), .. } => {
                 Some(ResourceName::Backend(backend.clone()))
             }
             Destination::Routed { target: DestinationTarget::Routes(routes), .. } => {
                 Some(ResourceName::Routes(routes.clone()))
             }
+            Destination::Passthrough
+            | Destination::Unknown
+            | Destination::Blocked(_)
+            | Destination::ByHost(_) => None,
         };
         let message = wire::Destination::from(destination);
         Self {

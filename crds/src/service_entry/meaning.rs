@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tidegate_core::PortProtocol;
+use tidegate_core::destination::HostSource;
 
 use super::{EntryPort, ServiceEntrySpec, WorkloadEntry};
 
@@ -78,6 +79,19 @@ impl ServiceEntrySpec {
     /// The port with this number.
     pub fn port(&self, number: u16) -> Option<&EntryPort> {
         self.ports.iter().find(|port| port.number == u32::from(number))
+    }
+
+    /// What names the host by which connections to a port are told apart, at a range of addresses; `None`: at every address
+    /// without a range. `None` where the address decides alone: for bytes that name no host, and where the entry lists the single
+    /// address.
+    pub fn host_source(&self, port: &EntryPort, range: Option<IpNet>) -> Option<HostSource> {
+        let is_one_address = range.is_some_and(|range| range.prefix_len() == range.max_prefix_len());
+        let source = match port.protocol().ok()? {
+            EntryProtocol::Tls => HostSource::Tls,
+            EntryProtocol::Http | EntryProtocol::Http2 => HostSource::Http,
+            EntryProtocol::Tcp | EntryProtocol::Undeclared | EntryProtocol::Udp => return None,
+        };
+        (!is_one_address).then_some(source)
     }
 
     /// Whether the workloads of a namespace see the entry, which is in the namespace `own`.

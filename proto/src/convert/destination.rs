@@ -1,6 +1,6 @@
 //! Destinations.
 //!
-//! On the wire a destination is one of passed through, unknown, blocked with a reason, or routed. A routed one has the app's
+//! On the wire a destination is one of passed through, unknown, blocked with a reason, told apart by host, or routed. A routed one has the app's
 //! protocol and the name of a backend or of routes, never their content: these are resources of their own, and change
 //! without the destination.
 //!
@@ -22,6 +22,10 @@ impl From<&Destination> for wire::Destination {
             Destination::Unknown => wire::destination::Kind::Unknown(wire::Unknown {}),
             Destination::Blocked(reason) => {
                 wire::destination::Kind::Blocked(wire::Blocked { reason: reason.to_string() })
+            }
+            Destination::ByHost(otherwise) => {
+                let otherwise = Some(Box::new(Self::from(&**otherwise)));
+                wire::destination::Kind::ByHost(Box::new(wire::ByHost { otherwise }))
             }
             Destination::Routed { protocol, target } => {
                 let target = match target {
@@ -48,6 +52,13 @@ impl TryFrom<wire::Destination> for Destination {
             wire::destination::Kind::Unknown(wire::Unknown {}) => return Ok(Self::Unknown),
             wire::destination::Kind::Blocked(wire::Blocked { reason }) => {
                 return Ok(Self::Blocked(reason.into()));
+            }
+            wire::destination::Kind::ByHost(by_host) => {
+                let otherwise = *by_host.otherwise.ok_or_else(|| missing("by_host.otherwise"))?;
+                if let Some(wire::destination::Kind::ByHost(_)) = otherwise.kind {
+                    return Err(bad("by_host.otherwise", "must not be by_host"));
+                }
+                return Ok(Self::ByHost(Box::new(Self::try_from(otherwise)?)));
             }
             wire::destination::Kind::Routed(routed) => routed,
         };
@@ -82,7 +93,8 @@ mod tests {
         let routes = DestinationTarget::Routes(RoutesName::parse("Service/shop/cart:80").unwrap());
         let http = Destination::Routed { protocol: AppProtocol::Undeclared, target: routes };
         let blocked = Destination::Blocked("no policy allows it".into());
-        for destination in [Destination::Passthrough, Destination::Unknown, blocked, cart(), http] {
+        let by_host = Destination::ByHost(Box::new(cart()));
+        for destination in [Destination::Passthrough, Destination::Unknown, blocked, cart(), http, by_host] {
             let bytes = wire::Destination::from(&destination).encode_to_vec();
             let decoded = wire::Destination::decode(bytes.as_slice()).unwrap();
             assert_eq!(Destination::try_from(decoded).unwrap(), destination);
@@ -105,6 +117,9 @@ mod tests {
         assert_eq!(nameless, "routed.backend.object: missing");
         let blank = spoil(|routed| routed.target = Some(wire::routed::Target::Routes("a b".into())));
         assert!(blank.starts_with("routed.routes: "), "{blank}");
+        let twice = Destination::ByHost(Box::new(Destination::ByHost(Box::new(cart()))));
+        let twice = Destination::try_from(wire::Destination::from(&twice)).unwrap_err().to_string();
+        assert!(twice.starts_with("by_host.otherwise: "), "{twice}");
         let nothing = Destination::try_from(wire::Destination { kind: None });
         assert_eq!(nothing.unwrap_err().to_string(), "kind: missing");
     }

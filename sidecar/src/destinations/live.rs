@@ -1,16 +1,16 @@
 //! The destination of an open connection: the newest that the controller has sent, for as long as the connection lives.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tidegate_core::destination::DestinationKey;
 use tokio::sync::watch;
 
 use super::{Destinations, ResolvedDestination};
 
-/// The destination behind an address, kept up to date.
+/// The destination behind an address, or behind a host at it, kept up to date.
 pub(crate) struct LiveDestination {
-    address: SocketAddr,
+    key: DestinationKey,
     destinations: Arc<Destinations>,
     state: RefCell<LiveState>,
 }
@@ -21,14 +21,24 @@ struct LiveState {
 }
 
 impl LiveDestination {
-    /// Follows an address from this destination on.
+    /// Follows a key from this destination on.
     pub(crate) fn new(
         destinations: Arc<Destinations>,
-        address: SocketAddr,
+        key: DestinationKey,
         current: Arc<ResolvedDestination>,
     ) -> Self {
-        let updates = destinations.follow(address);
-        Self { address, destinations, state: RefCell::new(LiveState { current, updates }) }
+        let updates = destinations.follow(&key);
+        Self { key, destinations, state: RefCell::new(LiveState { current, updates }) }
+    }
+
+    /// What it is looked up by.
+    pub(crate) fn key(&self) -> &DestinationKey {
+        &self.key
+    }
+
+    /// Where it is looked up.
+    pub(crate) fn destinations(&self) -> &Arc<Destinations> {
+        &self.destinations
     }
 
     /// The newest destination. Costs one atomic load unless it has changed.
@@ -38,7 +48,7 @@ impl LiveDestination {
             Ok(false) => return state.current.clone(),
             Ok(true) => {}
             // It was forgotten in favour of other addresses: what was known stays good until there is an answer.
-            Err(_) => state.updates = self.destinations.follow(self.address),
+            Err(_) => state.updates = self.destinations.follow(&self.key),
         }
         let newest = state.updates.borrow_and_update().clone();
         if let Some(newest) = newest {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tidegate_core::backend::{Backend, BackendRef, Locality};
-use tidegate_core::destination::DestinationTarget;
+use tidegate_core::destination::{DestinationKey, DestinationTarget};
 use tidegate_core::route::{RouteTable, RoutesName};
 use tidegate_core::{Destination, EgressMode, ServiceRetry};
 use tidegate_proto::ResourceName;
@@ -121,8 +121,15 @@ impl References {
         &'r self,
         destination: &'r Destination,
     ) -> impl Iterator<Item = ResourceName> + use<'r> {
-        let (backend, routes) = match destination {
-            Destination::Passthrough | Destination::Unknown | Destination::Blocked(_) => (None, None),
+        let leaf = match destination {
+            Destination::ByHost(otherwise) => otherwise,
+            other => other,
+        };
+        let (backend, routes) = match leaf {
+            Destination::Passthrough
+            | Destination::Unknown
+            | Destination::Blocked(_)
+            | Destination::ByHost(_) => (None, None),
             Destination::Routed { target: DestinationTarget::Backend(backend), .. } => (Some(backend), None),
             Destination::Routed { target: DestinationTarget::Routes(routes), .. } => (None, Some(routes)),
         };
@@ -135,14 +142,18 @@ impl References {
     /// What a destination means to connections; `None` while something that it leads to is not there yet.
     pub(super) fn resolve(
         &self,
-        dialled: SocketAddr,
+        key: &DestinationKey,
         destination: &Destination,
     ) -> Option<ResolvedDestination> {
+        let dialled = key.address;
         let (target, protocol) = match destination {
             Destination::Passthrough => return Some(ResolvedDestination::outside(dialled)),
             Destination::Unknown => return Some(self.unknown(dialled)),
             Destination::Blocked(reason) => {
                 return Some(ResolvedDestination::blocked(dialled, reason.clone()));
+            }
+            Destination::ByHost(otherwise) => {
+                return Some(ResolvedDestination::by_host(dialled, self.resolve(key, otherwise)?));
             }
             Destination::Routed { target, protocol } => (target, *protocol),
         };

@@ -37,6 +37,8 @@ pub(crate) enum ResolvedTarget {
     Backend(Arc<BalancedBackend>),
     /// The rule that applies to a request.
     Routes(ResolvedRoutes),
+    /// What is known of the host that a connection or request is for; of one that names none, this.
+    ByHost(Arc<ResolvedDestination>),
 }
 
 impl ResolvedDestination {
@@ -66,6 +68,12 @@ impl ResolvedDestination {
     /// Connections go to this backend, as opaque bytes.
     pub(crate) fn to(dialled: SocketAddr, backend: Arc<BalancedBackend>) -> Self {
         Self::with(dialled, backend.name.clone(), ResolvedTarget::Backend(backend))
+    }
+
+    /// Hosts tell connections apart.
+    pub(super) fn by_host(dialled: SocketAddr, otherwise: Self) -> Self {
+        let target = ResolvedTarget::ByHost(Arc::new(otherwise));
+        Self { protocol: AppProtocol::Undeclared, ..Self::with(dialled, None, target) }
     }
 
     /// Rules decide where requests go.
@@ -129,7 +137,18 @@ impl ResolvedDestination {
     pub(crate) fn block_reason(&self) -> Option<&Arc<str>> {
         match &self.target {
             ResolvedTarget::Blocked(reason) => Some(reason),
-            ResolvedTarget::Unregistered(_) | ResolvedTarget::Backend(_) | ResolvedTarget::Routes(_) => None,
+            ResolvedTarget::Unregistered(_)
+            | ResolvedTarget::Backend(_)
+            | ResolvedTarget::Routes(_)
+            | ResolvedTarget::ByHost(_) => None,
+        }
+    }
+
+    /// Whether what a connection is for has to be looked up by its host: what it is for without one.
+    pub(crate) fn told_apart_by_host(&self) -> Option<&Arc<Self>> {
+        match &self.target {
+            ResolvedTarget::ByHost(otherwise) => Some(otherwise),
+            _ => None,
         }
     }
 
@@ -146,6 +165,7 @@ impl ResolvedDestination {
             ResolvedTarget::Blocked(_) => return Err(NoEndpoint::Blocked),
             ResolvedTarget::Unregistered(_) => return Err(NoEndpoint::Unregistered),
             ResolvedTarget::Backend(backend) => return self.choose(backend),
+            ResolvedTarget::ByHost(otherwise) => return otherwise.choose_for_connection(server),
             ResolvedTarget::Routes(routes) => routes,
         };
         let rule = routes.table().catch_all(server).filter(|found| found.rule.filters.is_empty());
@@ -177,6 +197,7 @@ impl ResolvedDestination {
     fn backends(&self) -> &[Arc<BalancedBackend>] {
         match &self.target {
             ResolvedTarget::Blocked(_) | ResolvedTarget::Unregistered(_) => &[],
+            ResolvedTarget::ByHost(otherwise) => otherwise.backends(),
             ResolvedTarget::Backend(backend) => std::slice::from_ref(backend),
             ResolvedTarget::Routes(routes) => routes.backends(),
         }

@@ -11,7 +11,7 @@ fn address(number: u16) -> SocketAddr {
 }
 
 fn name(number: u16) -> ResourceName {
-    ResourceName::Destination(address(number))
+    ResourceName::Destination(address(number).into())
 }
 
 fn cart(port: u16) -> BackendRef {
@@ -59,7 +59,7 @@ fn respond(destinations: &Destinations, resources: Vec<(ResourceName, Resource)>
 }
 
 fn known(destinations: &Destinations, number: u16) -> Option<Arc<ResolvedDestination>> {
-    match destinations.look_up(address(number)) {
+    match destinations.look_up(&address(number).into()) {
         Lookup::Known(target) => Some(target),
         _ => None,
     }
@@ -82,8 +82,8 @@ fn subscriptions(wanted: &[ResourceName], unwanted: &[ResourceName]) -> Subscrip
 fn an_address_is_asked_for_once_and_known_from_the_answer_on() {
     let destinations = Destinations::default();
     assert!(destinations.connect().is_empty());
-    let Lookup::Asked(mut answer) = destinations.look_up(address(1)) else { panic!() };
-    assert!(matches!(destinations.look_up(address(1)), Lookup::Asked(_)));
+    let Lookup::Asked(mut answer) = destinations.look_up(&address(1).into()) else { panic!() };
+    assert!(matches!(destinations.look_up(&address(1).into()), Lookup::Asked(_)));
     assert_eq!(destinations.take_subscriptions(), subscriptions(&[name(1)], &[]));
     assert_eq!(destinations.take_subscriptions(), SubscriptionChanges::default());
     respond(&destinations, vec![(name(1), passthrough()), (name(2), passthrough())]);
@@ -96,31 +96,34 @@ fn an_address_is_asked_for_once_and_known_from_the_answer_on() {
 fn without_a_stream_only_the_first_one_waits_and_nothing_known_is_lost() {
     let destinations = Destinations::default();
     destinations.connect();
-    destinations.look_up(address(1));
+    destinations.look_up(&address(1).into());
     respond(&destinations, vec![(name(1), passthrough())]);
     destinations.disconnect();
-    assert!(matches!(destinations.look_up(address(2)), Lookup::Asked(_)));
-    destinations.give_up(address(2));
-    assert!(matches!(destinations.look_up(address(2)), Lookup::OutOfReach));
+    assert!(matches!(destinations.look_up(&address(2).into()), Lookup::Asked(_)));
+    destinations.give_up(&address(2).into());
+    assert!(matches!(destinations.look_up(&address(2).into()), Lookup::OutOfReach));
     assert!(is_known(&destinations, 1));
     assert_eq!(destinations.connect().len(), 2);
-    assert!(matches!(destinations.look_up(address(2)), Lookup::Asked(_)), "a controller is there again");
-    destinations.give_up(address(2));
-    assert!(matches!(destinations.look_up(address(2)), Lookup::Asked(_)));
+    assert!(
+        matches!(destinations.look_up(&address(2).into()), Lookup::Asked(_)),
+        "a controller is there again"
+    );
+    destinations.give_up(&address(2).into());
+    assert!(matches!(destinations.look_up(&address(2).into()), Lookup::Asked(_)));
 }
 
 #[test]
 fn what_is_not_used_is_forgotten_and_the_table_is_bounded() {
     let destinations = Destinations::default();
     destinations.connect();
-    destinations.look_up(address(1));
+    destinations.look_up(&address(1).into());
     destinations.take_subscriptions();
     destinations.sweep(Instant::now() + UNUSED_AFTER / 2);
     assert_eq!(destinations.take_subscriptions(), SubscriptionChanges::default());
     destinations.sweep(Instant::now() + UNUSED_AFTER * 2);
     assert_eq!(destinations.take_subscriptions(), subscriptions(&[], &[name(1)]));
     for number in 0..5000 {
-        destinations.look_up(address(number));
+        destinations.look_up(&address(number).into());
     }
     assert_eq!(destinations.view().len(), MOST);
 }
@@ -131,7 +134,7 @@ fn a_backend_is_held_once_for_all_its_addresses_and_dropped_with_the_last_of_the
     destinations.connect();
     let backend_name = ResourceName::Backend(cart(80));
     for number in [1, 2] {
-        destinations.look_up(address(number));
+        destinations.look_up(&address(number).into());
     }
     destinations.take_subscriptions();
     let response =
@@ -162,7 +165,7 @@ fn a_backend_is_held_once_for_all_its_addresses_and_dropped_with_the_last_of_the
 fn what_is_referred_to_and_not_there_is_asked_for_once_all_of_a_response_is_there() {
     let destinations = Destinations::default();
     destinations.connect();
-    destinations.look_up(address(1));
+    destinations.look_up(&address(1).into());
     destinations.take_subscriptions();
     destinations.set(&name(1), "v1".into(), to_cart(80), 100).unwrap();
     destinations.settle(false);
@@ -187,7 +190,7 @@ fn what_is_referred_to_and_not_there_is_asked_for_once_all_of_a_response_is_ther
 fn routes_lead_to_their_backends_and_change_without_them() {
     let destinations = Destinations::default();
     destinations.connect();
-    destinations.look_up(address(1));
+    destinations.look_up(&address(1).into());
     destinations.take_subscriptions();
     let [first, second] = [80, 81].map(|port| ResourceName::Backend(cart(port)));
     let routes_name = ResourceName::Routes(routes_name());
@@ -215,7 +218,7 @@ fn routes_lead_to_their_backends_and_change_without_them() {
 fn routes_that_do_not_exist_lead_nowhere() {
     let destinations = Destinations::default();
     destinations.connect();
-    destinations.look_up(address(1));
+    destinations.look_up(&address(1).into());
     destinations.set(&name(1), "v1".into(), routed(), 100).unwrap();
     destinations.remove(&ResourceName::Routes(routes_name()));
     destinations.settle(true);
@@ -227,7 +230,7 @@ fn what_is_refused_or_does_not_exist_leads_nowhere_rather_than_round_the_mesh() 
     let destinations = Destinations::default();
     destinations.connect();
     for number in 1..=3 {
-        destinations.look_up(address(number));
+        destinations.look_up(&address(number).into());
     }
     let [refused, absent] = [80, 81].map(|port| ResourceName::Backend(cart(port)));
     respond(&destinations, vec![(name(1), to_cart(80)), (name(2), to_cart(81))]);
@@ -281,8 +284,8 @@ fn backends_and_routes_are_bounded_in_number_and_in_bytes() {
 fn where_the_workload_runs_decides_once_it_is_known_and_what_does_not_depend_on_it_stays() {
     let destinations = Destinations::of_workload("shop/client", Remotes::default());
     destinations.connect();
-    destinations.look_up(address(1));
-    destinations.look_up(address(2));
+    destinations.look_up(&address(1).into());
+    destinations.look_up(&address(2).into());
     let Resource::Backend(local) = backend(80, &[11, 12]) else { panic!() };
     let nodes = [(address(11), "a".into()), (address(12), "b".into())];
     let local = Backend { topology: Topology::SameNode(nodes.into()), ..local };
@@ -295,7 +298,7 @@ fn where_the_workload_runs_decides_once_it_is_known_and_what_does_not_depend_on_
             (ResourceName::Backend(cart(81)), backend(81, &[13])),
         ],
     );
-    let known = |number| match destinations.look_up(address(number)) {
+    let known = |number| match destinations.look_up(&address(number).into()) {
         Lookup::Known(target) => target,
         Lookup::Asked(_) | Lookup::OutOfReach => panic!("not known"),
     };
@@ -331,12 +334,12 @@ fn requests_to_a_service_are_retried_as_its_clients_object_says_from_the_next_on
     };
     let destinations = Destinations::default();
     destinations.connect();
-    let limits = |number| match destinations.look_up(address(number)) {
+    let limits = |number| match destinations.look_up(&address(number).into()) {
         Lookup::Known(target) => target.attempts().map(|limits| limits.timeouts.backend_request()),
         _ => panic!("unknown"),
     };
     for number in [1, 2] {
-        destinations.look_up(address(number));
+        destinations.look_up(&address(number).into());
     }
     let of_routes = ResourceName::Routes(routes_name());
     respond(&destinations, vec![(name(1), to_cart(80)), (name(2), routed())]);

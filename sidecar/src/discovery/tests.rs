@@ -38,7 +38,7 @@ impl Sidecar {
         let (_, bundle) = watch::channel(root.bundle());
         let destinations = Arc::new(Destinations::default());
         destinations.connect();
-        destinations.look_up(ADDRESS.parse().unwrap());
+        destinations.look_up(&ADDRESS.parse::<SocketAddr>().unwrap().into());
         let waiting = readiness.block("policy");
         let discovery =
             Discovery::new(config, credentials, bundle, Arc::new(publisher), destinations, waiting);
@@ -61,7 +61,7 @@ impl Sidecar {
     }
 
     fn endpoints(&self) -> Option<Vec<SocketAddr>> {
-        match self.discovery.destinations.look_up(ADDRESS.parse().unwrap()) {
+        match self.discovery.destinations.look_up(&ADDRESS.parse::<SocketAddr>().unwrap().into()) {
             Lookup::Known(target) => Some(target.endpoints().map(|choice| choice.endpoint.address).collect()),
             _ => None,
         }

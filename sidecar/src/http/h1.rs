@@ -36,7 +36,7 @@ use super::external_authorization::RefusalResponse;
 use super::handler::{Forward, Handled, Handler, HandlerAction, PendingCheck, UpstreamProtocol};
 use super::local_reply::{self, LocalReply, ReplyForm};
 use super::timed::timed;
-use crate::destinations::AppliedRule;
+use crate::destinations::{AppliedRule, PendingHost};
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{Record, ResponseFlag};
@@ -116,6 +116,8 @@ enum Next {
     Bridge(Forward, Box<Request<()>>),
     /// Wait for a verdict on it. Its head is still unread.
     Check(Box<PendingCheck>),
+    /// Wait until it is known where it goes. Its head is still unread.
+    Await(Box<PendingHost>),
 }
 
 /// What to do with the client's connection after an answer.
@@ -167,6 +169,10 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 Next::Forward(forward) => self.forward(forward).await,
                 Next::Bridge(forward, request) => Box::pin(bridge::forward(self, forward, *request)).await,
                 Next::Check(check) => Box::pin(checked::serve(self, *check)).await,
+                Next::Await(host) => match self.line.guard(Box::pin(self.handler.find(*host))).await {
+                    Ok(()) => After::Next,
+                    Err(Ended(_)) => After::Close,
+                },
             };
             self.release();
             match after {
@@ -279,6 +285,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 prepared.map_err(|reply| (reply, None))
             }
             HandlerAction::Check(check) => return Some(Next::Check(check)),
+            HandlerAction::Await(host) => return Some(Next::Await(host)),
         };
         let next = next.unwrap_or_else(|(reply, headers)| {
             self.tell_unsent(UnsentRecord::of(&reply, self.exchange.asked.form), head.request.record());

@@ -23,7 +23,7 @@ pub(super) use self::send::SentRequest;
 use super::request::Request;
 use crate::authorizer::Authorizer;
 use crate::connection_info::{OutboundInfo, ServedConnection};
-use crate::destinations::LiveDestination;
+use crate::destinations::{LiveDestination, PendingHost};
 use crate::refusal_log::RefusalLog;
 
 /// Decides about the requests of one connection.
@@ -67,6 +67,14 @@ impl Handler {
         match &self.rule {
             Rule::Inbound(inbound) => inbound.handle(request),
             Rule::Outbound(outbound) => outbound.handle(request),
+        }
+    }
+
+    /// Waits until it is known where the requests for a host go.
+    pub(super) async fn find(&self, host: PendingHost) {
+        match &self.rule {
+            Rule::Outbound(outbound) => outbound.find(host).await,
+            Rule::Inbound(_) => {}
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Where HTTP is declared, the first bytes only tell its versions apart, and from TLS of the app's own. Where nothing is
 //! declared, bytes that begin as HTTP are HTTP. An app that does not send them soon speaks something else, or waits for
-//! its server to speak first. Where the name of the server decides where a connection goes, its ClientHello is read.
+//! its server to speak first. Where the name of the server decides where a connection goes, its ClientHello is read; where hosts
+//! tell all connections to an address apart, TLS, HTTP and neither may come.
 
 use bytes::BytesMut;
 use tidegate_core::policy::AppProtocol;
@@ -10,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use crate::destinations::ResolvedDestination;
-use crate::detect::{self, FirstBytes, HttpStart, Preface};
+use crate::detect::{self, FirstBytes, HttpStart, MAX_FIRST_BYTES, Preface};
 use crate::first_bytes::{self, Received};
 use crate::lifeline::{Lifeline, Phase, Wait};
 use crate::limits::Limits;
@@ -31,6 +32,7 @@ pub(super) async fn carried(
     destination: &ResolvedDestination,
 ) -> Option<Carried> {
     let carried = match destination.protocol() {
+        _ if destination.told_apart_by_host().is_some() => told_apart(io, line, limits).await?,
         _ if destination.needs_server_name() => named(io, line, limits).await?,
         AppProtocol::Tcp | AppProtocol::TcpServerFirst => Carried::Opaque(BytesMut::new()),
         AppProtocol::Http | AppProtocol::H2c => declared(io, line, limits).await?,
@@ -67,6 +69,25 @@ async fn named(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Carri
         Received::Bytes(_, bytes) => Some(Carried::Opaque(bytes)),
         Received::Nothing | Received::NoRoom => None,
     }
+}
+
+/// HTTP, or bytes that begin with the whole of a ClientHello if they begin as TLS, if they come in time.
+async fn told_apart(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Carried> {
+    let mut bytes = match detected(io, line, limits).await? {
+        Carried::Opaque(bytes) => bytes,
+        http => return Some(http),
+    };
+    line.within(limits.headers, Wait::Headers);
+    while !bytes.is_empty()
+        && bytes.len() <= MAX_FIRST_BYTES
+        && detect::first_bytes(&bytes) == FirstBytes::Incomplete
+    {
+        let has_more = first_bytes::read_more(io, line, &mut bytes).await && line.hold(bytes.capacity());
+        if !has_more {
+            return None;
+        }
+    }
+    Some(Carried::Opaque(bytes))
 }
 
 /// HTTP if the first bytes are, and come in time.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
-use tidegate_core::DnsName;
 use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 
@@ -12,8 +11,8 @@ use super::observed::ObservedClient;
 use super::{Dialled, OutboundConnection};
 use crate::connection_info::AddressOwner;
 use crate::destinations::{EndpointChoice, NoEndpoint, ResolvedDestination, ResolvedTarget};
-use crate::detect::server::ObservedServer;
-use crate::detect::{self, FirstBytes};
+use crate::detect;
+use crate::detect::server::{ObservedServer, observed_server};
 use crate::remotes::RemoteId;
 use crate::stream::{Abort, MaybeTls};
 use crate::telemetry::{
@@ -61,7 +60,8 @@ impl OutboundConnection<'_> {
                     NotConnected::NoEndpoint(reason) => (ResponseFlag::NoHealthyUpstream, reason.details()),
                     NotConnected::Failed(failure) => (failure.flag(), failure.details()),
                 };
-                told.record(&ObservedServer::default(), flag, details, [0, 0]);
+                let requested = observed_server(&received).unwrap_or_default();
+                told.record(&requested, flag, details, [0, 0]);
                 io.abort();
             }
         }
@@ -117,10 +117,15 @@ impl OutboundConnection<'_> {
 
 /// The first endpoint to try for a connection that begins with these bytes.
 fn first_choice(target: &ResolvedDestination, received: &[u8]) -> Result<EndpointChoice, NoEndpoint> {
-    let first = target.needs_server_name().then(|| detect::first_bytes(received));
-    let hello = first.as_ref().and_then(FirstBytes::client_hello);
-    let server = hello.and_then(|hello| hello.server_name.as_ref());
-    target.choose_for_connection(server.map(DnsName::as_str))
+    let server = if target.needs_server_name() { server_name(received) } else { None };
+    target.choose_for_connection(server.as_deref())
+}
+
+/// The server that a ClientHello in these bytes names.
+fn server_name(received: &[u8]) -> Option<Box<str>> {
+    let first = detect::first_bytes(received);
+    let name = first.client_hello().and_then(|hello| hello.server_name.as_ref());
+    name.map(|name| name.as_str().into())
 }
 
 /// A connection that has found its endpoint, or none.

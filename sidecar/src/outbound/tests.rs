@@ -1,6 +1,7 @@
 //! Two sidecars on loopback: the client's way out to the server's way in.
 
 mod app;
+mod by_host;
 mod detection;
 mod differential;
 mod endings;
@@ -10,7 +11,7 @@ mod routes;
 mod traces;
 mod unregistered;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidegate_core::backend::{Backend, BackendProtocol, BackendRef, Endpoint, Transport};
 use tidegate_core::policy::AppProtocol;
@@ -21,7 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
-use crate::destinations::{Destinations, Resource};
+use crate::destinations::{ANSWER_TIMEOUT, Destinations, Resource};
 use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{FixedOutbound, Listener};
@@ -86,7 +87,7 @@ impl Client {
 
     /// The controller's answer, whether or not the sidecar has requested it yet.
     fn learn(&self, answer: Answer) {
-        self.destinations.look_up(self.dialled);
+        self.destinations.look_up(&self.dialled.into());
         self.answer(answer);
     }
 
@@ -94,7 +95,7 @@ impl Client {
         let set = |name: &ResourceName, resource| {
             self.destinations.set(name, "1".into(), resource, 100).unwrap();
         };
-        let dialled = ResourceName::Destination(self.dialled);
+        let dialled = ResourceName::Destination(self.dialled.into());
         match answer {
             Answer::Destination(destination) => set(&dialled, Resource::Destination(destination)),
             Answer::Service(protocol, backend) => {
@@ -288,7 +289,7 @@ async fn the_first_connection_waits_for_the_controller_s_answer() {
     let client = Client::of(&server.root);
     let (echo, ()) = tokio::join!(client.echo(), async {
         let subscriptions = client.destinations.subscriptions().await;
-        assert_eq!(subscriptions.wanted, [ResourceName::Destination(client.dialled)]);
+        assert_eq!(subscriptions.wanted, [ResourceName::Destination(client.dialled.into())]);
         client.answer(service(&[(server.address(Port::Mesh), identity("cart"))]));
     });
     assert_eq!(echo.unwrap(), b"hellobye");

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use tidegate_crds::service_entry::{EntryPort, ServiceEntry};
 
-use super::{EntriesAt, EntryMatch};
+use super::entries_at::{EntriesAt, EntryMatch};
 use crate::index::Index;
 use crate::object::ObjectName;
 
@@ -40,9 +40,14 @@ pub(super) fn of_entry(
     let ranges: BTreeSet<Option<IpNet>> =
         if spec.addresses.is_empty() { [None].into() } else { spec.ranges().map(Some).collect() };
     let places = ranges.iter().flat_map(|range| spec.ports.iter().map(move |port| (*range, port)));
+    let places = places.flat_map(|(range, port)| {
+        let is_by_host = spec.host_source(port, range).is_some();
+        let hosts = spec.hosts.iter().filter(move |_| is_by_host).map(|host| Some(host.as_str()));
+        let address = (!is_by_host).then_some(None);
+        hosts.chain(address).map(move |host| EntryMatch { name, entry, port, range, host })
+    });
     let mut reason = None;
-    for (range, port) in places.take(MOST_COMPARED) {
-        let place = EntryMatch { name, entry, port, range };
+    for place in places.take(MOST_COMPARED) {
         match rival(index, &place) {
             Some(Rival { name, serves_all: true }) => {
                 let text = || format!("{} is ServiceEntry {name}'s, which takes precedence", shown(&place));
@@ -60,22 +65,45 @@ pub(super) fn of_entry(
     reason
 }
 
-/// The entry that clients get instead of this one in its whole range, at its port.
-fn rival<'i>(index: &'i Index, place: &EntryMatch<'_>) -> Option<Rival<'i>> {
-    let address = SocketAddr::new(first_address(place.range), EntryPort::number(place.port)?);
-    let mut rivals = EntriesAt::new(index, address);
-    rivals.found.retain(|found| found.range == place.range);
-    if rivals.found.len() < 2 {
+/// The entry that clients get instead of this one in its whole range, at its port and for its host.
+fn rival<'i>(index: &'i Index, place: &EntryMatch<'i>) -> Option<Rival<'i>> {
+    let rivals = rivals(index, place)?;
+    if rivals.len() < 2 {
         return None;
     }
+    let first = |client: Option<&str>| {
+        let seen = rivals.iter().filter(|found| found.is_seen_by(client));
+        seen.min_by_key(|found| found.precedence(client))
+    };
     let (own, exports) = (&*place.name.namespace, &place.entry.spec.export_to);
     let named = exports.iter().filter(|text| !matches!(text.as_str(), "*" | "~"));
     let named = named.map(|text| Some(if text == "." { own } else { text }));
     let all = place.is_seen_by(None).then_some([None, Some(own)]).into_iter().flatten();
-    let winners: Vec<&'i ObjectName> =
-        named.chain(all).filter_map(|client| rivals.first(client)).map(|first| first.name).collect();
+    let winners: Vec<&'i ObjectName> = named.chain(all).filter_map(first).map(|first| first.name).collect();
     let name = winners.iter().copied().find(|winner| *winner != place.name)?;
     Some(Rival { name, serves_all: winners.iter().all(|winner| *winner != place.name) })
+}
+
+/// The entries in force in exactly this range, at this port and for this host; those for which the address decides, whatever the
+/// host.
+fn rivals<'i>(index: &'i Index, place: &EntryMatch<'i>) -> Option<Vec<EntryMatch<'i>>> {
+    let number = EntryPort::number(place.port)?;
+    let EntriesAt { by_address, in_ranges, .. } =
+        EntriesAt::new(index, &SocketAddr::new(first_address(place.range), number).into());
+    let mut rivals = by_address;
+    rivals.retain(|found| found.range == place.range);
+    let Some(host) = place.host else { return Some(rivals) };
+    let hosts = index.service_entries().by_host(number).filter(|_| place.range.is_none());
+    let anywhere = hosts.into_iter().flat_map(|hosts| hosts.with_pattern(host));
+    let anywhere = anywhere.filter_map(|name| EntryMatch::new(index, name, None, number));
+    let lists_it = |found: &EntryMatch<'_>| {
+        let mut hosts = found.entry.spec.hosts.iter();
+        found.range == place.range && hosts.any(|text| text.eq_ignore_ascii_case(host))
+    };
+    let same = in_ranges.into_iter().filter(lists_it).chain(anywhere);
+    let same = same.filter(|found| found.source() == place.source());
+    rivals.extend(same.map(|found| EntryMatch { host: Some(host), ..found }));
+    Some(rivals)
 }
 
 fn first_address(range: Option<IpNet>) -> IpAddr {
@@ -84,11 +112,12 @@ fn first_address(range: Option<IpNet>) -> IpAddr {
 
 fn shown(place: &EntryMatch<'_>) -> String {
     let number = place.port.number;
+    let host = place.host.map(|host| format!("{host} at ")).unwrap_or_default();
     match place.range {
-        None => format!("port {number} of every address"),
+        None => format!("{host}port {number} of every address"),
         Some(range) if range.prefix_len() == range.max_prefix_len() => {
-            format!("port {number} of {}", range.addr())
+            format!("{host}port {number} of {}", range.addr())
         }
-        Some(range) => format!("port {number} of {range}"),
+        Some(range) => format!("{host}port {number} of {range}"),
     }
 }

@@ -1,34 +1,6 @@
 //! What sidecars do not carry out of ServiceEntries.
-//!
-//! Connections are told apart by the address that was dialled. So where hosts would have to tell them apart, by the server
-//! name of TLS or by the host of a request, an entry's port is not in force.
 
-use tidegate_crds::service_entry::{
-    EntryPort, EntryProtocol, Resolution, ServiceEntry, ServiceEntrySpec, WorkloadEntry,
-};
-
-use super::EntryMatch;
-
-/// Why an entry is not in force for connections that it matches; `None` if it is.
-pub(super) fn unsupported(found: &EntryMatch<'_>) -> Option<String> {
-    let is_one_address = found.range.is_some_and(|range| range.prefix_len() == range.max_prefix_len());
-    let by_host = || if is_one_address { None } else { by_host(found.port) };
-    of_spec(&found.entry.spec).or_else(by_host)
-}
-
-/// Why an entry, or a part of it, is not in force; `None` if all of it is.
-pub(super) fn of_entry(entry: &ServiceEntry) -> Option<String> {
-    let spec = &entry.spec;
-    if let Some(reason) = of_spec(spec) {
-        return Some(reason);
-    }
-    let mut ranges = spec.ranges();
-    if !spec.addresses.is_empty() && ranges.all(|range| range.prefix_len() == range.max_prefix_len()) {
-        return None;
-    }
-    let mut ports = spec.ports.iter().enumerate();
-    ports.find_map(|(i, port)| Some(format!("spec.ports[{i}].protocol: {}", by_host(port)?)))
-}
+use tidegate_crds::service_entry::{Resolution, ServiceEntry, WorkloadEntry};
 
 /// Settings that are accepted and not used.
 pub(super) fn unused(entry: &ServiceEntry) -> Vec<String> {
@@ -47,8 +19,9 @@ pub(super) fn unused(entry: &ServiceEntry) -> Vec<String> {
     of_endpoints.chain(names).collect()
 }
 
-/// Why nothing of an entry is in force.
-fn of_spec(spec: &ServiceEntrySpec) -> Option<String> {
+/// Why an entry is not in force; `None` if it is.
+pub(super) fn of_entry(entry: &ServiceEntry) -> Option<String> {
+    let spec = &entry.spec;
     match spec.resolution() {
         Ok(Resolution::None) => None,
         Ok(Resolution::Static) if spec.workload_selector.is_some() => {
@@ -63,18 +36,5 @@ fn of_spec(spec: &ServiceEntrySpec) -> Option<String> {
             Some(format!("spec.resolution: {text} is not supported yet: only NONE and STATIC are"))
         }
         Err(text) => Some(format!("spec.resolution: '{text}' is not supported")),
-    }
-}
-
-/// Why a port needs single addresses.
-fn by_host(port: &EntryPort) -> Option<String> {
-    let text = port.protocol.as_deref().unwrap_or_default();
-    match port.protocol() {
-        Ok(EntryProtocol::Tls | EntryProtocol::Http | EntryProtocol::Http2) => Some(format!(
-            "{text} is not supported yet without single addresses, because hosts do not tell connections apart: list IP \
-             addresses in spec.addresses, or use TCP"
-        )),
-        Ok(EntryProtocol::Tcp | EntryProtocol::Undeclared | EntryProtocol::Udp) => None,
-        Err(text) => Some(format!("'{text}' is not supported")),
     }
 }

@@ -1,15 +1,21 @@
+mod hosts;
 mod naive;
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
-use tidegate_core::TrustDomain;
-use tidegate_core::destination::DestinationTarget;
+use tidegate_core::backend::{BackendRef, Transport};
+use tidegate_core::destination::{DestinationKey, DestinationTarget};
 use tidegate_core::policy::AppProtocol;
+use tidegate_core::{Destination, TrustDomain};
 use tidegate_crds::injection;
+use tidegate_proto::ResourceName;
 
 use super::*;
+use crate::compile::destination::Resolver;
 use crate::compile::route_features::Features;
 use crate::compile::status::CurrentStatus;
+use crate::object::Kind;
 use crate::testing::index;
 
 /// Seed of an Istio user: an external HTTPS proxy.
@@ -51,9 +57,20 @@ fn with_resolver<T>(index: &Index, ask: impl FnOnce(Resolver<'_>) -> T) -> T {
 
 /// What clients of a namespace reach at an address: what connections carry, the entry, and its endpoints.
 fn seen(index: &Index, address: &str, client: Option<&str>) -> String {
+    seen_as(index, &address.parse::<SocketAddr>().unwrap().into(), client)
+}
+
+/// The same for a host at an address, `<ip:port>/<tls|http>/<name>`.
+fn seen_host(index: &Index, key: &str, client: Option<&str>) -> String {
+    let Some(ResourceName::Destination(key)) = ResourceName::parse(&format!("destination/{key}")) else {
+        panic!("{key}")
+    };
+    seen_as(index, &key, client)
+}
+
+fn seen_as(index: &Index, key: &DestinationKey, client: Option<&str>) -> String {
     with_resolver(index, |resolver| {
-        let address = address.parse().unwrap();
-        match resolver.destination(address, &resolver.entries(address), client).value {
+        match resolver.destination(key.address, &resolver.entries(key), client).value {
             Destination::Routed { protocol, target: DestinationTarget::Backend(name) } => {
                 let backend = resolver.backend(&name).value.unwrap();
                 let mut text = format!("{protocol:?} {}", name.object);
@@ -134,19 +151,6 @@ fn each_supported_resolution_protocol_and_location_is_in_force() {
 #[test]
 fn what_is_not_supported_yet_is_not_in_force_and_says_so() {
     let unsupported = [
-        (
-            "TLS",
-            "192.0.2.0/24",
-            NONE,
-            "spec.ports[0].protocol: TLS is not supported yet without single addresses",
-        ),
-        ("HTTPS", "", NONE, "spec.ports[0].protocol: HTTPS is not supported yet without single addresses"),
-        (
-            "HTTP",
-            "192.0.2.0/24",
-            FIXED,
-            "spec.ports[0].protocol: HTTP is not supported yet without single addresses",
-        ),
         ("TCP", "192.0.2.1", "resolution: DNS", "spec.resolution: DNS is not supported yet"),
         (
             "TCP",
@@ -257,8 +261,9 @@ fn export_to_narrows_who_sees_an_entry() {
     assert!(is_seen("192.0.2.1:443", Some("a")) && !is_seen("192.0.2.1:443", Some("b")));
     assert!(is_seen("192.0.2.2:443", Some("shop")) && !is_seen("192.0.2.2:443", None));
     assert!(!is_seen("192.0.2.3:443", Some("a")));
-    let clients =
-        with_resolver(&index, |resolver| resolver.entries("192.0.2.2:443".parse().unwrap()).clients(&index));
+    let clients = with_resolver(&index, |resolver| {
+        resolver.entries(&"192.0.2.2:443".parse::<SocketAddr>().unwrap().into()).clients()
+    });
     assert_eq!(clients.iter().map(|client| &**client).collect::<Vec<_>>(), ["a", "shop"]);
 }
 
@@ -270,8 +275,8 @@ fn tcp_beside_http_on_the_same_port_stays_opaque() {
     assert_eq!(seen(&index, "192.0.2.9:3128", None), "Tcp ServiceEntry default/proxy original");
     assert_eq!(seen(&index, "192.0.2.8:3128", None), "Http ServiceEntry default/http original");
     let protocol = with_resolver(&index, |resolver| {
-        let address = "192.0.2.9:3128".parse().unwrap();
-        match resolver.destination(address, &resolver.entries(address), None).value {
+        let address: SocketAddr = "192.0.2.9:3128".parse().unwrap();
+        match resolver.destination(address, &resolver.entries(&address.into()), None).value {
             Destination::Routed { protocol, .. } => protocol,
             other => panic!("{other:?}"),
         }

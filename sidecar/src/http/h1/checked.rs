@@ -55,7 +55,7 @@ where
         Next::Forward(forward) => connection.forward(forward).await,
         Next::Bridge(forward, request) => bridge::forward(connection, forward, *request).await,
         Next::Reply(reply, _) => connection.reply(reply).await,
-        Next::Check(_) | Next::End => After::Close,
+        Next::Check(_) | Next::Await(_) | Next::End => After::Close,
     }
 }
 

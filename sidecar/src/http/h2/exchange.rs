@@ -19,7 +19,7 @@ use super::request::StreamTarget;
 use super::request_log::RequestLog;
 use super::upload::ClientBody;
 use crate::connection_info::ServedConnection;
-use crate::destinations::AppliedRule;
+use crate::destinations::{AppliedRule, PendingHost};
 use crate::flow::outbox::Outbox;
 use crate::http::HttpContext;
 use crate::http::clock::DateClock;
@@ -91,7 +91,7 @@ impl Exchanges {
     pub(super) fn answer(self: &Rc<Self>, request: Request<RecvStream>, progress: Rc<Progress>) -> Answering {
         let connection = self.handler.connection();
         let log = RequestLog::open(&self.env, connection, &self.deadlines, progress.clone(), &request);
-        let mut log = Box::new(log);
+        let log = Box::new(log);
         let (head, body) = request.into_parts();
         let content_type = || head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
         let form = ReplyForm::of(head.method.as_str().as_bytes(), content_type);
@@ -106,10 +106,15 @@ impl Exchanges {
             Ok(target) => target,
             Err(reply) => return at_once(local(reply, log, form)),
         };
-        let request = target.request(&head);
-        let Handled { decision, rule, path, action } = self.handler.handle(&request);
-        log.decided(decision, rule, request.trace(&self.env.telemetry));
-        let request = StreamRequest { head, target, body, log, form, progress };
+        self.decide(StreamRequest { head, target, body, log, form, progress })
+    }
+
+    /// Has a request decided about, and forwards it or replies.
+    fn decide(self: &Rc<Self>, mut request: StreamRequest) -> Answering {
+        let StreamRequest { head, target, log, form, .. } = &mut request;
+        let (view, form) = (target.request(head), *form);
+        let Handled { decision, rule, path, action } = self.handler.handle(&view);
+        log.decided(decision, rule, view.trace(&self.env.telemetry));
         match action {
             HandlerAction::Reply(reply) => {
                 let StreamRequest { head, mut log, .. } = request;
@@ -125,6 +130,20 @@ impl Exchanges {
             }
             HandlerAction::Forward(forward) => self.forward(request, forward, path, None),
             HandlerAction::Check(check) => Box::pin(self.clone().check(*check, request)),
+            HandlerAction::Await(host) => Box::pin(self.clone().find(*host, request)),
+        }
+    }
+
+    /// Waits until it is known where a request goes.
+    async fn find(self: Rc<Self>, host: PendingHost, request: StreamRequest) -> Response<AnswerBody> {
+        match request.progress.line().guard(self.handler.find(host)).await {
+            Ok(()) => self.decide(request).await,
+            Err(Ended(cause)) => {
+                let StreamRequest { log, form, progress, .. } = request;
+                let reply = timeout(cause, &progress);
+                progress.ran_out(self.env.streams.add());
+                local(reply, log, form)
+            }
         }
     }
 

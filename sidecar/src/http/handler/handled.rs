@@ -9,7 +9,7 @@ use tidegate_core::policy::Decision;
 use tidegate_core::route::filter::HeaderEdits;
 
 use super::attempts::Attempts;
-use crate::destinations::{AppliedRule, EndpointChoice};
+use crate::destinations::{AppliedRule, EndpointChoice, PendingHost};
 use crate::http::external_authorization::AuthorizationCheck;
 use crate::http::local_reply::LocalReply;
 use crate::remotes::RemoteId;
@@ -36,6 +36,9 @@ pub(in crate::http) enum HandlerAction {
     Forward(Forward),
     /// Wait for the verdict of the external authorization, which decides. Boxed: rare and large.
     Check(Box<PendingCheck>),
+    /// Wait until the host's destination is known ([`Handler::find`](super::Handler::find)), and have the request decided about
+    /// again.
+    Await(Box<PendingHost>),
 }
 
 /// A request that goes on if a check allows it.

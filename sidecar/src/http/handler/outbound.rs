@@ -12,8 +12,8 @@ use tidegate_core::route::{Action, RequestView, RouteMatch, Selected};
 use super::attempts::Attempts;
 use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
 use crate::destinations::{
-    ActiveRule, AppliedRule, AttemptLimits, BalancedBackend, DrawnShare, EndpointChoice, LiveDestination,
-    NoEndpoint, ResolvedDestination, ResolvedRoutes, ResolvedTarget,
+    ActiveRule, AppliedRule, AttemptLimits, BalancedBackend, DrawnShare, EndpointChoice, HostLookup,
+    LiveDestination, LiveHosts, NoEndpoint, PendingHost, ResolvedDestination, ResolvedRoutes, ResolvedTarget,
 };
 use crate::http::local_reply;
 use crate::http::request::{NormalRequest, Request, Version};
@@ -23,17 +23,26 @@ use crate::refusal_log::RefusalLog;
 pub(super) struct Outbound {
     dialled: SocketAddr,
     destination: LiveDestination,
+    /// Of requests, where hosts tell these apart.
+    hosts: LiveHosts,
     refusals: Rc<RefusalLog>,
 }
 
 impl Outbound {
     pub(super) fn new(dialled: SocketAddr, destination: LiveDestination, refusals: Rc<RefusalLog>) -> Self {
-        Self { dialled, destination, refusals }
+        Self { dialled, destination, hosts: LiveHosts::default(), refusals }
     }
 
     /// Chooses an endpoint from the newest ones, by the newest routes.
     pub(super) fn handle(&self, request: &Request<'_>) -> Handled {
-        let destination = self.destination.current();
+        let mut destination = self.destination.current();
+        if let Some(otherwise) = destination.told_apart_by_host() {
+            destination = match self.hosts.current(request.authority, &self.destination) {
+                HostLookup::Known(destination) => destination,
+                HostLookup::Unnamed => otherwise.clone(),
+                HostLookup::Unknown(host) => return HandlerAction::Await(Box::new(host)).into(),
+            };
+        }
         match destination.target() {
             ResolvedTarget::Blocked(reason) => {
                 self.refusals.blocked(self.dialled, reason);
@@ -44,6 +53,10 @@ impl Outbound {
                 self.refusals.unregistered(self.dialled, Some(&host), reason);
                 Handled::reply(local_reply::unregistered(NoEndpoint::Unregistered.details()))
             }
+            // A host is not told apart further.
+            ResolvedTarget::ByHost(_) => {
+                Handled::reply(local_reply::no_endpoint(NoEndpoint::NoneHealthy.details()))
+            }
             ResolvedTarget::Backend(backend) => {
                 let mut handled = forward(&destination, backend, request);
                 limit_attempts(&mut handled, destination.attempts(), request);
@@ -51,6 +64,16 @@ impl Outbound {
             }
             ResolvedTarget::Routes(routes) => route(&destination, routes, self.dialled.port(), request),
         }
+    }
+
+    /// Waits until it is known where the requests for a host go.
+    pub(super) async fn find(&self, host: PendingHost) {
+        let destinations = self.destination.destinations();
+        let target = destinations.find(&host.key).await.unwrap_or_else(|unanswered| {
+            self.refusals.unanswered(&host.key, unanswered);
+            Arc::new(destinations.unanswered(self.dialled))
+        });
+        self.hosts.add(host, &self.destination, target);
     }
 
     /// The endpoint of a request could not be reached: turns to the next one; `false` if there is none.

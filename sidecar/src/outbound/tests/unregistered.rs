@@ -1,6 +1,6 @@
 //! Addresses that no object has, while workloads may not reach these.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use super::*;
 
 const REASON: &str = "enableEgress is false";
 /// A ClientHello with SNI `a.example`, from rustls.
-fn client_hello() -> Vec<u8> {
+pub(super) fn client_hello() -> Vec<u8> {
     let roots = rustls::RootCertStore::empty();
     let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     let name = "a.example".try_into().unwrap();
@@ -28,7 +28,7 @@ fn refused(dialled: SocketAddr, log: PathBuf) -> Client {
 }
 
 /// The one line with this method, host or server name.
-async fn line(log: &PathBuf, text: &str) -> Value {
+pub(super) async fn line(log: &Path, text: &str) -> Value {
     let find = || {
         let lines = std::fs::read_to_string(log).unwrap_or_default();
         lines.lines().find(|line| line.contains(text)).map(|line| serde_json::from_str(line).unwrap())
@@ -38,7 +38,7 @@ async fn line(log: &PathBuf, text: &str) -> Value {
 }
 
 /// What comes back until the end.
-async fn send(client: &Client, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+pub(super) async fn send(client: &Client, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut io = client.dial().await;
     io.write_all(bytes).await?;
     let mut received = Vec::new();

@@ -91,6 +91,7 @@ impl Peer {
             (HandlerAction::Forward(_), Some(path)) => String::from_utf8(path.into()).unwrap(),
             (HandlerAction::Forward(_), None) => "as sent".to_owned(),
             (HandlerAction::Check(_), _) => panic!("external authorization is not configured"),
+            (HandlerAction::Await(_), _) => panic!("not the app's own request"),
         };
         let decision = match &*decision.unwrap() {
             Decision::Allow(Grant::Peer(origin, _)) => origin.name.to_string(),
