@@ -87,5 +87,5 @@ async fn ask(
 fn invented(stream: u16, address: usize) -> String {
     let [_, _, c, d] = u32::try_from(address).unwrap().to_be_bytes();
     let address = SocketAddr::from((Ipv4Addr::new(11, stream as u8 + 1, c, d), 80));
-    ResourceName::Destination(address).to_string()
+    ResourceName::Destination(address.into()).to_string()
 }

@@ -178,7 +178,7 @@ impl Healthy for SubscribingSidecar {
         *asked = asked.wrapping_add(1);
         let [_, b, c, d] = asked.to_be_bytes();
         let address = SocketAddr::from((Ipv4Addr::new(11, b, c, d), 80));
-        let name = ResourceName::Destination(address).to_string();
+        let name = ResourceName::Destination(address.into()).to_string();
         let asking = async {
             let (connection, mut stream) = match open.take() {
                 Some(open) => open,

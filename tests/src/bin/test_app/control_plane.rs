@@ -120,7 +120,7 @@ impl Discover {
         let node = Node { workload: self.workload.clone(), ..Node::default() };
         say(Message::Hello(Hello { node: Some(node), ..Hello::default() })).await;
         let names: Vec<_> =
-            self.address.iter().map(|address| ResourceName::Destination(*address).to_string()).collect();
+            self.address.iter().map(|address| ResourceName::Destination((*address).into()).to_string()).collect();
         if !names.is_empty() {
             say(Message::Subscribe(Subscribe { names })).await;
         }
