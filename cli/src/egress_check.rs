@@ -18,7 +18,7 @@ use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use self::probe::{CheckedServer, ForwardProxyUrl, Route};
+use self::probe::{CheckedServer, ForwardProxyUrl, ProbeRoute};
 use self::verdict::EgressCheckReport;
 use crate::output::{OutputFormat, print_as};
 
@@ -57,10 +57,10 @@ pub(crate) struct EgressCheckOptions {
 pub(crate) async fn run(subject: CheckSubject) -> anyhow::Result<ExitCode> {
     let CheckSubject::Egress(options) = subject;
     let roots = options.roots()?;
-    let direct = probe::probe(&options.server, &Route::Direct, &roots, options.timeout);
+    let direct = probe::probe(&options.server, &ProbeRoute::Direct, &roots, options.timeout);
     let through = async {
         let proxy = options.proxy.as_ref()?;
-        Some(probe::probe(&options.server, &Route::Through(proxy), &roots, options.timeout).await)
+        Some(probe::probe(&options.server, &ProbeRoute::Through(proxy), &roots, options.timeout).await)
     };
     let (direct, through) = tokio::join!(direct, through);
     let report = EgressCheckReport::new(&options.server, direct, options.proxy.as_ref().zip(through));

@@ -106,7 +106,7 @@ pub enum ExplainError {
     /// The backend is not a known Service.
     #[error("there is no service {0}")]
     NoService(ObjectName),
-    /// A host is the name of a Service, which is no server outside the mesh.
+    /// A host is the name of a Service, not a server outside the mesh.
     #[error("{0} is service {1}: ask about {1}")]
     IsService(String, ObjectName),
     /// The backend is in a namespace of another mesh, whose controller knows.

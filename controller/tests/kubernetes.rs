@@ -190,12 +190,14 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
     api.apply(CONFIGS, config);
     let account = json!({"kind": "ServiceAccount", "name": "app", "namespace": "ns-0"});
     let service = json!({"group": "", "kind": "Service", "name": "none"});
-    let specs = [
+    let retried = json!({"kind": "Service", "name": "app-0", "namespace": "ns-0"});
+    let specs: [_; OTHERS.len()] = [
         json!({"destination": account, "sources": [account], "rules": [{"kind": "TCPRoute", "name": "other"}]}),
         json!({"service": "none", "backends": []}),
         json!({"matches": [{"name": "all", "methods": ["GET"]}]}),
         json!({"matches": {"ports": [80]}}),
         json!({"host": "app-0.ns-0.svc.cluster.local"}),
+        json!({"source": account, "destinations": [retried], "retryPolicy": {"retryOn": "5xx"}}),
         json!({"hosts": ["a.example"]}),
         json!({"parentRefs": [service]}),
         json!({"parentRefs": [service]}),

@@ -75,7 +75,7 @@ impl LearnedHost {
         }
     }
 
-    /// What becomes of it if `enableEgress` is false.
+    /// What happens to it if `enableEgress` is false.
     pub(super) fn when_locked(&self) -> String {
         match (self.reached.outcome, &self.reached.entry) {
             (EgressOutcome::EnableEgress, _) => "would be refused".to_owned(),

@@ -40,7 +40,7 @@ pub(super) struct ForwardProxyUrl {
 
 /// How to connect.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Route<'p> {
+pub(super) enum ProbeRoute<'p> {
     Direct,
     Through(&'p ForwardProxyUrl),
 }
@@ -79,22 +79,22 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> ByteStream for T {}
 /// Connects, and returns the certificates that the server shows.
 pub(super) async fn probe(
     target: &CheckedServer,
-    route: &Route<'_>,
+    route: &ProbeRoute<'_>,
     roots: &RootCertStore,
     timeout: Duration,
 ) -> Result<SeenChain, ProbeFailure> {
     let what = match route {
-        Route::Direct => target.to_string(),
-        Route::Through(proxy) => format!("{target} through {proxy}"),
+        ProbeRoute::Direct => target.to_string(),
+        ProbeRoute::Through(proxy) => format!("{target} through {proxy}"),
     };
     let seen = async {
         match route {
-            Route::Direct => handshake(connect(target).await?, target, roots).await,
-            Route::Through(proxy) if proxy.is_tls => {
+            ProbeRoute::Direct => handshake(connect(target).await?, target, roots).await,
+            ProbeRoute::Through(proxy) if proxy.is_tls => {
                 let io = proxy.handshake(connect(&proxy.server).await?, roots).await?;
                 handshake(proxy.tunnel(io, target).await?, target, roots).await
             }
-            Route::Through(proxy) => {
+            ProbeRoute::Through(proxy) => {
                 let io = connect(&proxy.server).await?;
                 handshake(proxy.tunnel(io, target).await?, target, roots).await
             }

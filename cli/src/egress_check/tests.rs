@@ -129,9 +129,9 @@ async fn proxy(kind: TestProxy, user: &'static str) -> ForwardProxyUrl {
 /// The report as JSON.
 async fn checked(port: u16, proxy: Option<&ForwardProxyUrl>, roots: &RootCertStore) -> serde_json::Value {
     let server: CheckedServer = format!("localhost:{port}").parse().unwrap();
-    let direct = probe::probe(&server, &Route::Direct, roots, PATIENCE).await;
+    let direct = probe::probe(&server, &ProbeRoute::Direct, roots, PATIENCE).await;
     let through = match proxy {
-        Some(url) => Some((url, probe::probe(&server, &Route::Through(url), roots, PATIENCE).await)),
+        Some(url) => Some((url, probe::probe(&server, &ProbeRoute::Through(url), roots, PATIENCE).await)),
         None => None,
     };
     let report = EgressCheckReport::new(&server, direct, through);
@@ -230,7 +230,7 @@ async fn an_unreachable_server_is_explained() {
 
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server: CheckedServer = silent.local_addr().unwrap().to_string().parse().unwrap();
-    let late = probe::probe(&server, &Route::Direct, &roots, Duration::from_millis(50)).await;
+    let late = probe::probe(&server, &ProbeRoute::Direct, &roots, Duration::from_millis(50)).await;
     assert!(matches!(late, Err(ProbeFailure::Timeout(..))), "{late:?}");
 
     let plaintext = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -240,11 +240,11 @@ async fn an_unreachable_server_is_explained() {
         io.write_all(b"220 mail.example ESMTP\r\n").await.unwrap();
         let _ = io.read(&mut [0; 1024]).await;
     });
-    let other = probe::probe(&server, &Route::Direct, &roots, PATIENCE).await;
+    let other = probe::probe(&server, &ProbeRoute::Direct, &roots, PATIENCE).await;
     assert!(matches!(other, Err(ProbeFailure::Tls(_))), "{other:?}");
 
     let server: CheckedServer = "no-such-host.invalid".parse().unwrap();
-    let unknown = probe::probe(&server, &Route::Direct, &roots, PATIENCE).await;
+    let unknown = probe::probe(&server, &ProbeRoute::Direct, &roots, PATIENCE).await;
     let is_dns = matches!(unknown, Err(ProbeFailure::Resolve(..) | ProbeFailure::Timeout(..)));
     assert!(is_dns, "{unknown:?}");
 }

@@ -300,7 +300,7 @@ spec:
     }
 
     #[test]
-    fn the_name_of_a_service_is_no_external_host() {
+    fn the_name_of_a_service_is_refused_as_an_external_host() {
         let query = ExternalQuery {
             caller: "web".to_owned(),
             host: Some("cart.shop.svc.cluster.local".to_owned()),

@@ -23,7 +23,7 @@ struct LiveHost {
     live: LiveDestination,
 }
 
-/// What is known of the host of a request.
+/// What is known about the host of a request.
 pub(crate) enum HostLookup {
     /// Where the request goes.
     Known(Arc<ResolvedDestination>),

@@ -30,19 +30,19 @@ const MOST_ADDRESSES: usize = 16;
 #[derive(Clone, Debug)]
 pub struct EgressUsage {
     since: SystemTime,
-    workers: Arc<Mutex<Vec<Arc<Shard>>>>,
+    workers: Arc<Mutex<Vec<Arc<EgressShard>>>>,
 }
 
 /// A worker's way to its cells.
 pub(super) struct EgressRecorder {
-    shard: Arc<Shard>,
+    shard: Arc<EgressShard>,
     /// Sorted by key.
     servers: RefCell<Vec<KnownServer>>,
 }
 
 /// One worker's cells, shared with the page.
 #[derive(Debug, Default)]
-struct Shard {
+struct EgressShard {
     servers: Mutex<Vec<(ServerKey, Arc<ServerCell>)>>,
     /// Connections and requests to servers beyond the bound.
     unlisted: Count,
@@ -111,7 +111,7 @@ impl Default for EgressUsage {
 impl EgressUsage {
     /// A table for one more worker.
     pub(super) fn worker(&self) -> EgressRecorder {
-        let shard = Arc::<Shard>::default();
+        let shard = Arc::<EgressShard>::default();
         locked(&self.workers).push(shard.clone());
         EgressRecorder { shard, servers: RefCell::default() }
     }

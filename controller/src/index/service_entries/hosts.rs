@@ -16,7 +16,7 @@ pub(crate) struct PortHosts {
     exporters: BTreeMap<Arc<str>, Exports>,
 }
 
-/// To whom the entries of a namespace are exported: how many of them to each namespace, by its name, and to all (`*`).
+/// The namespaces that the entries of a namespace are exported to: how many of them to each namespace, by its name, and to all (`*`).
 type Exports = BTreeMap<Box<str>, usize>;
 
 impl PortHosts {

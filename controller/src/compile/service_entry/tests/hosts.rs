@@ -76,7 +76,7 @@ fn the_most_specific_host_wins_then_the_client_s_namespace_then_the_oldest() {
 }
 
 #[test]
-fn export_to_narrows_for_whom_connections_are_read_at_all() {
+fn export_to_narrows_which_clients_connections_are_read_at_all() {
     let own = tls("a/own", 0, "a.example", ", exportTo: ['.']");
     let named = tls("b/named", 0, "b.example", ", exportTo: [shop]");
     let index = index(&[&own, &named, &pod("cart", "10.1.0.1")]);
