@@ -17,8 +17,9 @@ use clap::{Args, Subcommand};
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use tidegate_runtime::forward_proxy::HttpProxy;
 
-use self::probe::{CheckedServer, ForwardProxyUrl, ProbeRoute};
+use self::probe::{CheckedServer, ProbeRoute};
 use self::verdict::EgressCheckReport;
 use crate::output::{OutputFormat, print_as};
 
@@ -41,7 +42,7 @@ pub(crate) struct EgressCheckOptions {
     /// Compare with the connection through this proxy, such as http://proxy.example:3128, with user:password@ before the
     /// host if it wants credentials.
     #[arg(long, value_name = "URL")]
-    proxy: Option<ForwardProxyUrl>,
+    proxy: Option<HttpProxy>,
     /// PEM file of roots to trust besides this machine's.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,

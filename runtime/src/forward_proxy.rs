@@ -14,10 +14,11 @@ use rustls_pki_types::ServerName;
 use tidegate_core::contract::flags;
 use tidegate_core::forward_proxy::ProxyCredentials;
 
-pub use self::environment::{ProxyEnvironment, ProxyVariableError, no_proxy};
+pub use self::environment::{ProxyEnvironment, ProxyVariableError, ProxyVariableProblem, no_proxy};
 pub use self::tunnel::{Proxied, ProxyTunnelError};
 
-/// An HTTP forward proxy: `http://` or, for TLS with the proxy itself, `https://`, then `[user:password@]host[:port]`.
+/// An HTTP forward proxy: `http://` or, for TLS with the proxy itself, `https://`, then `[user:password@]host[:port]`. As in
+/// curl and Go, a text without a scheme has the first one.
 /// The default port is that of the scheme. `Display` and `Debug` show no credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HttpProxy {
@@ -30,7 +31,7 @@ pub struct HttpProxy {
 /// A text is not the URL of a forward proxy. It may hold a password, so it is not shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidProxyUrl {
-    /// Another scheme, or none.
+    /// Another scheme.
     #[error("the URL of a proxy begins with http:// or https://")]
     Scheme,
     /// A path, a query or a fragment.
@@ -85,7 +86,7 @@ impl FromStr for HttpProxy {
     type Err = InvalidProxyUrl;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (scheme, rest) = text.split_once("://").ok_or(InvalidProxyUrl::Scheme)?;
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         let is_tls = match scheme.to_ascii_lowercase().as_str() {
             "http" => false,
             "https" => true,

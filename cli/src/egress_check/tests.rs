@@ -89,7 +89,7 @@ enum TestProxy {
 }
 
 /// A proxy that wants these credentials; returns its URL.
-async fn proxy(kind: TestProxy, user: &'static str) -> ForwardProxyUrl {
+async fn proxy(kind: TestProxy, user: &'static str) -> HttpProxy {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -104,7 +104,7 @@ async fn proxy(kind: TestProxy, user: &'static str) -> ForwardProxyUrl {
                 let head = String::from_utf8(head).unwrap();
                 let target = head.split(' ').nth(1).unwrap().replace("localhost", "127.0.0.1");
                 assert!(
-                    user.is_empty() || head.contains("proxy-authorization: Basic dTpwQHc=\r\n"),
+                    user.is_empty() || head.contains("Proxy-Authorization: Basic dTpwQHc=\r\n"),
                     "{head}"
                 );
                 match kind {
@@ -127,7 +127,7 @@ async fn proxy(kind: TestProxy, user: &'static str) -> ForwardProxyUrl {
 }
 
 /// The report as JSON.
-async fn checked(port: u16, proxy: Option<&ForwardProxyUrl>, roots: &RootCertStore) -> serde_json::Value {
+async fn checked(port: u16, proxy: Option<&HttpProxy>, roots: &RootCertStore) -> serde_json::Value {
     let server: CheckedServer = format!("localhost:{port}").parse().unwrap();
     let direct = probe::probe(&server, &ProbeRoute::Direct, roots, PATIENCE).await;
     let through = match proxy {
@@ -202,18 +202,18 @@ async fn a_refusal_has_the_words_of_the_proxy() {
     for (answer, reason) in [
         (
             "HTTP/1.1 403 Forbidden\r\nX-Squid-Error: ERR_ACCESS_DENIED 0\r\n\r\n",
-            "the proxy answers 403 (ERR_ACCESS_DENIED 0)",
+            "with 403 Forbidden, X-Squid-Error: ERR_ACCESS_DENIED 0",
         ),
         (
             "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"Squid\"\r\n\r\n",
-            "the proxy answers 407 (it wants credentials: Basic realm=\"Squid\")",
+            "with 407 Proxy Authentication Required, Proxy-Authenticate: Basic realm=\"Squid\"",
         ),
-        ("SSH-2.0-OpenSSH\r\n", "the proxy does not answer in HTTP: SSH-2.0-OpenSSH"),
+        ("SSH-2.0-OpenSSH\r\n", "the answer is not HTTP/1"),
     ] {
         let url = proxy(TestProxy::Answer(answer), "").await;
         let refused = checked(port, Some(&url), &root.store()).await;
         assert_eq!(refused["verdict"], "refused-by-proxy", "{refused}");
-        assert_eq!(refused["reason"], reason);
+        assert!(refused["reason"].as_str().unwrap().contains(reason), "{refused}");
     }
     let url = proxy(TestProxy::Answer(""), "").await;
     let closed = checked(port, Some(&url), &root.store()).await;
@@ -263,8 +263,8 @@ fn servers_and_proxies_are_parsed_and_no_error_has_a_password() {
     for wrong in ["", "a b", "host:0", "host:99999", "[host]", "https://host"] {
         assert!(wrong.parse::<CheckedServer>().is_err(), "{wrong}");
     }
-    let url: ForwardProxyUrl = "https://me:secret@proxy.example:3128/".parse().unwrap();
+    let url: HttpProxy = "https://me:secret@proxy.example:3128/".parse().unwrap();
     assert_eq!(url.to_string(), "https://proxy.example:3128");
-    let error = "ftp://me:secret@proxy.example".parse::<ForwardProxyUrl>().unwrap_err();
-    assert!(!error.contains("secret"), "{error}");
+    let error = "ftp://me:secret@proxy.example".parse::<HttpProxy>().unwrap_err();
+    assert!(!error.to_string().contains("secret"), "{error}");
 }

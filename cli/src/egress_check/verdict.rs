@@ -1,9 +1,10 @@
 //! What both connections together mean.
 
 use serde::Serialize;
+use tidegate_runtime::forward_proxy::HttpProxy;
 
 use super::chain::{ClientCertificateWish, SeenChain};
-use super::probe::{CheckedServer, ForwardProxyUrl, ProbeFailure};
+use super::probe::{CheckedServer, ProbeFailure};
 use crate::output::printable;
 
 /// The answer of `tidegate check egress`.
@@ -101,7 +102,7 @@ impl EgressCheckReport {
     pub(super) fn new(
         server: &CheckedServer,
         direct: Result<SeenChain, ProbeFailure>,
-        proxy: Option<(&ForwardProxyUrl, Result<SeenChain, ProbeFailure>)>,
+        proxy: Option<(&HttpProxy, Result<SeenChain, ProbeFailure>)>,
     ) -> Self {
         let (verdict, reason) = judge(&direct, proxy.as_ref().map(|(_, seen)| seen));
         Self {

@@ -4,11 +4,13 @@
 use std::io;
 use std::sync::Arc;
 
+use rustls::RootCertStore;
 use tidegate_core::contract::environment::PROXY_CA_BUNDLE;
 use tidegate_core::forward_proxy::NoProxy;
 use tokio::net::TcpStream;
 use tokio_util::either::Either;
 
+use super::tunnel::roots_of_pem;
 use super::{HttpProxy, InvalidProxyUrl, Proxied};
 use crate::tcp::keep_alive;
 
@@ -16,13 +18,13 @@ use crate::tcp::keep_alive;
 ///
 /// Servers of the cluster are reached directly, whatever the environment says: a host without a dot, and one that ends in
 /// `.svc` or `.cluster.local` or has `.svc.` in it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ProxyEnvironment {
     http: Option<HttpProxy>,
     https: Option<HttpProxy>,
     direct: NoProxy,
-    /// PEM, for TLS with a proxy.
-    roots: Option<Arc<str>>,
+    /// For proxies with https.
+    roots: Arc<RootCertStore>,
 }
 
 /// A variable whose value cannot be used. The value may hold a password, so it is not shown.
@@ -32,7 +34,18 @@ pub struct ProxyVariableError {
     /// The variable.
     pub variable: String,
     /// What is wrong with it.
-    pub problem: InvalidProxyUrl,
+    pub problem: ProxyVariableProblem,
+}
+
+/// What is wrong with a variable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProxyVariableProblem {
+    /// It is not the URL of a proxy.
+    #[error(transparent)]
+    Url(#[from] InvalidProxyUrl),
+    /// It has no roots in PEM.
+    #[error("{0}")]
+    Roots(String),
 }
 
 impl ProxyEnvironment {
@@ -59,13 +72,18 @@ impl ProxyEnvironment {
         };
         let proxy = |name: &str| {
             let Some((variable, value)) = either(name) else { return Ok(None) };
-            // As in curl and Go, a proxy without a scheme uses HTTP.
-            let url = if value.contains("://") { value } else { format!("http://{value}") };
-            url.parse().map(Some).map_err(|problem| ProxyVariableError { variable, problem })
+            let parsed: Result<HttpProxy, _> = value.parse();
+            parsed.map(Some).map_err(|problem| ProxyVariableError { variable, problem: problem.into() })
         };
         let direct = either("NO_PROXY").map(|(_, list)| no_proxy(&list)).unwrap_or_default();
-        let roots = variable(PROXY_CA_BUNDLE).map(Into::into);
-        Ok(Self { http: proxy("HTTP_PROXY")?, https: proxy("HTTPS_PROXY")?, direct, roots })
+        let roots = match variable(PROXY_CA_BUNDLE).filter(|pem| !pem.is_empty()) {
+            Some(pem) => roots_of_pem(pem.as_bytes()).map_err(|error| ProxyVariableError {
+                variable: PROXY_CA_BUNDLE.to_owned(),
+                problem: ProxyVariableProblem::Roots(error),
+            })?,
+            None => RootCertStore::empty(),
+        };
+        Ok(Self { http: proxy("HTTP_PROXY")?, https: proxy("HTTPS_PROXY")?, direct, roots: Arc::new(roots) })
     }
 
     /// A connection to a server: a tunnel, if there is a proxy on the way. `host`: a name or an address without brackets.
@@ -77,7 +95,7 @@ impl ProxyEnvironment {
     pub async fn connect(&self, host: &str, port: u16) -> io::Result<Proxied> {
         let Some(proxy) = self.for_tunnel(host, port) else { return direct(host, port).await };
         let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-        proxy.tunnel(&target, self.pem()).await.map_err(io::Error::other)
+        proxy.tunnel(&target, &self.roots).await.map_err(io::Error::other)
     }
 
     /// A connection for requests in plaintext HTTP/1.1, and the proxy at its other end if there is one: then they have the
@@ -89,15 +107,11 @@ impl ProxyEnvironment {
     pub async fn connect_http(&self, host: &str, port: u16) -> io::Result<(Proxied, Option<&HttpProxy>)> {
         match self.for_http(host, port) {
             Some(proxy) => {
-                let io = proxy.connect(self.pem()).await.map_err(io::Error::other)?;
+                let io = proxy.connect(&self.roots).await.map_err(io::Error::other)?;
                 Ok((io, Some(proxy)))
             }
             None => Ok((direct(host, port).await?, None)),
         }
-    }
-
-    fn pem(&self) -> Option<&[u8]> {
-        self.roots.as_deref().map(str::as_bytes)
     }
 
     /// The proxy for requests in plaintext HTTP/1.1 to this server; `None` if there is none, or if it is reached directly.

@@ -2,13 +2,14 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rustls::ServerConfig;
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::PrivateKeyDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
+use super::tunnel::roots_of_pem;
 use super::*;
 use crate::test_pki::{TestAuthority, identity};
 
@@ -88,6 +89,7 @@ fn proxy(url: &str) -> HttpProxy {
 fn the_url_of_a_proxy_is_scheme_credentials_host_and_port() {
     for (text, shown) in [
         ("http://squid.example:3128", "http://squid.example:3128"),
+        ("squid.example:3128", "http://squid.example:3128"),
         ("HTTP://squid.example", "http://squid.example:80"),
         ("https://squid.example/", "https://squid.example:443"),
         ("http://user:p%40ss@192.0.2.1:3128", "http://192.0.2.1:3128"),
@@ -99,7 +101,6 @@ fn the_url_of_a_proxy_is_scheme_credentials_host_and_port() {
     let authorization = proxy("http://user:p%40ss%3A@a:1").credentials().unwrap().authorization().to_owned();
     assert_eq!(authorization, ProxyCredentials::basic("user", "p@ss:").unwrap().authorization());
     for (text, problem) in [
-        ("squid:3128", InvalidProxyUrl::Scheme),
         ("socks5://squid:1080", InvalidProxyUrl::Scheme),
         ("http://squid:3128/path", InvalidProxyUrl::NotBare),
         ("http://squid:3128?x", InvalidProxyUrl::NotBare),
@@ -117,8 +118,8 @@ fn the_url_of_a_proxy_is_scheme_credentials_host_and_port() {
 #[tokio::test]
 async fn a_tunnel_is_requested_by_name_and_the_server_s_first_bytes_are_kept() {
     let mut squid = TestProxy::answering(b"HTTP/1.0 200 OK\r\nvia: x\r\n\r\nhello".to_vec()).await;
-    let url = proxy(&format!("http://mesh:secret@{}", squid.address));
-    let tunnel = url.tunnel("db.example:5432", None);
+    let (url, none) = (proxy(&format!("http://mesh:secret@{}", squid.address)), RootCertStore::empty());
+    let tunnel = url.tunnel("db.example:5432", &none);
     let mut all = String::new();
     tunnel.await.unwrap().read_to_string(&mut all).await.unwrap();
     assert_eq!(all, "hello");
@@ -147,7 +148,9 @@ async fn a_refusal_names_the_proxy_and_its_own_words_but_no_password() {
     ] {
         let squid = TestProxy::answering(answer).await;
         let at = squid.address;
-        let error = proxy(&format!("http://mesh:secret@{at}")).tunnel("ca.example:443", None).await;
+        let error = proxy(&format!("http://mesh:secret@{at}"))
+            .tunnel("ca.example:443", &RootCertStore::empty())
+            .await;
         let text = error.unwrap_err().to_string();
         assert!(text.starts_with(&format!("forward proxy http://{at}")) && text.contains(expected), "{text}");
         assert!(!text.contains("secret"), "{text}");
@@ -165,17 +168,17 @@ async fn tls_with_the_proxy_is_verified_by_its_own_roots() {
     let squid = TestProxy::forwarding_to(server.address, Some(Arc::new(config.unwrap()))).await;
     let url = proxy(&format!("https://localhost:{}", squid.address.port()));
 
-    let mut tunnel = url.tunnel("db.example:5432", Some(root.certificate.pem().as_bytes())).await.unwrap();
+    let trusts = |root: &TestAuthority| roots_of_pem(root.certificate.pem().as_bytes()).unwrap();
+    let mut tunnel = url.tunnel("db.example:5432", &trusts(&root)).await.unwrap();
     tunnel.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let mut all = String::new();
     tunnel.read_to_string(&mut all).await.unwrap();
     assert!(all.ends_with("inside"), "{all}");
 
-    let other = TestAuthority::root("others").certificate.pem();
-    let error = url.tunnel("db.example:5432", Some(other.as_bytes())).await.unwrap_err();
+    let other = trusts(&TestAuthority::root("others"));
+    let error = url.tunnel("db.example:5432", &other).await.unwrap_err();
     assert!(error.to_string().contains("certificate"), "{error}");
-    for (roots, expected) in [(None, "needs a file of roots"), (Some(&b""[..]), "has no certificate")] {
-        let error = url.tunnel("db.example:5432", roots).await.unwrap_err();
-        assert!(error.to_string().contains(expected), "{error}");
-    }
+    let error = url.tunnel("db.example:5432", &RootCertStore::empty()).await.unwrap_err();
+    assert!(error.to_string().contains("needs a file of roots"), "{error}");
+    assert_eq!(roots_of_pem(b"").unwrap_err(), "there is no certificate");
 }

@@ -70,25 +70,26 @@ impl ControlPlaneProxyOptions {
             return Ok(Either::Left(tcp));
         };
         let roots = match &self.control_plane_proxy_ca {
-            Some(file) => Some(std::fs::read(file).map_err(|error| {
-                io::Error::other(ProxyTunnelError::Roots(
-                    proxy.clone(),
-                    format!("{}: {error}", file.display()),
-                ))
-            })?),
-            None => None,
+            Some(file) => {
+                let read = std::fs::read(file).map_err(|error| error.to_string());
+                let roots = read.and_then(|pem| roots_of_pem(&pem));
+                let invalid =
+                    |error| ProxyTunnelError::Roots(proxy.clone(), format!("{}: {error}", file.display()));
+                roots.map_err(|error| io::Error::other(invalid(error)))?
+            }
+            None => RootCertStore::empty(),
         };
-        proxy.tunnel(target, roots.as_deref()).await.map_err(io::Error::other)
+        proxy.tunnel(target, &roots).await.map_err(io::Error::other)
     }
 }
 
 impl HttpProxy {
-    /// A tunnel to `target`, `host:port`. `roots`: as PEM, for TLS with the proxy. The caller has the deadline.
+    /// A tunnel to `target`, `host:port`. `roots` verify a proxy with https. The caller has the deadline.
     ///
     /// # Errors
     ///
     /// If the proxy cannot be reached or opens no tunnel.
-    pub async fn tunnel(&self, target: &str, roots: Option<&[u8]>) -> Result<Proxied, ProxyTunnelError> {
+    pub async fn tunnel(&self, target: &str, roots: &RootCertStore) -> Result<Proxied, ProxyTunnelError> {
         let request = connect_request(target, self.credentials.as_ref())?;
         let mut io = self.connect(roots).await?;
         let answer = self.open(&mut io, &request).await?;
@@ -105,7 +106,7 @@ impl HttpProxy {
     /// # Errors
     ///
     /// If the proxy cannot be reached.
-    pub async fn connect(&self, roots: Option<&[u8]>) -> Result<Proxied, ProxyTunnelError> {
+    pub async fn connect(&self, roots: &RootCertStore) -> Result<Proxied, ProxyTunnelError> {
         let failed = |source| ProxyTunnelError::Connection { proxy: self.clone(), source };
         let config = if self.is_tls { Some(self.tls(roots)?) } else { None };
         let tcp = TcpStream::connect((&*self.host.to_str(), self.port)).await.map_err(failed)?;
@@ -140,17 +141,24 @@ impl HttpProxy {
     }
 
     /// The client's TLS with the proxy.
-    fn tls(&self, roots: Option<&[u8]>) -> Result<Arc<ClientConfig>, ProxyTunnelError> {
+    fn tls(&self, roots: &RootCertStore) -> Result<Arc<ClientConfig>, ProxyTunnelError> {
         let invalid = |problem: String| ProxyTunnelError::Roots(self.clone(), problem);
-        let pem = roots.ok_or_else(|| invalid("a proxy with https needs a file of roots".to_owned()))?;
-        let certificates = tls::load_pem_certificates(pem).map_err(|error| invalid(error.to_string()))?;
-        let mut store = RootCertStore::empty();
-        if store.add_parsable_certificates(certificates).0 == 0 {
-            return Err(invalid("the file has no certificate".to_owned()));
+        if roots.is_empty() {
+            return Err(invalid("a proxy with https needs a file of roots".to_owned()));
         }
         let builder =
             ClientConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| invalid(error.to_string()))?;
-        Ok(Arc::new(builder.with_root_certificates(store).with_no_client_auth()))
+        Ok(Arc::new(builder.with_root_certificates(roots.clone()).with_no_client_auth()))
+    }
+}
+
+/// The roots in a PEM text; an error if there are none.
+pub(super) fn roots_of_pem(pem: &[u8]) -> Result<RootCertStore, String> {
+    let certificates = tls::load_pem_certificates(pem).map_err(|error| error.to_string())?;
+    let mut roots = RootCertStore::empty();
+    match roots.add_parsable_certificates(certificates) {
+        (0, _) => Err("there is no certificate".to_owned()),
+        _ => Ok(roots),
     }
 }

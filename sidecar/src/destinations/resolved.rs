@@ -37,7 +37,7 @@ pub(crate) enum ResolvedTarget {
     Backend(Arc<BalancedBackend>),
     /// The rule that applies to a request.
     Routes(ResolvedRoutes),
-    /// What is known of the host that a connection or request is for; of one that names none, this.
+    /// What is known about the host that a connection or request is for; of one that names none, this.
     ByHost(Arc<ResolvedDestination>),
 }
 

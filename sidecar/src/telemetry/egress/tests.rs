@@ -95,7 +95,7 @@ fn what_stays_in_the_mesh_is_not_recorded() {
 }
 
 #[test]
-fn a_request_is_recorded_by_its_host_and_a_text_that_is_no_name_by_its_address() {
+fn a_request_is_recorded_by_its_host_and_an_invalid_name_by_its_address() {
     let usage = EgressUsage::default();
     let worker = usage.worker();
     let nothing = AddressOwner::Unregistered;
