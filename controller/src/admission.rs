@@ -3,8 +3,8 @@
 //! What OSM accepted is accepted; where it is unlikely to be what its author meant, `kubectl` shows a warning.
 //! Conflicts with other objects, such as two policies for one backend, are reported in the objects' status. The checks
 //! themselves are in [`tidegate_crds::validate`]. The webhook configuration covers `CREATE` and `UPDATE` of
-//! `ingressbackends`, `upstreamtrafficsettings`, `retries`, `traffictargets`, `trafficsplits`, `httproutegroups` and `serviceentries` in the
-//! mesh's namespaces, and of `meshconfigs` in the control plane's own, at path `/validate`, with `sideEffects: None`.
+//! `ingressbackends`, `upstreamtrafficsettings`, `retries`, `traffictargets`, `trafficsplits`, `httproutegroups`, `serviceentries` and
+//! `egressproxies` in the mesh's namespaces, and of `egressproxies` and `meshconfigs` in the control plane's own, at path `/validate`, with `sideEffects: None`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tidegate_core::contract::names::{self, MESH_CONFIG_NAME, name_in_mesh};
 use tidegate_crds::{
-    Finding, HTTPRouteGroupSpec, IngressBackendSpec, MeshConfigSpec, RetrySpec, ServiceEntrySpec,
-    TrafficSplitSpec, TrafficTargetSpec, UpstreamTrafficSettingSpec, validate,
+    EgressProxySpec, Finding, HTTPRouteGroupSpec, IngressBackendSpec, MeshConfigSpec, RetrySpec,
+    ServiceEntrySpec, TrafficSplitSpec, TrafficTargetSpec, UpstreamTrafficSettingSpec, validate,
 };
 use tidegate_kubernetes::watch::KindMeter;
 use tidegate_kubernetes::webhook::{
@@ -136,6 +136,9 @@ impl AdmissionReviewer for PolicyReviewer {
                     validate::service_entry(namespace, &object.spec)
                 })
             }
+            ("tidegate.io", "EgressProxy") => judge(request, |object: &ReviewedObject<EgressProxySpec>| {
+                validate::egress_proxy(&object.spec)
+            }),
             ("config.openservicemesh.io", "MeshConfig") => judge(request, mesh_config),
             _ => Verdict::allowed(),
         };

@@ -7,6 +7,7 @@
 
 mod backend;
 pub(crate) mod destination;
+mod egress_proxy;
 mod endpoint_choice;
 mod external_authorization;
 mod fronts;
@@ -30,6 +31,7 @@ mod upstream_traffic_setting;
 mod workload;
 
 pub use backend::bypasses_sidecar;
+pub(crate) use egress_proxy::NamespaceEgress;
 #[cfg(test)]
 pub(crate) use ingress_backend::ingress_backend;
 pub(crate) use mesh_config::{NO_MESH_CONFIG, egress_mode};

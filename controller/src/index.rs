@@ -5,6 +5,7 @@
 
 mod addresses;
 mod affected;
+mod egress_proxies;
 mod endpoint_slices;
 mod gateway_routes;
 mod http_route_groups;
@@ -15,6 +16,7 @@ mod nodes;
 mod part;
 mod pods;
 mod retries;
+mod secrets;
 mod service_accounts;
 mod service_entries;
 mod services;
@@ -32,17 +34,19 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_crds::{
-    IngressBackend, MeshConfig, MeshConfigSpec, Retry, ServiceEntry, TCPRoute, TrafficSplit, TrafficTarget,
-    UpstreamTrafficSetting,
+    EgressProxy, IngressBackend, MeshConfig, MeshConfigSpec, Retry, ServiceEntry, TCPRoute, TrafficSplit,
+    TrafficTarget, UpstreamTrafficSetting,
 };
 
 use crate::object::kinds::kinds;
 use crate::object::pod::{has_ended, service_account};
+use crate::object::secret::BasicAuthSecret;
 use crate::object::unreadable::Unreadable;
 use crate::object::{Change, Kind, Object, ObjectKey, ObjectName};
 use crate::service::{is_headless, selects};
 
 pub(crate) use affected::Affected;
+pub(crate) use egress_proxies::secret_of;
 pub(crate) use endpoint_slices::{pod_of, service_of};
 pub(crate) use gateway_routes::{RouteObject, RouteWeight, backend_of, parent_of};
 pub(crate) use http_route_groups::{CompiledMatch, NamedMatches, RouteGroup};
@@ -52,6 +56,7 @@ pub(crate) use service_entries::{PortHosts, ServiceEntries, service_named};
 pub(crate) use traffic_splits::{backend_of as split_backend, root_of as split_root};
 pub(crate) use upstream_traffic_settings::setting_service;
 
+use egress_proxies::names_secret;
 use endpoint_slices::pods_of;
 use ingress_backends::opened;
 use namespaces::MeshNamespaces;
@@ -330,6 +335,30 @@ impl Index {
         ServiceEntry::part(self)
     }
 
+    /// Every EgressProxy.
+    pub(crate) fn egress_proxies(&self) -> impl Iterator<Item = (&ObjectName, &Arc<EgressProxy>)> {
+        self.parts.egress_proxies.iter()
+    }
+
+    /// EgressProxies of a namespace.
+    pub(crate) fn egress_proxies_in(
+        &self,
+        namespace: &str,
+    ) -> impl Iterator<Item = (&ObjectName, &Arc<EgressProxy>)> {
+        self.parts.egress_proxies.in_namespace(namespace)
+    }
+
+    /// The credentials in a Secret.
+    pub(crate) fn credentials(&self, secret: &ObjectName) -> Option<&Arc<BasicAuthSecret>> {
+        BasicAuthSecret::get(&self.parts.secrets, secret)
+    }
+
+    /// The namespace whose EgressProxies are for the whole mesh: that of the MeshConfig.
+    pub(crate) fn root_namespace(&self) -> Option<Arc<str>> {
+        let unreadable = || self.unreadable_mesh_config().map(|config| config.name().namespace.clone());
+        self.mesh_config().map(|(name, _)| name.namespace.clone()).or_else(unreadable)
+    }
+
     /// Every route of Gateway API.
     pub(crate) fn routes(&self) -> impl Iterator<Item = RouteObject<'_>> {
         let IndexParts { http_routes, grpc_routes, tls_routes, gateway_tcp_routes, .. } = &self.parts;
@@ -367,6 +396,11 @@ impl Index {
         pod: &ObjectName,
     ) -> impl Iterator<Item = &'i Arc<EndpointSlice>> + use<'i> {
         self.parts.endpoint_slices.of_pod(pod)
+    }
+
+    /// Whether an EndpointSlice lists this address without a Pod.
+    pub(crate) fn is_endpoint(&self, ip: IpAddr) -> bool {
+        self.parts.endpoint_slices.of_address(ip).next().is_some()
     }
 
     /// Whether an EndpointSlice of a headless Service lists this address, of one of these Pods or without a Pod: clients
@@ -532,6 +566,15 @@ impl Index {
                 self.affect_routes_to(&service, affected);
             }
             Effect::Split(root) => self.affect_parent(&root, affected),
+            Effect::EgressProxies(namespace) if self.root_namespace() == Some(namespace.clone()) => {
+                affected.all = true;
+            }
+            Effect::EgressProxies(namespace) => drop(affected.namespaces.insert(namespace)),
+            Effect::Secret(secret) => {
+                if self.egress_proxies_in(&secret.namespace).any(|(_, proxy)| names_secret(proxy, &secret)) {
+                    self.note(Effect::EgressProxies(secret.namespace), affected);
+                }
+            }
             Effect::Pod(pod) => {
                 self.affect_sources_on(&pod, affected);
                 affected.pods.insert(pod);

@@ -4,6 +4,7 @@ pub(crate) mod kinds;
 mod name;
 pub(crate) mod node;
 pub(crate) mod pod;
+pub mod secret;
 pub(crate) mod stored;
 pub mod unreadable;
 

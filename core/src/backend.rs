@@ -14,7 +14,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use self::endpoint::{
-    Endpoint, ForwardProxy, ServerName, ServerVerification, TlsOrigination, Transport, TrustRoots,
+    Endpoint, ForwardProxy, ProxyRequest, ServerName, ServerVerification, TlsOrigination, Transport,
+    TrustRoots,
 };
 pub use self::topology::{Locality, Topology, TopologyHints, UsableEndpoints};
 use crate::object_ref::ObjectRef;
@@ -118,19 +119,12 @@ mod tests {
             },
             client_certificate: None,
         };
-        let endpoint = Endpoint {
-            via: Some(ForwardProxy {
-                origin: ObjectRef::new("EgressProxy", "a", "squid"),
-                target: "a.example:443".into(),
-            }),
-            ..Endpoint::new("192.0.2.1:443".parse().unwrap(), Transport::Tls(Box::new(tls)))
-        };
+        let endpoint = Endpoint::new("192.0.2.1:443".parse().unwrap(), Transport::Tls(Box::new(tls)));
         let name = BackendRef { object: ObjectRef::new("ServiceEntry", "a", "b"), port: 443 };
         let backend = Backend::new(name, BackendProtocol::Http, vec![endpoint]);
         let json = serde_json::to_value(&backend).unwrap();
         let endpoint = &json["endpoints"][0];
         assert_eq!(json["protocol"], "http");
         assert_eq!(endpoint["transport"]["tls"]["verify"]["names"][0], "DNS:a.example");
-        assert_eq!(endpoint["via"]["target"], "a.example:443");
     }
 }

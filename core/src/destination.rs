@@ -22,6 +22,9 @@ pub enum Destination {
     Passthrough,
     /// No object has the address. The connection goes there, unchanged, if [`crate::EgressMode`] lets it.
     Unknown,
+    /// A Pod has the address, or another endpoint, and no Service leads to it. As [`Self::Unknown`], but never through a
+    /// forward proxy.
+    InCluster,
     /// Connections are refused, for this reason.
     Blocked(Arc<str>),
     /// Connections are told apart by host: the server name of one with TLS, the host of each request in plaintext. Each host

@@ -32,7 +32,7 @@ use serde::Serialize;
 
 pub use self::error::{Problem, RouteError};
 pub use self::field::{FieldName, FieldValue, Method};
-pub use self::host::HostMatch;
+pub use self::host::{HostMatch, host_of};
 pub use self::matching::{RequestView, RouteMatch};
 pub use self::name::RoutesName;
 pub use self::pattern::Pattern;

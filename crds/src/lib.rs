@@ -11,6 +11,7 @@
 //! `crds/yaml`, and a test compares them.
 
 mod bounded;
+pub mod egress_proxy;
 pub mod gateway_api;
 pub mod http_route_group;
 pub mod ingress_backend;
@@ -30,6 +31,7 @@ pub mod traffic_target;
 pub mod upstream_traffic_setting;
 pub mod validate;
 
+pub use egress_proxy::{EgressProxy, EgressProxySpec};
 pub use http_route_group::{HTTPRouteGroup, HTTPRouteGroupSpec};
 pub use ingress_backend::{IngressBackend, IngressBackendSpec, IngressBackendStatus};
 pub use mesh_config::{MeshConfig, MeshConfigSpec, MeshConfigStatus};

@@ -108,6 +108,7 @@ mod tests {
             ("access.smi-spec.io/v1alpha3", "TrafficTarget"),
             ("specs.smi-spec.io/v1alpha4", "TCPRoute"),
             ("networking.istio.io/v1alpha3", "ServiceEntry"),
+            ("tidegate.io/v1alpha1", "EgressProxy"),
             ("apps/v1", "Deployment"),
             ("gateway.networking.k8s.io/v1", "HTTPRoute"),
             ("v1", "Pod"),

@@ -1,5 +1,5 @@
-//! The status of objects of the Service Mesh Interface, which has none of its own, and of Retries and
-//! UpstreamTrafficSettings, for which OSM defines `currentStatus` and `reason` at most.
+//! The status of objects of the Service Mesh Interface, which has none of its own, of Retries and UpstreamTrafficSettings, for
+//! which OSM defines `currentStatus` and `reason` at most, and of EgressProxies.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mesh_config::Condition;
 
-/// Status of a TrafficTarget, TrafficSplit, HTTPRouteGroup, TCPRoute, Retry or UpstreamTrafficSetting.
+/// Status of a TrafficTarget, TrafficSplit, HTTPRouteGroup, TCPRoute, Retry, UpstreamTrafficSetting or EgressProxy.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SmiStatus {

@@ -139,6 +139,10 @@ fn destination_at(address: SocketAddr, version: &str, target: Option<&ResolvedDe
             return json!({"address": address, "version": version, "state": "byHost"});
         }
         ResolvedTarget::Routes(routes) => Some(routes.name()),
+        ResolvedTarget::Proxied(proxied) => {
+            let origins: Vec<_> = proxied.origins().collect();
+            return json!({"address": address, "version": version, "state": "proxied", "rules": origins});
+        }
         ResolvedTarget::Backend(_) => None,
     };
     match target.name() {

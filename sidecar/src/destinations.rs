@@ -10,6 +10,7 @@ mod attempt_limits;
 mod backend;
 mod caller;
 mod choice;
+mod egress_proxies;
 mod endpoint;
 mod find;
 mod hosts;
@@ -28,14 +29,16 @@ use std::time::{Duration, Instant};
 
 use tidegate_core::backend::{Backend, Locality};
 use tidegate_core::destination::DestinationKey;
+use tidegate_core::forward_proxy::EgressProxyRule;
 use tidegate_core::route::RouteTable;
 use tidegate_core::{Destination, EgressMode, ServiceRetry};
 use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
 pub(crate) use attempt_limits::AttemptLimits;
-pub(crate) use backend::{BalancedBackend, BalancedEndpoint, TopologyView};
+pub(crate) use backend::{BalancedEndpoint, TopologyView};
 pub(crate) use choice::{EndpointChoice, NoEndpoint};
+pub(crate) use egress_proxies::ProxiedDestination;
 #[cfg(test)]
 pub(crate) use find::ANSWER_TIMEOUT;
 pub(crate) use find::Unanswered;
@@ -281,15 +284,19 @@ impl Destinations {
         }
     }
 
-    /// Where connections to addresses that no object has go. Connections see it from [`Destinations::settle`] on.
-    pub(crate) fn set_egress(&self, mode: EgressMode) {
+    /// Where connections to addresses that no object has go, and through which forward proxies. Connections see it from [`Destinations::settle`] on.
+    pub(crate) fn set_egress(&self, mode: EgressMode, proxies: &[Arc<EgressProxyRule>]) {
         let mut state = self.lock();
-        if !state.references.set_egress(mode) {
+        let are_proxies_news = state.references.set_egress_proxies(proxies);
+        if !state.references.set_egress(mode) && !are_proxies_news {
             return;
         }
-        let depends = |destination: &Destination| match destination {
-            Destination::ByHost(otherwise) => **otherwise == Destination::Unknown,
-            other => *other == Destination::Unknown,
+        let depends = |destination: &Destination| {
+            let leaf = match destination {
+                Destination::ByHost(otherwise) => otherwise,
+                other => other,
+            };
+            matches!(leaf, Destination::Unknown | Destination::InCluster)
         };
         let unknown =
             state.addresses.iter().filter(|(_, entry)| entry.destination.as_ref().is_some_and(depends));

@@ -274,7 +274,7 @@ impl Discovery {
                 tracing::info!(%version, ports = policy.ports.len(), "a new inbound policy is in force");
                 self.destinations.locate(policy.locality.clone());
                 self.destinations.remotes().identify(&policy);
-                self.destinations.set_egress(policy.egress.clone());
+                self.destinations.set_egress(policy.egress.clone(), &policy.egress_proxies);
                 self.destinations.set_retries(&policy.retries);
                 self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy)));
                 self.version = Some(version);

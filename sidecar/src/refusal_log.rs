@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use tidegate_core::destination::DestinationKey;
 use tracing::{debug, info, warn};
 
+use tidegate_core::backend::{ForwardProxy, ProxyRequest};
+
 use crate::connection_info::ConnectionInfo;
-use crate::destinations::Unanswered;
+use crate::destinations::{EndpointChoice, Unanswered};
 use crate::listener::{Direction, Misdirected};
 use crate::places::NoPlace;
 
@@ -73,19 +75,35 @@ impl RefusalLog {
     }
 
     /// Logs an endpoint of the app's destination that cannot be reached. Outside the mesh that is the app's business.
-    pub(crate) fn unreachable(
-        &self,
-        dialled: SocketAddr,
-        service: Option<&str>,
-        endpoint: SocketAddr,
-        error: &dyn fmt::Display,
-    ) {
-        match service {
+    pub(crate) fn unreachable(&self, dialled: SocketAddr, choice: &EndpointChoice, error: &dyn fmt::Display) {
+        let endpoint = choice.endpoint.address;
+        if let Some(proxy) = &choice.endpoint.via {
+            return self.proxy_failed(dialled, endpoint, proxy, error);
+        }
+        match choice.service() {
             Some(service) => self.unless_flooded(|| {
                 warn!(%dialled, %service, %endpoint, %error, "an endpoint cannot be reached");
             }),
             None => debug!(%dialled, %error, "no endpoint could be reached"),
         }
+    }
+
+    /// Logs that a connection or request of the app's cannot leave through a forward proxy.
+    pub(crate) fn proxy_failed(
+        &self,
+        dialled: SocketAddr,
+        address: SocketAddr,
+        proxy: &ForwardProxy,
+        error: &dyn fmt::Display,
+    ) {
+        let origin = &proxy.settings.origin;
+        let target = match &proxy.request {
+            ProxyRequest::Tunnel(target) => Some(&**target),
+            ProxyRequest::AbsoluteForm => None,
+        };
+        self.unless_flooded(|| {
+            warn!(%dialled, target, proxy = %address, %origin, %error, "a forward proxy does not take a connection further");
+        });
     }
 
     /// Logs a destination of the app's that the controller, or a resource that cannot be used, blocks.

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
-use tidegate_core::backend::{Endpoint, Transport};
+use tidegate_core::backend::{Endpoint, ProxyRequest, Transport};
 use tidegate_core::policy::{Decision, Reason, Terms};
 use tidegate_core::telemetry::TelemetrySettings;
 
@@ -150,6 +150,8 @@ pub struct DialledEndpoint {
     pub address: SocketAddr,
     /// Whether it is in the mesh.
     pub is_mutual_tls: bool,
+    /// Whether it is a forward proxy that takes requests in absolute form, and may answer them itself.
+    pub is_http_proxy: bool,
     /// The workload there.
     pub remote: RemoteId,
 }
@@ -190,7 +192,9 @@ impl DialledEndpoint {
     /// An endpoint, and the workload there.
     pub(crate) fn new(endpoint: &Endpoint, remote: RemoteId) -> Self {
         let is_mutual_tls = matches!(endpoint.transport, Transport::Mesh(_));
-        Self { address: endpoint.address, is_mutual_tls, remote }
+        let via = endpoint.via.as_ref();
+        let is_http_proxy = via.is_some_and(|proxy| proxy.request == ProxyRequest::AbsoluteForm);
+        Self { address: endpoint.address, is_mutual_tls, is_http_proxy, remote }
     }
 }
 
@@ -352,6 +356,11 @@ impl Telemetry {
     /// Counts that a limit was reached.
     pub fn limited(&self, limit: &'static str) {
         self.metrics.limited(limit);
+    }
+
+    /// Counts a connection or request that a forward proxy did not take further.
+    pub(crate) fn forward_proxy_failed(&self, reason: &'static str) {
+        self.metrics.forward_proxy_failed(reason);
     }
 
     /// Counts the result of a check by the external authorization.

@@ -218,6 +218,7 @@ pub(crate) fn policy() -> InboundPolicy {
         external_authorization: None,
         egress: EgressMode::AllowAny,
         retries: Vec::new(),
+        egress_proxies: Vec::new(),
         ports,
     }
 }

@@ -51,6 +51,7 @@ use self::http2::Http2;
 use self::pool::Pool;
 #[cfg(test)]
 pub(crate) use self::pool::UNSURE_AFTER;
+pub(crate) use self::proxy::ProxyFailure;
 pub(crate) use self::replay::{MOST_REPLAYED, ReplayBody};
 use self::shares::{RequestShares, RequestSource, Share};
 pub(crate) use self::stream::UpstreamTls;

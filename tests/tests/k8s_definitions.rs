@@ -22,6 +22,7 @@ const DEFINITIONS: [(&str, &str, &[&str]); 8] = [
     ("tcproutes.specs.smi-spec.io", "TCPRoute", &["v1alpha4"]),
     ("retries.policy.openservicemesh.io", "Retry", &["v1alpha1"]),
     ("upstreamtrafficsettings.policy.openservicemesh.io", "UpstreamTrafficSetting", &["v1alpha1"]),
+    ("egressproxies.tidegate.io", "EgressProxy", &["v1alpha1"]),
 ];
 
 /// A definition that stays Istio's.

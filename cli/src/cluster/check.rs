@@ -11,11 +11,11 @@
 mod before;
 mod control_plane;
 mod data_plane;
+mod egress;
 mod external_authorization;
 mod not_enforced;
 mod policies;
 mod protocols;
-mod service_entries;
 mod traffic_targets;
 mod webhooks;
 
@@ -166,7 +166,7 @@ impl CheckReport {
         policies::check(cluster, &mut report).await;
         traffic_targets::check(cluster, &mut report).await;
         external_authorization::check(cluster, &mut report).await;
-        service_entries::check(cluster, &mut report).await;
+        egress::check(cluster, &mut report).await;
         not_enforced::check(cluster, &mut report).await;
         report
     }

@@ -31,6 +31,7 @@ const KINDS: &[(&str, &str)] = &[
     ("Retry", "policy.openservicemesh.io/v1alpha1/retries"),
     ("UpstreamTrafficSetting", "policy.openservicemesh.io/v1alpha1/upstreamtrafficsettings"),
     ("ServiceEntry", "networking.istio.io/v1/serviceentries"),
+    ("EgressProxy", "tidegate.io/v1alpha1/egressproxies"),
     ("Egress", "policy.openservicemesh.io/v1alpha1/egresses"),
     ("CustomResourceDefinition", "apiextensions.k8s.io/v1/customresourcedefinitions"),
     ("MutatingWebhookConfiguration", "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"),

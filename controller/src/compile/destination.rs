@@ -58,6 +58,13 @@ impl Resolver<'_> {
         };
         let value = match value {
             Destination::Unknown => entries.destination(client),
+            Destination::InCluster => match entries.destination(client) {
+                Destination::Unknown => Destination::InCluster,
+                Destination::ByHost(otherwise) if *otherwise == Destination::Unknown => {
+                    Destination::ByHost(Box::new(Destination::InCluster))
+                }
+                listed => listed,
+            },
             known => known,
         };
         Resolved { value, pods }
@@ -129,6 +136,8 @@ impl Resolver<'_> {
         }
         if is_known || self.index.is_headless_endpoint(address.ip(), &*pods) {
             Destination::Passthrough
+        } else if !pods.is_empty() || self.index.is_endpoint(address.ip()) {
+            Destination::InCluster
         } else {
             Destination::Unknown
         }

@@ -18,6 +18,7 @@ use tidegate_crds::ServiceEntry;
 
 use crate::index::{Affected, Index, RouteObject};
 use crate::object::kinds::kinds;
+use crate::object::secret::BasicAuthSecret;
 use crate::object::stored::Stored;
 use crate::object::unreadable::Unreadable;
 use crate::object::{Kind, ObjectKey, ObjectName};
@@ -85,6 +86,7 @@ impl Compiled for Service {}
 impl Compiled for EndpointSlice {}
 impl Compiled for Pod {}
 impl Compiled for Node {}
+impl Compiled for BasicAuthSecret {}
 
 /// What an object grants at a port of the workloads behind a Service.
 pub(crate) struct PortRule {
@@ -241,6 +243,7 @@ fn unreadable_status(object: &Unreadable) -> ObjectStatus {
         | Kind::TCPRoute
         | Kind::ServiceEntry
         | Kind::Retry
+        | Kind::EgressProxy
         | Kind::UpstreamTrafficSetting => status.with_condition("Unreadable"),
         _ => status,
     }

@@ -17,6 +17,7 @@ use tidegate_core::route::MAX_EXPRESSIONS;
 use tidegate_core::telemetry::{TelemetrySettings, TracingSettings};
 use tidegate_core::{EgressMode, Identity, ObjectRef, ServiceRetry, TrustDomain};
 
+use super::egress_proxy::NamespaceEgress;
 use super::external_authorization::MeshExternalAuthorization;
 use super::fronts::{Behind, Fronts};
 use super::ingress_backend::TOO_LARGE;
@@ -117,6 +118,7 @@ pub(crate) struct NamespaceRules<'i> {
     external: MeshExternalAuthorization,
     trust_domain: TrustDomain,
     egress: EgressMode,
+    egress_proxies: NamespaceEgress,
 }
 
 /// A rule and its place in the order of its namespace's objects.
@@ -145,6 +147,7 @@ impl<'i> NamespaceRules<'i> {
             external: MeshExternalAuthorization::of(index),
             trust_domain: trust_domain.clone(),
             egress: egress_mode(index),
+            egress_proxies: NamespaceEgress::new(index, namespace),
         }
     }
 
@@ -209,6 +212,7 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
     let egress = rules.egress.clone();
     let mut left_out = room.left_out;
     let retries = rules.retries.of(account, &mut left_out);
+    let egress_proxies = rules.egress_proxies.of(pod);
     let policy = InboundPolicy {
         workload,
         identity,
@@ -216,6 +220,7 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
         telemetry,
         egress,
         retries,
+        egress_proxies,
         ports,
         external_authorization,
     };

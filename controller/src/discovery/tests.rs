@@ -517,6 +517,7 @@ async fn serve_nothing(
         external_authorization: None,
         egress: EgressMode::AllowAny,
         retries: Vec::new(),
+        egress_proxies: Vec::new(),
         ports,
     };
     workloads.publish(&workload, policy);

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use serde::Serialize;
 use tidegate_core::destination::{DestinationKey, DestinationTarget, HostSource, RequestedHost};
 use tidegate_core::dns_name::{DnsName, DnsPattern};
+use tidegate_core::forward_proxy::{EgressProxyRule, ProxyTarget};
 use tidegate_core::{Destination, EgressMode, TrustDomain};
 use tidegate_crds::service_entry::ServiceEntry;
 
 use super::ExplainError;
 use crate::compile::destination::Resolver;
-use crate::compile::egress_mode;
 use crate::compile::route_features::Features;
+use crate::compile::{NamespaceEgress, egress_mode};
 use crate::index::{Index, service_named};
 use crate::object::ObjectName;
 
@@ -113,8 +114,12 @@ impl ExternalExplanation {
     fn decided(self, index: &Index, query: &ExternalQuery, found: Destination) -> Self {
         let what = self.address.clone().unwrap_or_else(|| self.server.clone());
         match found {
+            Destination::Unknown => match proxied(index, query, self.address.as_deref()) {
+                Some(proxied) if egress_mode(index) == EgressMode::AllowAny => self.through(proxied),
+                _ => self.unregistered(index),
+            },
             // Hosts were looked up before.
-            Destination::Unknown | Destination::ByHost(_) => self.unregistered(index),
+            Destination::InCluster | Destination::ByHost(_) => self.unregistered(index),
             Destination::Blocked(reason) => Self {
                 decision: "deny",
                 reason: reason.to_string(),
@@ -146,6 +151,22 @@ impl ExternalExplanation {
         }
     }
 
+    /// It goes through a forward proxy.
+    fn through(self, ProxiedConnection { rule, labels }: ProxiedConnection) -> Self {
+        let origin = rule.settings.origin.to_string();
+        let pods = if labels.is_empty() { String::new() } else { format!(" of Pods with {labels}") };
+        let Some(proxy) = rule.proxies.first() else {
+            let reason = format!("{origin} has errors: connections{pods} to its ports are refused");
+            let code = Some("no_healthy_upstream");
+            return Self { decision: "deny", reason, code, rule: Some(origin), ..self };
+        };
+        let reason = format!(
+            "no object has the address; connections{pods} go through the forward proxy {proxy}, which decides: TLS by CONNECT, \
+             plaintext HTTP/1 in absolute form"
+        );
+        Self { reason, rule: Some(origin), ..self }
+    }
+
     /// No object has the address.
     fn unregistered(self, index: &Index) -> Self {
         let config = index.mesh_config().map(|(name, _)| name);
@@ -167,6 +188,24 @@ impl ExternalExplanation {
             }
         }
     }
+}
+
+/// A rule about forward proxies that applies, and the Pods that it is for.
+struct ProxiedConnection {
+    rule: Arc<EgressProxyRule>,
+    /// `name=value, …`; empty: all.
+    labels: String,
+}
+
+/// The first EgressProxy that applies to a connection of some Pod of the namespace.
+fn proxied(index: &Index, query: &ExternalQuery, address: Option<&str>) -> Option<ProxiedConnection> {
+    let ip = address.and_then(|address| address.parse::<SocketAddr>().ok()).map(|address| address.ip());
+    let dialled = SocketAddr::new(ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), query.port);
+    let target = ProxyTarget { host: query.host.as_deref(), dialled };
+    let rules = NamespaceEgress::new(index, &query.caller);
+    let (labels, rule) = rules.iter().find(|(_, rule)| rule.applies(target))?;
+    let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    Some(ProxiedConnection { rule: rule.clone(), labels: labels.join(", ") })
 }
 
 /// The first address that a ServiceEntry lists for the host and the port, and that the client sees.
@@ -238,6 +277,36 @@ spec:
             "apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\nmetadata: {{name: osm-mesh-config, \
              namespace: tidegate-system}}\nspec: {{traffic: {{enableEgress: {egress}}}}}\n"
         )
+    }
+
+    #[test]
+    fn a_connection_that_an_egress_proxy_takes_names_the_object_and_its_proxy() {
+        let proxy = |spec: &str| {
+            format!(
+                "apiVersion: tidegate.io/v1alpha1\nkind: EgressProxy\nmetadata: {{name: squid, namespace: shop}}\nspec: {{{spec}}}\n"
+            )
+        };
+        let asked = |spec: &str, port: u16| {
+            let query = ExternalQuery {
+                caller: "shop".to_owned(),
+                host: Some("www.example.com".to_owned()),
+                address: None,
+                port,
+            };
+            let objects = index(&[OBJECTS, &mesh_config(true), &proxy(spec)]);
+            explain_external(&objects, &TrustDomain::default(), &query).unwrap()
+        };
+        let spec = "proxies: [{address: 10.9.9.9, port: 3128}], selector: {matchLabels: {app: cart}}";
+        let found = asked(spec, 443);
+        assert_eq!((found.decision, found.rule.as_deref()), ("allow", Some("EgressProxy shop/squid")));
+        assert!(
+            found.reason.contains("of Pods with app=cart go through the forward proxy 10.9.9.9:3128"),
+            "{}",
+            found.reason
+        );
+        assert_eq!(asked(spec, 8443).rule.as_deref(), Some("MeshConfig tidegate-system/osm-mesh-config"));
+        let found = asked("proxies: [{address: squid, port: 3128}]", 443);
+        assert_eq!((found.decision, found.code), ("deny", Some("no_healthy_upstream")));
     }
 
     fn explained(egress: bool, caller: &str, host: &str, address: &str, port: u16) -> ExternalExplanation {

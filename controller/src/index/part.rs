@@ -67,6 +67,10 @@ pub(crate) enum Effect {
     Route(ObjectName, BTreeSet<ObjectName>),
     /// Everything about this Service, which is the root of a TrafficSplit.
     Split(ObjectName),
+    /// Every workload for which EgressProxies of this namespace may be, and their statuses.
+    EgressProxies(Arc<str>),
+    /// The EgressProxies with credentials in this Secret.
+    Secret(ObjectName),
     /// The routes and splits that have this Service as a parent or as a backend.
     RoutedService(ObjectName),
 }

@@ -36,6 +36,10 @@ macro_rules! kinds {
             MeshConfig(tidegate_crds::MeshConfig): mesh_configs,
             /// What workloads may reach, mostly outside the mesh; `networking.istio.io/v1`.
             ServiceEntry(tidegate_crds::ServiceEntry): service_entries,
+            /// Which traffic leaves the mesh through forward proxies; `tidegate.io/v1alpha1`.
+            EgressProxy(tidegate_crds::EgressProxy): egress_proxies,
+            /// Basic credentials for forward proxies; of other Secrets nothing is kept; `v1`.
+            Secret(crate::object::secret::BasicAuthSecret): secrets,
             /// Where HTTP requests for a Service go; `gateway.networking.k8s.io/v1`.
             HTTPRoute(tidegate_crds::gateway_api::GatewayRoute<tidegate_crds::gateway_api::Http>): http_routes,
             /// Where gRPC calls for a Service go; `gateway.networking.k8s.io/v1`.

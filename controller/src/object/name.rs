@@ -78,6 +78,7 @@ impl Kind {
                 | Self::EndpointSlice
                 | Self::Pod
                 | Self::Node
+                | Self::Secret
         )
     }
 

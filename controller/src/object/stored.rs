@@ -47,6 +47,8 @@ pub(crate) enum Scope {
     Cluster,
     /// Only the object with this name, in the control plane's namespace.
     ControlPlane(&'static str),
+    /// Only those that other objects refer to, each by its name.
+    Referenced,
     /// Nowhere: they are read from folders only.
     Folder,
 }

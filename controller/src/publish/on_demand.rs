@@ -47,6 +47,8 @@ pub(crate) struct OnDemand {
     unknown: Arc<Published>,
     /// Shared by all whose connections are told apart by host, and lead nowhere known without one.
     by_host: Arc<Published>,
+    /// Shared by those of Pods to which no Service leads.
+    in_cluster: Arc<Published>,
     complaints: LogThrottle<Arc<str>>,
 }
 
@@ -96,8 +98,9 @@ impl OnDemand {
             by_pod: BTreeMap::new(),
         };
         let by_host = Destination::ByHost(Box::new(Destination::Unknown));
-        let [passthrough, unknown, by_host] = [Destination::Passthrough, Destination::Unknown, by_host]
-            .map(|outside| Arc::new(Published::destination(&outside)));
+        let outside = [Destination::Passthrough, Destination::Unknown, Destination::InCluster, by_host];
+        let [passthrough, unknown, in_cluster, by_host] =
+            outside.map(|outside| Arc::new(Published::destination(&outside)));
         let (made, complaints) = (Mutex::new(made), LogThrottle::default());
         let features = Features::EXECUTED;
         Self {
@@ -110,6 +113,7 @@ impl OnDemand {
             passthrough,
             unknown,
             by_host,
+            in_cluster,
             complaints,
         }
     }
@@ -224,9 +228,15 @@ impl OnDemand {
         };
         let owner = match leaf {
             Destination::Unknown => return ResolvedValue::shared(&self.unknown, pods),
+            Destination::InCluster if value == Destination::InCluster => {
+                return ResolvedValue::shared(&self.in_cluster, pods);
+            }
             Destination::Passthrough => return ResolvedValue::shared(&self.passthrough, pods),
             Destination::Routed { target: DestinationTarget::Backend(name), .. } => Some(backend(name)),
-            Destination::Routed { .. } | Destination::Blocked(_) | Destination::ByHost(_) => owner.cloned(),
+            Destination::Routed { .. }
+            | Destination::InCluster
+            | Destination::Blocked(_)
+            | Destination::ByHost(_) => owner.cloned(),
         };
         let published = Published::destination(&value);
         let Some(owner) = owner else { return ResolvedValue::shared(&Arc::new(published), pods) };

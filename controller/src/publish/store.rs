@@ -74,8 +74,11 @@ struct Mailbox {
 impl Published {
     /// A workload's policy.
     pub(crate) fn listener(policy: InboundPolicy) -> Self {
-        let message = wire::InboundPolicy::from(&policy);
-        let (version, bytes) = (version_of(&message), message.encoded_len());
+        let mut message = wire::InboundPolicy::from(&policy);
+        let bytes = message.encoded_len();
+        // A version is shown to operators, and a hash of a weak password gives it away.
+        message.egress_proxies.iter_mut().for_each(|proxy| proxy.authorization.clear());
+        let version = version_of(&message);
         Self {
             version,
             references: Vec::new(),
@@ -100,6 +103,7 @@ impl Published {
             }
             Destination::Passthrough
             | Destination::Unknown
+            | Destination::InCluster
             | Destination::Blocked(_)
             | Destination::ByHost(_) => None,
         };

@@ -14,6 +14,7 @@
 //! ([`crate::object::stored`]).
 
 mod holdings;
+mod secrets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -40,6 +41,7 @@ use crate::object::unreadable::Unreadable;
 use crate::object::{Change, Kind, Object, ObjectKey, ObjectName};
 
 use holdings::Holdings;
+use secrets::ReferencedSecrets;
 
 /// Messages of watches that wait for the engine.
 const QUEUE: usize = 256;
@@ -141,14 +143,14 @@ impl KubernetesSource {
         let api = match K::SCOPE {
             Scope::Cluster => Api::<DynamicObject>::all_with(client, &resource),
             Scope::ControlPlane(_) => Api::namespaced_with(client, &self.namespace, &resource),
-            Scope::Folder => return None,
+            Scope::Folder | Scope::Referenced => return None,
         };
         let (holdings, control_plane) = (holdings.clone(), self.namespace.clone());
         let keep = move |text: &str| Ok(holdings.put(K::decode(text, &control_plane)?));
         let watch = ObjectWatch::kept(api, keep, self.meter(K::KIND));
         Some(match K::SCOPE {
             Scope::ControlPlane(name) => watch.named(name),
-            Scope::Cluster | Scope::Folder => watch,
+            Scope::Cluster | Scope::Folder | Scope::Referenced => watch,
         })
     }
 
@@ -159,7 +161,9 @@ impl KubernetesSource {
     async fn follow(self, batches: mpsc::Sender<Batch>) {
         let (sender, mut messages) = mpsc::channel(QUEUE);
         let holdings = Holdings::new(self.share, self.left_out.clone());
-        let watches = self.watches(&sender, &holdings);
+        let mut watches = self.watches(&sender, &holdings);
+        let mut secrets = ReferencedSecrets::default();
+        watches.tasks.spawn(secrets.read(self.client.clone(), holdings.clone(), sender.clone()));
         // So that the queue ends when every watch has ended.
         drop(sender);
         let mut state = WatchedState::default();
@@ -181,8 +185,10 @@ impl KubernetesSource {
                 let Ok(message) = messages.try_recv() else { break };
                 state.take(message);
             }
-            let is_complete = watches.relist.keys().all(|kind| state.listed.contains(kind));
             let changes = holdings.drain();
+            secrets.follow(&changes);
+            let are_listed = watches.relist.keys().all(|kind| state.listed.contains(kind));
+            let is_complete = are_listed && secrets.are_known();
             state.note_unreadable(&changes);
             let mut problems = state.problems();
             problems.extend(holdings.problems());

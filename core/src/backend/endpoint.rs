@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::dns_name::DnsName;
+use crate::forward_proxy::ProxySettings;
 use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
 
@@ -66,6 +67,8 @@ pub enum TrustRoots {
     System,
     /// The roots in these objects.
     Bundles(Vec<ObjectRef>),
+    /// These certificates, in PEM.
+    Pem(Arc<str>),
 }
 
 /// An accepted name of a server. Compared only with names of the same type.
@@ -77,15 +80,25 @@ pub enum ServerName {
     Uri(Box<str>),
 }
 
-/// An HTTP forward proxy, used by CONNECT (RFC 9110 §9.3.6) or, for plaintext HTTP, by requests in absolute form
-/// (RFC 9112 §3.2.2). The object configures its addresses, TLS and credentials.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+/// An HTTP forward proxy, whose address is the endpoint's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ForwardProxy {
-    /// The object that configures it.
-    pub origin: ObjectRef,
-    /// `host:port` of the target, with the name instead of its resolved address: proxies decide by name.
-    pub target: Arc<str>,
+    /// How to use it.
+    pub settings: Arc<ProxySettings>,
+    /// What it is asked for.
+    pub request: ProxyRequest,
+}
+
+/// What a forward proxy is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProxyRequest {
+    /// A tunnel to `host:port` by CONNECT (RFC 9110 §9.3.6), with the name instead of its resolved address: proxies decide
+    /// by name.
+    Tunnel(Arc<str>),
+    /// Requests of HTTP/1 in absolute form (RFC 9112 §3.2.2), for any host.
+    AbsoluteForm,
 }
 
 impl Endpoint {
@@ -96,9 +109,12 @@ impl Endpoint {
 }
 
 impl Hash for Endpoint {
-    /// By address alone: names are long to hash, and few endpoints share an address.
+    /// By address alone: names are long to hash, and few endpoints share an address. Only tunnels through a proxy do.
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.address.hash(state);
+        if let Some(ForwardProxy { request: ProxyRequest::Tunnel(target), .. }) = &self.via {
+            target.hash(state);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::backend::Locality;
 use crate::cidr::CidrSet;
 use crate::dns_name::DnsPattern;
 use crate::egress::EgressMode;
+use crate::forward_proxy::EgressProxyRule;
 use crate::identity::Identity;
 use crate::object_ref::ObjectRef;
 use crate::policy::external_authorization::ExternalAuthorization;
@@ -37,6 +38,9 @@ pub struct InboundPolicy {
     /// How the workload's requests to Services are retried, each Service once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub retries: Vec<Arc<ServiceRetry>>,
+    /// Forward proxies for the workload's connections that leave the mesh. The first that applies counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub egress_proxies: Vec<Arc<EgressProxyRule>>,
     /// Policies by the pod's port, which is a Service's `targetPort`. Connections to other ports are refused.
     pub ports: BTreeMap<u16, PortPolicy>,
     /// What also authorizes each HTTP request that the rules of a port grant. `None`: nothing.

@@ -113,6 +113,7 @@ fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
         external_authorization: None,
         egress: EgressMode::AllowAny,
         retries: Vec::new(),
+        egress_proxies: Vec::new(),
         ports: BTreeMap::from([(14001, port)]),
     }
 }

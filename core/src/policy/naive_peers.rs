@@ -104,6 +104,7 @@ fn policy(mesh: MeshRule) -> InboundPolicy {
         external_authorization: None,
         egress: EgressMode::AllowAny,
         retries: Vec::new(),
+        egress_proxies: Vec::new(),
         ports: BTreeMap::from([(80, port)]),
     }
 }

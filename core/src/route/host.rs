@@ -48,7 +48,7 @@ impl serde::Serialize for HostMatch {
 
 /// The host of `host[:port]` (RFC 9110 §7.2), without the brackets of an IPv6 address and without a trailing dot. Empty
 /// if the bytes are not UTF-8.
-pub(super) fn host_of(authority: &[u8]) -> &str {
+pub fn host_of(authority: &[u8]) -> &str {
     let text = std::str::from_utf8(authority).unwrap_or_default();
     match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']').map_or("", |(address, _)| address),

@@ -12,8 +12,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use tidegate_core::backend::{
-    Backend, BackendRef, Endpoint, ForwardProxy, OriginalDestination, ServerName, ServerVerification,
-    TlsOrigination, Transport, TrustRoots,
+    Backend, BackendRef, Endpoint, OriginalDestination, ServerName, ServerVerification, TlsOrigination,
+    Transport, TrustRoots,
 };
 use tidegate_core::{DnsName, ObjectRef};
 
@@ -107,10 +107,6 @@ fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
         address: endpoint.address.ip().to_string(),
         port: endpoint.address.port().into(),
         transport: Some(transport),
-        via: endpoint.via.as_ref().map(|proxy| wire::ForwardProxy {
-            origin: Some(object_to_wire(&proxy.origin)),
-            target: proxy.target.to_string(),
-        }),
         node: String::new(),
         hints: None,
         workload: String::new(),
@@ -132,27 +128,18 @@ fn endpoint_from_wire(path: &str, endpoint: wire::Endpoint) -> Result<Endpoint, 
             Transport::Tls(Box::new(tls_from_wire(&format!("{path}.tls"), tls)?))
         }
     };
-    let via = endpoint.via.map(|proxy| proxy_from_wire(&format!("{path}.via"), proxy)).transpose()?;
-    Ok(Endpoint { address: SocketAddr::new(ip, port), transport, via })
-}
-
-/// The target stays text, because the proxy resolves it: it is what `CONNECT` sends (RFC 9110 §9.3.6).
-fn proxy_from_wire(path: &str, proxy: wire::ForwardProxy) -> Result<ForwardProxy, ConversionError> {
-    if proxy.target.is_empty() {
-        return Err(missing(&format!("{path}.target")));
-    }
-    let origin = object_from_wire(&format!("{path}.origin"), proxy.origin)?;
-    Ok(ForwardProxy { origin, target: proxy.target.into() })
+    Ok(Endpoint::new(SocketAddr::new(ip, port), transport))
 }
 
 /// An absent SNI is an empty string, which no server name can be.
-fn tls_to_wire(tls: &TlsOrigination) -> wire::TlsOrigination {
+pub(super) fn tls_to_wire(tls: &TlsOrigination) -> wire::TlsOrigination {
     let roots = match &tls.verify.roots {
         TrustRoots::System => wire::trust_roots::Roots::System(wire::SystemRoots {}),
         TrustRoots::Bundles(objects) => {
             let objects = objects.iter().map(object_to_wire).collect();
             wire::trust_roots::Roots::Bundles(wire::RootBundles { objects })
         }
+        TrustRoots::Pem(pem) => wire::trust_roots::Roots::Pem(pem.to_string()),
     };
     let name = |name: &ServerName| match name {
         ServerName::Dns(name) => wire::server_name::Name::Dns(name.to_string()),
@@ -167,13 +154,17 @@ fn tls_to_wire(tls: &TlsOrigination) -> wire::TlsOrigination {
 }
 
 /// Root bundles and the client certificate are references to objects, not their content.
-fn tls_from_wire(path: &str, tls: wire::TlsOrigination) -> Result<TlsOrigination, ConversionError> {
+pub(super) fn tls_from_wire(
+    path: &str,
+    tls: wire::TlsOrigination,
+) -> Result<TlsOrigination, ConversionError> {
     let field = |name: &str| format!("{path}.{name}");
     let roots = match tls.roots.and_then(|roots| roots.roots).ok_or_else(|| missing(&field("roots")))? {
         wire::trust_roots::Roots::System(wire::SystemRoots {}) => TrustRoots::System,
         wire::trust_roots::Roots::Bundles(bundles) => {
             TrustRoots::Bundles(objects_from_wire(&field("roots.bundles"), bundles.objects)?)
         }
+        wire::trust_roots::Roots::Pem(pem) => TrustRoots::Pem(pem.into()),
     };
     let name = |(i, name): (usize, wire::ServerName)| {
         let path = field(&format!("names[{i}]"));
@@ -229,13 +220,6 @@ mod tests {
         };
         let endpoint = |address: &str, transport| Endpoint::new(address.parse().unwrap(), transport);
         let bundles = TrustRoots::Bundles(vec![ObjectRef::new("ConfigMap", "a", "roots")]);
-        let proxied = Endpoint {
-            via: Some(ForwardProxy {
-                origin: ObjectRef::new("EgressProxy", "a", "squid"),
-                target: "a.example:443".into(),
-            }),
-            ..endpoint("192.0.2.1:443", tls(bundles, None))
-        };
         Backend {
             name: BackendRef { object: ObjectRef::new("Service", "a", "c"), port: 80 },
             protocol: BackendProtocol::Http1,
@@ -243,7 +227,8 @@ mod tests {
                 endpoint("10.0.0.1:80", Transport::Mesh(identity)),
                 endpoint("[fd00::1]:8080", Transport::Plain),
                 endpoint("192.0.2.2:443", tls(TrustRoots::System, Some("a.example"))),
-                proxied,
+                endpoint("192.0.2.1:443", tls(bundles, None)),
+                endpoint("192.0.2.3:443", tls(TrustRoots::Pem("pem".into()), None)),
             ],
             topology: Topology::Any,
             workloads: [("10.0.0.1:80".parse().unwrap(), "cart".into())].into(),
@@ -284,7 +269,7 @@ mod tests {
         assert_eq!(spoil(|e| e[1].port = 65536), "endpoints[1].port: 65536 is not a port");
         let no_address = spoil(|e| e[1].address = "[::1]".into());
         assert_eq!(no_address, "endpoints[1].address: \"[::1]\" is not an IP address");
-        let twice = spoil(|e| e[1] = wire::Endpoint { via: None, ..e[0].clone() });
+        let twice = spoil(|e| e[1] = e[0].clone());
         assert_eq!(twice, "endpoints: duplicate 10.0.0.1:80");
         let plaintext_by_default = spoil(|e| e[0].transport = None);
         assert_eq!(plaintext_by_default, "endpoints[0].transport: missing");
@@ -297,8 +282,6 @@ mod tests {
             tls.names.clear();
         });
         assert_eq!(anyone, "endpoints[2].tls.names: missing");
-        let targetless = spoil(|e| e[3].via = Some(wire::ForwardProxy::default()));
-        assert_eq!(targetless, "endpoints[3].via.target: missing");
         let unknown = Backend::try_from(wire::Backend { protocol: 0, ..wire::Backend::from(&backend()) });
         assert_eq!(unknown.unwrap_err().to_string(), "protocol: unknown value 0");
         let stricter = Backend::try_from(wire::Backend {

@@ -20,6 +20,7 @@ impl From<&Destination> for wire::Destination {
         let kind = match destination {
             Destination::Passthrough => wire::destination::Kind::Passthrough(wire::Passthrough {}),
             Destination::Unknown => wire::destination::Kind::Unknown(wire::Unknown {}),
+            Destination::InCluster => wire::destination::Kind::InCluster(wire::InCluster {}),
             Destination::Blocked(reason) => {
                 wire::destination::Kind::Blocked(wire::Blocked { reason: reason.to_string() })
             }
@@ -50,6 +51,7 @@ impl TryFrom<wire::Destination> for Destination {
         let routed = match destination.kind.ok_or_else(|| missing("kind"))? {
             wire::destination::Kind::Passthrough(wire::Passthrough {}) => return Ok(Self::Passthrough),
             wire::destination::Kind::Unknown(wire::Unknown {}) => return Ok(Self::Unknown),
+            wire::destination::Kind::InCluster(wire::InCluster {}) => return Ok(Self::InCluster),
             wire::destination::Kind::Blocked(wire::Blocked { reason }) => {
                 return Ok(Self::Blocked(reason.into()));
             }
@@ -94,7 +96,8 @@ mod tests {
         let http = Destination::Routed { protocol: AppProtocol::Undeclared, target: routes };
         let blocked = Destination::Blocked("no policy allows it".into());
         let by_host = Destination::ByHost(Box::new(cart()));
-        for destination in [Destination::Passthrough, Destination::Unknown, blocked, cart(), http, by_host] {
+        let outside = [Destination::Passthrough, Destination::Unknown, Destination::InCluster];
+        for destination in outside.into_iter().chain([blocked, cart(), http, by_host]) {
             let bytes = wire::Destination::from(&destination).encode_to_vec();
             let decoded = wire::Destination::decode(bytes.as_slice()).unwrap();
             assert_eq!(Destination::try_from(decoded).unwrap(), destination);

@@ -10,6 +10,7 @@
 //! error, not "any peer". Rules for mesh peers and rate limits are lists of the whole policy, to which its ports refer. Principals are the exception to strictness: one that cannot be parsed is kept as a
 //! principal that matches no certificate, because the others of its list still hold.
 
+mod egress_proxy;
 mod external_authorization;
 mod peers;
 mod rate_limits;
@@ -25,6 +26,7 @@ use tidegate_core::policy::{
 };
 use tidegate_core::{CidrSet, EgressMode, Principal};
 
+use self::egress_proxy::{egress_proxy_from_wire, egress_proxy_to_wire};
 use self::external_authorization::{external_from_wire, external_to_wire};
 use self::peers::{PeerRuleList, peer_rules_from_wire, referred};
 use self::rate_limits::{RateLimitList, rate_limits_from_wire, referred_limits};
@@ -59,6 +61,7 @@ impl From<&InboundPolicy> for wire::InboundPolicy {
                 EgressMode::RegistryOnly(reason) => Some(reason.to_string()),
             },
             retries: policy.retries.iter().map(|retry| retry_of_service_to_wire(retry)).collect(),
+            egress_proxies: policy.egress_proxies.iter().map(|rule| egress_proxy_to_wire(rule)).collect(),
         }
     }
 }
@@ -90,7 +93,20 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
         };
         let retry = |(i, retry)| retry_of_service_from_wire(&format!("retries[{i}]"), retry).map(Arc::new);
         let retries = policy.retries.into_iter().enumerate().map(retry).collect::<Result<_, _>>()?;
-        Ok(Self { workload, identity, locality, telemetry, egress, retries, ports, external_authorization })
+        let proxies = policy.egress_proxies.into_iter().enumerate();
+        let proxies = proxies.map(|(i, rule)| egress_proxy_from_wire(&format!("egress_proxies[{i}]"), rule));
+        let egress_proxies = proxies.map(|rule| rule.map(Arc::new)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            workload,
+            identity,
+            locality,
+            telemetry,
+            egress,
+            retries,
+            egress_proxies,
+            ports,
+            external_authorization,
+        })
     }
 }
 
@@ -240,6 +256,7 @@ mod tests {
     use tidegate_core::token_bucket::TokenRate;
     use tidegate_core::{Identity, ObjectRef, TrustDomain};
 
+    use super::egress_proxy::tests::egress_proxy;
     use super::*;
 
     /// One of each state: matches, everything, nothing.
@@ -327,6 +344,7 @@ mod tests {
                 timeouts: Timeouts::new(None, Some(Duration::from_millis(1500))).unwrap(),
                 policy: RetryPolicy::unprocessed(),
             })],
+            egress_proxies: vec![Arc::new(egress_proxy())],
             ports: BTreeMap::from([
                 (
                     1,

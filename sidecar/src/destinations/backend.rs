@@ -105,6 +105,12 @@ impl BalancedBackend {
         }
     }
 
+    /// The first endpoint is preferred to the others.
+    pub(super) fn in_order(mut self) -> Self {
+        self.preferred = self.preferred.min(1);
+        self
+    }
+
     /// The same backend for a workload that runs elsewhere; `None` if that makes no difference.
     pub(super) fn moved(&self, caller: &ClientWorkload) -> Option<Self> {
         self.placed.as_ref().map(|backend| Self::new(backend, caller, Some(self)))

@@ -7,6 +7,7 @@ use tidegate_core::backend::Locality;
 use tidegate_core::{EgressMode, ServiceRetry};
 
 use super::attempt_limits::AttemptLimits;
+use super::egress_proxies::EgressProxies;
 use crate::remotes::Remotes;
 
 /// The workload whose connections are balanced.
@@ -20,6 +21,8 @@ pub(super) struct ClientWorkload {
     pub(super) remotes: Remotes,
     /// Where its connections to addresses that no object has go.
     pub(super) egress: EgressMode,
+    /// Through which proxies.
+    pub(super) proxies: Arc<EgressProxies>,
     /// How its requests to Services are retried.
     pub(super) retries: CallerRetries,
 }
@@ -55,6 +58,13 @@ impl Default for ClientWorkload {
         let egress =
             EgressMode::RegistryOnly(Arc::from("this workload has no policy from the controller yet"));
         let retries = CallerRetries::default();
-        Self { workload: Box::default(), locality: None, remotes: Remotes::default(), egress, retries }
+        Self {
+            workload: Box::default(),
+            locality: None,
+            remotes: Remotes::default(),
+            egress,
+            retries,
+            proxies: Arc::default(),
+        }
     }
 }

@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::backend::{BackendProtocol, Endpoint};
+use tidegate_core::backend::{BackendProtocol, Endpoint, ForwardProxy, ProxyRequest};
 
 use super::LoadSlot;
 use super::backend::{BalancedBackend, BalancedEndpoint, is_of_family};
 use crate::connection_info::UNREGISTERED;
 use crate::remotes::RemoteId;
 use crate::telemetry::DialledEndpoint;
+use crate::upstream::{ConnectFailure, ProxyFailure};
 
 /// The most endpoints that are tried.
 const MOST_TRIES: usize = 5;
@@ -26,6 +27,8 @@ pub(crate) struct EndpointChoice {
     slot: LoadSlot,
     /// The workload at the endpoint.
     remote: RemoteId,
+    /// `host:port` of a tunnel through each endpoint, which is a forward proxy.
+    tunnel: Option<Arc<str>>,
     /// Endpoints that could not be reached. Allocates nothing before the first.
     tried: Vec<SocketAddr>,
 }
@@ -71,8 +74,28 @@ impl EndpointChoice {
             endpoint: chosen.endpoint.clone(),
             slot: chosen.hold(),
             remote: chosen.remote(),
+            tunnel: None,
             tried: Vec::new(),
         })
+    }
+
+    /// Its endpoints are forward proxies, which open a tunnel to this `host:port`.
+    pub(super) fn through_tunnel(mut self, target: Arc<str>) -> Self {
+        self.tunnel = Some(target);
+        self.endpoint = self.tunnelled(self.endpoint.clone());
+        self
+    }
+
+    /// The endpoint to connect to.
+    fn tunnelled(&self, endpoint: Arc<Endpoint>) -> Arc<Endpoint> {
+        match (&self.tunnel, &endpoint.via) {
+            (Some(target), Some(ForwardProxy { settings, .. })) => {
+                let request = ProxyRequest::Tunnel(target.clone());
+                let via = Some(ForwardProxy { settings: settings.clone(), request });
+                Arc::new(Endpoint { via, ..Endpoint::clone(&endpoint) })
+            }
+            _ => endpoint,
+        }
     }
 
     /// The endpoint cannot be reached, and is the last choice of others for a while: turns to the next one; `false` if
@@ -84,9 +107,20 @@ impl EndpointChoice {
             return false;
         }
         let Some(chosen) = choose(&self.backend, self.is_ipv4, &self.tried) else { return false };
-        (self.endpoint, self.slot) = (chosen.endpoint.clone(), chosen.hold());
+        (self.endpoint, self.slot) = (self.tunnelled(chosen.endpoint.clone()), chosen.hold());
         self.remote = chosen.remote();
         true
+    }
+
+    /// There is no connection, for this reason: [`Self::turn`] if another endpoint may do better.
+    pub(crate) fn turn_after(&mut self, failure: ConnectFailure) -> bool {
+        if failure.is_of_endpoint() {
+            return self.turn();
+        }
+        if failure == ConnectFailure::Proxy(ProxyFailure::NoAnswer) {
+            self.slot.failed();
+        }
+        false
     }
 
     /// The endpoint, for records.
@@ -100,7 +134,7 @@ impl EndpointChoice {
         let next = choose(&self.backend, self.is_ipv4, &self.tried);
         self.tried.pop();
         if let Some(chosen) = next {
-            (self.endpoint, self.slot) = (chosen.endpoint.clone(), chosen.hold());
+            (self.endpoint, self.slot) = (self.tunnelled(chosen.endpoint.clone()), chosen.hold());
             self.remote = chosen.remote();
         }
     }
@@ -113,7 +147,8 @@ impl EndpointChoice {
     /// The endpoint has responded with this status. `after`: how long after the request, if not after the choice.
     pub(crate) fn responded(&self, status: u16, after: Option<Duration>) {
         match (status, after) {
-            (502..=504, _) => self.slot.failed(),
+            // A proxy that answers so for one target is good for others.
+            (502..=504, _) if self.endpoint.via.is_none() => self.slot.failed(),
             (_, None) => self.slot.succeeded(),
             (_, Some(after)) => {
                 self.slot.succeeded_after(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));

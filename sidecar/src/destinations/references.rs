@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tidegate_core::backend::{Backend, BackendRef, Locality};
 use tidegate_core::destination::{DestinationKey, DestinationTarget};
+use tidegate_core::forward_proxy::EgressProxyRule;
 use tidegate_core::route::{RouteTable, RoutesName};
 use tidegate_core::{Destination, EgressMode, ServiceRetry};
 use tidegate_proto::ResourceName;
@@ -13,6 +14,7 @@ use tidegate_proto::ResourceName;
 use super::attempt_limits::AttemptLimits;
 use super::backend::BalancedBackend;
 use super::caller::{CallerRetries, ClientWorkload};
+use super::egress_proxies::EgressProxies;
 use super::resolved::ResolvedDestination;
 use super::routes::{ActiveRoutes, ResolvedRoutes};
 use crate::remotes::Remotes;
@@ -108,8 +110,27 @@ impl References {
         is_news
     }
 
+    /// Through which forward proxies they go. Returns whether that is news.
+    pub(super) fn set_egress_proxies(&mut self, rules: &[Arc<EgressProxyRule>]) -> bool {
+        if self.caller.proxies.are(rules) {
+            return false;
+        }
+        self.caller.proxies = Arc::new(EgressProxies::new(rules, &self.caller, &self.caller.proxies));
+        true
+    }
+
     /// An address that no object has, or none that is known yet.
     pub(super) fn unknown(&self, dialled: SocketAddr) -> ResolvedDestination {
+        match self.caller.proxies.at(dialled) {
+            Some(proxied) if self.caller.egress == EgressMode::AllowAny => {
+                ResolvedDestination::proxied(dialled, proxied)
+            }
+            _ => self.directly(dialled),
+        }
+    }
+
+    /// The same without a forward proxy.
+    fn directly(&self, dialled: SocketAddr) -> ResolvedDestination {
         match &self.caller.egress {
             EgressMode::AllowAny => ResolvedDestination::unknown(dialled),
             EgressMode::RegistryOnly(reason) => ResolvedDestination::unregistered(dialled, reason.clone()),
@@ -128,6 +149,7 @@ impl References {
         let (backend, routes) = match leaf {
             Destination::Passthrough
             | Destination::Unknown
+            | Destination::InCluster
             | Destination::Blocked(_)
             | Destination::ByHost(_) => (None, None),
             Destination::Routed { target: DestinationTarget::Backend(backend), .. } => (Some(backend), None),
@@ -149,6 +171,7 @@ impl References {
         let (target, protocol) = match destination {
             Destination::Passthrough => return Some(ResolvedDestination::outside(dialled)),
             Destination::Unknown => return Some(self.unknown(dialled)),
+            Destination::InCluster => return Some(self.directly(dialled)),
             Destination::Blocked(reason) => {
                 return Some(ResolvedDestination::blocked(dialled, reason.clone()));
             }

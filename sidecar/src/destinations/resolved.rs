@@ -7,6 +7,7 @@ use tidegate_core::policy::AppProtocol;
 
 use super::attempt_limits::AttemptLimits;
 use super::backend::{BalancedBackend, BalancedEndpoint, TopologyView};
+use super::egress_proxies::ProxiedDestination;
 use super::routes::{DrawnShare, ResolvedRoutes};
 use super::{EndpointChoice, NoEndpoint};
 use crate::connection_info::AddressOwner;
@@ -33,6 +34,8 @@ pub(crate) enum ResolvedTarget {
     /// They are refused, for this reason: no object has the address. What a connection carries is looked at, so that the
     /// refusal can name the host.
     Unregistered(Arc<str>),
+    /// They may go through a forward proxy, by the host that they name.
+    Proxied(Box<ProxiedDestination>),
     /// All go to this backend.
     Backend(Arc<BalancedBackend>),
     /// The rule that applies to a request.
@@ -61,6 +64,13 @@ impl ResolvedDestination {
     /// Connections are refused, because no object has the address.
     pub(crate) fn unregistered(dialled: SocketAddr, reason: Arc<str>) -> Self {
         let target = ResolvedTarget::Unregistered(reason);
+        let owner = AddressOwner::Unregistered;
+        Self { protocol: AppProtocol::Undeclared, owner, ..Self::with(dialled, None, target) }
+    }
+
+    /// Connections to an address that no object has go there, or through a forward proxy.
+    pub(super) fn proxied(dialled: SocketAddr, proxied: ProxiedDestination) -> Self {
+        let target = ResolvedTarget::Proxied(Box::new(proxied));
         let owner = AddressOwner::Unregistered;
         Self { protocol: AppProtocol::Undeclared, owner, ..Self::with(dialled, None, target) }
     }
@@ -138,6 +148,7 @@ impl ResolvedDestination {
         match &self.target {
             ResolvedTarget::Blocked(reason) => Some(reason),
             ResolvedTarget::Unregistered(_)
+            | ResolvedTarget::Proxied(_)
             | ResolvedTarget::Backend(_)
             | ResolvedTarget::Routes(_)
             | ResolvedTarget::ByHost(_) => None,
@@ -164,6 +175,7 @@ impl ResolvedDestination {
         let routes = match &self.target {
             ResolvedTarget::Blocked(_) => return Err(NoEndpoint::Blocked),
             ResolvedTarget::Unregistered(_) => return Err(NoEndpoint::Unregistered),
+            ResolvedTarget::Proxied(proxied) => return proxied.choose_for_connection(server),
             ResolvedTarget::Backend(backend) => return self.choose(backend),
             ResolvedTarget::ByHost(otherwise) => return otherwise.choose_for_connection(server),
             ResolvedTarget::Routes(routes) => routes,
@@ -173,6 +185,11 @@ impl ResolvedDestination {
             Some(DrawnShare::Backend(backend)) => self.choose(backend),
             Some(DrawnShare::Nothing | DrawnShare::Invalid(_)) | None => Err(NoEndpoint::NoRoute),
         }
+    }
+
+    /// Whether where a connection goes depends on the host that it names, whatever it carries.
+    pub(crate) fn is_proxied(&self) -> bool {
+        matches!(self.target, ResolvedTarget::Proxied(_))
     }
 
     /// Whether where a connection goes depends on the server that the client asks for.
@@ -198,6 +215,7 @@ impl ResolvedDestination {
         match &self.target {
             ResolvedTarget::Blocked(_) | ResolvedTarget::Unregistered(_) => &[],
             ResolvedTarget::ByHost(otherwise) => otherwise.backends(),
+            ResolvedTarget::Proxied(proxied) => std::slice::from_ref(proxied.direct()),
             ResolvedTarget::Backend(backend) => std::slice::from_ref(backend),
             ResolvedTarget::Routes(routes) => routes.backends(),
         }

@@ -83,6 +83,7 @@ fn listener(account: &str) -> Option<Body> {
         external_authorization: None,
         egress: EgressMode::AllowAny,
         retries: Vec::new(),
+        egress_proxies: Vec::new(),
         ports,
     };
     Some(Body::Listener((&policy).into()))

@@ -336,7 +336,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                     pin!(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
                 match self.line.guard(timed(deadline, exchanged)).await {
                     Ok(Ok(ExchangeOutcome::Stale)) if has_vanished(&upstream) => {
-                        if self.handler.turn(&mut forward, &UpstreamError::Vanished) {
+                        if self.handler.turn(&mut forward, &UpstreamError::Vanished, None) {
                             self.exchange.rewind(&self.env.buffers);
                             continue;
                         }
@@ -348,6 +348,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                     }
                     Ok(Ok(ExchangeOutcome::Complete)) => {
                         forward.responded(self.exchange.down.status, self.exchange.upstream_time());
+                        self.note_proxy_refusal(&forward);
                         return self.complete(forward.endpoint(), upstream).await;
                     }
                     Ok(Ok(ExchangeOutcome::Switched)) => {
@@ -360,6 +361,12 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                             self.env.upstreams.put(forward.endpoint(), upstream);
                         }
                         AttemptEnd::Retry(wait)
+                    }
+                    Ok(Ok(ExchangeOutcome::ProxyAuthentication)) => {
+                        self.note_proxy_refusal(&forward);
+                        let reply = local_reply::bad_gateway();
+                        self.tell(&reply);
+                        return self.reply(reply).await;
                     }
                     Ok(Ok(outcome)) => AttemptEnd::Broken { outcome, has_vanished: has_vanished(&upstream) },
                     Ok(Err(which)) => AttemptEnd::TimedOut(which),
@@ -394,6 +401,14 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         Err(Box::pin(self.end_attempt(forward, end)).await)
     }
 
+    /// Counts and logs that a forward proxy has answered in place of the server, if it has.
+    fn note_proxy_refusal(&self, forward: &Forward) {
+        let is_of_proxy = self.exchange.endpoint.is_some_and(|endpoint| endpoint.is_http_proxy);
+        if let Some(cause) = self.exchange.cause.as_deref().filter(|_| is_of_proxy) {
+            self.handler.proxy_refused(forward, self.exchange.down.status, cause, self.env);
+        }
+    }
+
     /// A connection to the endpoint, or to another one if it cannot be reached, and whether it was used before.
     async fn connect(
         &mut self,
@@ -411,8 +426,15 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             match Box::pin(upstreams.connect(endpoint, MeshProtocol::Http1, deadline)).await {
                 Ok(stream) => return Ok((stream, false)),
                 Err(ConnectError::Ended(cause)) => return Err(ConnectError::Ended(cause)),
-                Err(error) if self.handler.turn(forward, &error) => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let failure = error.failure();
+                    if let Some(reason) = failure.of_forward_proxy() {
+                        self.env.telemetry.forward_proxy_failed(reason);
+                    }
+                    if !self.handler.turn(forward, &error, Some(failure)) {
+                        return Err(error);
+                    }
+                }
             }
         }
     }
@@ -684,7 +706,7 @@ fn prepare(
 ) -> Result<Next, LocalReply> {
     let connection = handler.connection();
     if forward.protocol == UpstreamProtocol::Http1 {
-        exchange.write_head(head, connection, &env.buffers);
+        exchange.write_head(head, (connection, forward.proxy_of_requests()), &env.buffers);
         return Ok(Next::Forward(forward));
     }
     let changes = (exchange.rule.as_ref(), exchange.trace.as_deref());

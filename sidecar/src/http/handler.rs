@@ -20,11 +20,13 @@ pub(super) use self::handled::{Forward, Handled, HandlerAction, PendingCheck, Up
 use self::inbound::Inbound;
 use self::outbound::Outbound;
 pub(super) use self::send::SentRequest;
+use super::HttpContext;
 use super::request::Request;
 use crate::authorizer::Authorizer;
 use crate::connection_info::{OutboundInfo, ServedConnection};
 use crate::destinations::{LiveDestination, PendingHost};
 use crate::refusal_log::RefusalLog;
+use crate::upstream::{ConnectFailure, ProxyFailure};
 
 /// Decides about the requests of one connection.
 pub struct Handler {
@@ -78,10 +80,26 @@ impl Handler {
         }
     }
 
+    /// A forward proxy has answered a request in place of the server: counts and logs it, with its words.
+    pub(super) fn proxy_refused(&self, forward: &Forward, status: u16, words: &str, env: &HttpContext) {
+        env.telemetry.forward_proxy_failed(ProxyFailure::of_status(status).details());
+        if let (Rule::Outbound(outbound), ForwardTarget::Chosen(choice)) = (&self.rule, &forward.target) {
+            outbound.proxy_refused(choice, words);
+        }
+    }
+
     /// The endpoint of a request could not be reached: turns to the next one; `false` if there is none.
-    pub(super) fn turn(&self, forward: &mut Forward, error: &dyn Display) -> bool {
+    /// `failure`: why there is no connection; `None` if there was one.
+    pub(super) fn turn(
+        &self,
+        forward: &mut Forward,
+        error: &dyn Display,
+        failure: Option<ConnectFailure>,
+    ) -> bool {
         match (&self.rule, &mut forward.target) {
-            (Rule::Outbound(outbound), ForwardTarget::Chosen(choice)) => outbound.turn(choice, error),
+            (Rule::Outbound(outbound), ForwardTarget::Chosen(choice)) => {
+                outbound.turn(choice, error, failure)
+            }
             _ => false,
         }
     }

@@ -10,7 +10,7 @@ use tidegate_core::policy::Reason;
 
 pub(super) use self::form::{ReplyForm, grpc_message, grpc_status};
 use crate::telemetry::ResponseFlag;
-use crate::upstream::{ConnectFailure, TimedOut, UpstreamError};
+use crate::upstream::{ConnectFailure, ProxyFailure, TimedOut, UpstreamError};
 
 /// A locally generated response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,9 +261,9 @@ pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
     match error {
         UpstreamError::Connect(ConnectFailure::Refused) => connection_refused(),
         UpstreamError::Connect(ConnectFailure::Timeout) => connect_timeout(),
-        UpstreamError::Connect(failure @ ConnectFailure::TlsTimeout) => {
-            LocalReply { details: failure.details(), ..connect_timeout() }
-        }
+        UpstreamError::Connect(
+            failure @ (ConnectFailure::TlsTimeout | ConnectFailure::Proxy(ProxyFailure::NoAnswer)),
+        ) => LocalReply { details: failure.details(), ..connect_timeout() },
         UpstreamError::Connect(failure) => {
             LocalReply { details: failure.details(), flag: failure.flag(), ..connection_refused() }
         }

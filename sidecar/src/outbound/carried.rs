@@ -32,7 +32,9 @@ pub(super) async fn carried(
     destination: &ResolvedDestination,
 ) -> Option<Carried> {
     let carried = match destination.protocol() {
-        _ if destination.told_apart_by_host().is_some() => told_apart(io, line, limits).await?,
+        _ if destination.is_proxied() || destination.told_apart_by_host().is_some() => {
+            told_apart(io, line, limits).await?
+        }
         _ if destination.needs_server_name() => named(io, line, limits).await?,
         AppProtocol::Tcp | AppProtocol::TcpServerFirst => Carried::Opaque(BytesMut::new()),
         AppProtocol::Http | AppProtocol::H2c => declared(io, line, limits).await?,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
+use tidegate_core::DnsName;
 use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 
@@ -44,7 +45,9 @@ impl OutboundConnection<'_> {
         if let ResolvedTarget::Unregistered(reason) = target.target() {
             return Box::pin(self.refuse(io, received, &target, reason)).await;
         }
-        let attempt = self.line.guard(Box::pin(self.connect(&target, &received))).await;
+        let named = server_name(&target, &received);
+        let server = named.as_ref().map(DnsName::as_str);
+        let attempt = self.line.guard(Box::pin(self.connect(&target, server))).await;
         let Ok(ConnectAttempt { endpoint, result }) = attempt else { return io.abort() };
         let remote = endpoint.map_or_else(|| self.remote(&target), |endpoint| endpoint.remote);
         let security = ConnectionSecurity::outbound(endpoint.as_ref());
@@ -69,11 +72,11 @@ impl OutboundConnection<'_> {
 
     /// Tries endpoints in the order of the balancer's choice until one accepts. One that does not is ejected for a
     /// while.
-    async fn connect(&self, target: &Arc<ResolvedDestination>, received: &[u8]) -> ConnectAttempt {
+    async fn connect(&self, target: &Arc<ResolvedDestination>, server: Option<&str>) -> ConnectAttempt {
         if let Some(reason) = target.block_reason() {
             self.context.refusals.blocked(self.dialled.address, reason);
         }
-        let mut choice = match first_choice(target, received) {
+        let mut choice = match target.choose_for_connection(server) {
             Ok(choice) => choice,
             Err(reason) => {
                 return ConnectAttempt { endpoint: None, result: Err(NotConnected::NoEndpoint(reason)) };
@@ -91,9 +94,12 @@ impl OutboundConnection<'_> {
                 }
                 Err(error) => error,
             };
-            let service = choice.service().map(|name| &**name);
-            self.context.refusals.unreachable(self.dialled.address, service, endpoint.address, &error);
-            if !choice.turn() {
+            self.context.refusals.unreachable(self.dialled.address, &choice, &error);
+            let failure = error.failure();
+            if let Some(reason) = failure.of_forward_proxy() {
+                self.context.http.telemetry.forward_proxy_failed(reason);
+            }
+            if !choice.turn_after(failure) {
                 return ConnectAttempt {
                     endpoint: tried,
                     result: Err(NotConnected::Failed(error.failure())),
@@ -115,17 +121,11 @@ impl OutboundConnection<'_> {
     }
 }
 
-/// The first endpoint to try for a connection that begins with these bytes.
-fn first_choice(target: &ResolvedDestination, received: &[u8]) -> Result<EndpointChoice, NoEndpoint> {
-    let server = if target.needs_server_name() { server_name(received) } else { None };
-    target.choose_for_connection(server.as_deref())
-}
-
-/// The server that a ClientHello in these bytes names.
-fn server_name(received: &[u8]) -> Option<Box<str>> {
-    let first = detect::first_bytes(received);
-    let name = first.client_hello().and_then(|hello| hello.server_name.as_ref());
-    name.map(|name| name.as_str().into())
+/// The server that the client asks for, if it decides where the connection goes.
+fn server_name(target: &ResolvedDestination, received: &[u8]) -> Option<DnsName> {
+    let is_needed = target.needs_server_name() || target.is_proxied();
+    let first = is_needed.then(|| detect::first_bytes(received))?;
+    first.client_hello().and_then(|hello| hello.server_name.clone())
 }
 
 /// A connection that has found its endpoint, or none.

@@ -6,6 +6,7 @@ mod detection;
 mod differential;
 mod endings;
 mod http;
+mod proxied;
 mod retries;
 mod routes;
 mod traces;
@@ -57,7 +58,7 @@ impl Client {
         let (publisher, snapshots) = channel();
         let destinations = Arc::new(Destinations::default());
         destinations.connect();
-        destinations.set_egress(EgressMode::AllowAny);
+        destinations.set_egress(EgressMode::AllowAny, &[]);
         let outbound = FixedOutbound { address: "127.0.0.1:0".parse().unwrap(), destination: dialled };
         let workers = Workers::start(WorkersConfig {
             count: 1,

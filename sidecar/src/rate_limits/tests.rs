@@ -49,6 +49,7 @@ fn policy(connections: u32, requests: u32, (path, of_path): (&str, u32)) -> Inbo
         locality: None,
         egress: EgressMode::AllowAny,
         retries: Vec::new(),
+        egress_proxies: Vec::new(),
         telemetry: TelemetrySettings::default(),
         external_authorization: None,
         ports: BTreeMap::from([(PORT, port)]),

@@ -52,6 +52,7 @@ struct Shard {
     audited: Mutex<Vec<(&'static str, Arc<Count>)>>,
     limited: Mutex<Vec<(&'static str, Arc<Count>)>>,
     checked: Mutex<Vec<(&'static str, Arc<Count>)>>,
+    forward_proxy_failures: Mutex<Vec<(&'static str, Arc<Count>)>>,
     outbound: Mutex<Vec<(OutboundKey, Arc<Count>)>>,
     remote: Arc<RemoteShard>,
     totals: Totals,
@@ -113,6 +114,7 @@ pub struct WorkerMetrics {
     audited: RefCell<HashMap<&'static str, Arc<Count>>>,
     limited: RefCell<HashMap<&'static str, Arc<Count>>>,
     checked: RefCell<HashMap<&'static str, Arc<Count>>>,
+    forward_proxy_failures: RefCell<HashMap<&'static str, Arc<Count>>>,
     outbound: RefCell<HashMap<OutboundKey, Arc<Count>>>,
     remote: RemoteMetrics,
 }
@@ -166,6 +168,7 @@ impl DataPlaneMetrics {
             audited: RefCell::default(),
             limited: RefCell::default(),
             checked: RefCell::default(),
+            forward_proxy_failures: RefCell::default(),
             outbound: RefCell::default(),
         }
     }
@@ -261,6 +264,11 @@ impl WorkerMetrics {
     /// Counts the result of a check by the external authorization.
     pub fn checked(&self, result: CheckResult) {
         count_label(&self.checked, &self.shard.checked, result.label());
+    }
+
+    /// Counts a connection or request that a forward proxy did not take further.
+    pub(crate) fn forward_proxy_failed(&self, reason: &'static str) {
+        count_label(&self.forward_proxy_failures, &self.shard.forward_proxy_failures, reason);
     }
 
     /// Counts a refusal by the reason's code.

@@ -13,6 +13,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tidegate_core::backend::{ServerName as Name, TlsOrigination, TrustRoots};
 use tidegate_core::policy::MeshProtocol;
@@ -93,6 +94,14 @@ impl OriginTls {
         Ok(config)
     }
 
+    fn roots(&self, roots: &TrustRoots) -> Result<Arc<RootCertStore>, OriginTlsError> {
+        let store = match roots {
+            TrustRoots::Pem(pem) => Some(Arc::new(of_pem(pem)?)),
+            TrustRoots::System | TrustRoots::Bundles(_) => self.roots.get(roots).cloned(),
+        };
+        store.filter(|roots| !roots.is_empty()).ok_or(OriginTlsError::NoRoots)
+    }
+
     /// A configuration with these roots and names. No session is resumed.
     fn build(
         &self,
@@ -100,9 +109,8 @@ impl OriginTls {
         protocol: MeshProtocol,
     ) -> Result<ClientConfig, OriginTlsError> {
         let provider = tidegate_runtime::tls::provider();
-        let roots = self.roots.get(&origination.verify.roots).filter(|roots| !roots.is_empty());
         let verifier = ServerVerifier {
-            roots: roots.ok_or(OriginTlsError::NoRoots)?.clone(),
+            roots: self.roots(&origination.verify.roots)?,
             names: origination.verify.names.clone(),
             algorithms: provider.signature_verification_algorithms,
         };
@@ -124,6 +132,15 @@ impl OriginTls {
         config.resumption = Resumption::disabled();
         Ok(config)
     }
+}
+
+/// The roots in a bundle. One that cannot be read refuses all.
+fn of_pem(pem: &str) -> Result<RootCertStore, OriginTlsError> {
+    let mut store = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        store.add(certificate.map_err(|_| OriginTlsError::NoRoots)?)?;
+    }
+    Ok(store)
 }
 
 /// The ALPN protocols of what is spoken inside TLS to a server outside the mesh.

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tidegate_core::backend::{Endpoint, ForwardProxy, Transport};
+use tidegate_core::backend::{Endpoint, ForwardProxy, ProxyRequest, TlsOrigination, Transport};
+use tidegate_core::forward_proxy::ProxySettings;
 use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -18,7 +19,7 @@ use tracing::debug;
 
 use super::connect_error::ConnectError;
 use super::peers::PeerConnections;
-use super::proxy;
+use super::proxy::{self, ProxyError};
 use super::stream::{Secured, SecuredBy, UpstreamTls};
 use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
@@ -68,12 +69,18 @@ impl UpstreamConnector {
 
     /// The most time that a connection to an endpoint takes to open.
     pub(super) fn longest(&self, endpoint: &Endpoint) -> Duration {
-        let proxy = if endpoint.via.is_some() { self.limits.connect } else { Duration::ZERO };
         let handshake = match endpoint.transport {
             Transport::Plain => Duration::ZERO,
             Transport::Mesh(_) | Transport::Tls(_) => self.limits.handshake,
         };
-        self.limits.connect + proxy + handshake
+        let hop = match &endpoint.via {
+            None => self.limits.connect,
+            Some(proxy) => {
+                let ProxySettings { tls, connect_timeout, response_timeout, .. } = &*proxy.settings;
+                *connect_timeout * if tls.is_some() { 2 } else { 1 } + *response_timeout
+            }
+        };
+        hop + handshake
     }
 
     /// Opens a connection, TLS handshake included. `protocol`: what is spoken inside TLS.
@@ -95,16 +102,61 @@ impl UpstreamConnector {
         deadline: Deadline<'_>,
     ) -> Result<MaybeTls<UpstreamTls>, ConnectError> {
         let security = self.security(endpoint, protocol)?;
-        let mut io = self.dial(endpoint.address, deadline).await?;
-        if let Some(ForwardProxy { target, .. }) = &endpoint.via {
-            let opening = Box::pin(proxy::open(&mut io, target));
-            deadline.limit(self.limits.connect, ConnectError::Timeout, opening).await??;
+        if let Some(proxy) = &endpoint.via {
+            return Box::pin(self.connect_through(proxy, endpoint.address, security, protocol, deadline))
+                .await;
         }
+        let io = self.dial(endpoint.address, self.limits.connect, deadline).await?;
         match security {
             None => Ok(MaybeTls::Plain(io)),
             // Large, and not for the app.
             Some(security) => {
-                Box::pin(self.handshake(io, endpoint.address, security, protocol, deadline)).await
+                let limit = self.limits.handshake;
+                Box::pin(self.handshake(io, endpoint.address, security, protocol, (limit, deadline))).await
+            }
+        }
+    }
+
+    /// The same through a forward proxy at `address`: TLS to the proxy if it takes that, a tunnel if one is asked for, TLS
+    /// inside it.
+    async fn connect_through(
+        &self,
+        proxy: &ForwardProxy,
+        address: SocketAddr,
+        security: Option<Security>,
+        protocol: MeshProtocol,
+        deadline: Deadline<'_>,
+    ) -> Result<MaybeTls<UpstreamTls>, ConnectError> {
+        let settings = &*proxy.settings;
+        let hop = self.reach_proxy(settings, address, deadline).await;
+        let mut hop = hop.map_err(ConnectError::of_proxy)?;
+        if let ProxyRequest::Tunnel(target) = &proxy.request {
+            let opening = proxy::open(&mut hop, target, settings);
+            deadline.limit(settings.response_timeout, ProxyError::NoAnswer.into(), opening).await??;
+        }
+        match (security, hop) {
+            (None, hop) => Ok(hop),
+            (Some(security), MaybeTls::Plain(io)) => {
+                self.handshake(io, address, security, protocol, (self.limits.handshake, deadline)).await
+            }
+            (Some(_), MaybeTls::Tls(_)) => Err(ProxyError::TwoLayers.into()),
+        }
+    }
+
+    /// A connection to a forward proxy.
+    async fn reach_proxy(
+        &self,
+        settings: &ProxySettings,
+        address: SocketAddr,
+        deadline: Deadline<'_>,
+    ) -> Result<MaybeTls<UpstreamTls>, ConnectError> {
+        let protocol = MeshProtocol::Http1;
+        let tls = settings.tls.as_ref().map(|tls| self.origination(tls, address, protocol)).transpose()?;
+        let io = self.dial(address, settings.connect_timeout, deadline).await?;
+        match tls {
+            None => Ok(MaybeTls::Plain(io)),
+            Some(tls) => {
+                self.handshake(io, address, tls, protocol, (settings.connect_timeout, deadline)).await
             }
         }
     }
@@ -115,27 +167,46 @@ impl UpstreamConnector {
         endpoint: &Endpoint,
         protocol: MeshProtocol,
     ) -> Result<Option<Security>, ConnectError> {
-        let address = ServerName::from(endpoint.address.ip());
-        let (config, name, by) = match &endpoint.transport {
-            Transport::Plain => return Ok(None),
+        match &endpoint.transport {
+            Transport::Plain => Ok(None),
             Transport::Mesh(expected) => {
                 let tls = self.snapshots.current().peer_tls.clone().ok_or(ConnectError::NoCertificate)?;
                 let config = tls.config(expected, protocol).map_err(ConnectError::other_tls)?;
-                (config, address, SecuredBy::Mesh(tls))
+                let name = ServerName::from(endpoint.address.ip());
+                Ok(Some(self.secured(config, name, SecuredBy::Mesh(tls))))
             }
             Transport::Tls(origination) => {
-                let tls = self.snapshots.current().origin_tls.clone();
-                let name = tls::sni(origination)?.unwrap_or(address);
-                (tls.config(origination, protocol)?, name, SecuredBy::Origin(tls))
+                self.origination(origination, endpoint.address, protocol).map(Some)
             }
-        };
-        Ok(Some(Security { config, name, secured: Secured::new(by, self.snapshots.clone()) }))
+        }
+    }
+
+    /// TLS with a server outside the mesh.
+    fn origination(
+        &self,
+        origination: &TlsOrigination,
+        address: SocketAddr,
+        protocol: MeshProtocol,
+    ) -> Result<Security, ConnectError> {
+        let tls = self.snapshots.current().origin_tls.clone();
+        let name = tls::sni(origination)?.unwrap_or(address.ip().into());
+        let config = tls.config(origination, protocol)?;
+        Ok(self.secured(config, name, SecuredBy::Origin(tls)))
+    }
+
+    fn secured(&self, config: Arc<ClientConfig>, name: ServerName<'static>, by: SecuredBy) -> Security {
+        Security { config, name, secured: Secured::new(by, self.snapshots.clone()) }
     }
 
     /// The TCP handshake, with an error of its own for one that takes too long.
-    async fn dial(&self, address: SocketAddr, deadline: Deadline<'_>) -> Result<TcpStream, ConnectError> {
+    async fn dial(
+        &self,
+        address: SocketAddr,
+        limit: Duration,
+        deadline: Deadline<'_>,
+    ) -> Result<TcpStream, ConnectError> {
         let connecting = TcpStream::connect(address);
-        let connected = deadline.limit(self.limits.connect, ConnectError::Timeout, connecting).await?;
+        let connected = deadline.limit(limit, ConnectError::Timeout, connecting).await?;
         let io = connected.map_err(ConnectError::of_tcp)?;
         // A socket that refuses it is one that has ended, which shows soon enough.
         let _ = io.set_nodelay(true);
@@ -154,11 +225,11 @@ impl UpstreamConnector {
         address: SocketAddr,
         security: Security,
         protocol: MeshProtocol,
-        deadline: Deadline<'_>,
+        (limit, deadline): (Duration, Deadline<'_>),
     ) -> Result<MaybeTls<UpstreamTls>, ConnectError> {
         let Security { config, name, secured } = security;
         let handshake = TlsConnector::from(config).connect(name, io);
-        let shaken = deadline.limit(self.limits.handshake, ConnectError::TlsTimeout, handshake).await?;
+        let shaken = deadline.limit(limit, ConnectError::TlsTimeout, handshake).await?;
         let stream = shaken.map_err(ConnectError::of_tls)?;
         check_alpn(secured.by(), protocol, stream.get_ref().1.alpn_protocol())?;
         let mut line = None;

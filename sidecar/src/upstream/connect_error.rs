@@ -4,7 +4,7 @@ use std::io;
 
 use rustls::{CertificateError, Error, OtherError};
 
-use super::proxy::ProxyError;
+use super::proxy::{ProxyError, ProxyFailure};
 use crate::lifeline::Cause;
 use crate::telemetry::ResponseFlag;
 use crate::tls::OriginTlsError;
@@ -40,7 +40,7 @@ pub(crate) enum ConnectError {
     /// TLS cannot be spoken as it is configured.
     #[error(transparent)]
     Origination(#[from] OriginTlsError),
-    /// The forward proxy gives no tunnel.
+    /// There is no way through the forward proxy.
     #[error("forward proxy: {0}")]
     Proxy(#[from] ProxyError),
 }
@@ -51,7 +51,7 @@ pub(crate) enum ConnectError {
 pub(crate) enum ConnectFailure {
     /// Nothing listens, or the address cannot be reached.
     Refused,
-    /// The TCP handshake, or the forward proxy's answer, took too long.
+    /// The TCP handshake took too long.
     Timeout,
     /// The connection that it was for has ended meanwhile.
     Ended(Cause),
@@ -61,8 +61,8 @@ pub(crate) enum ConnectFailure {
     TlsTimeout,
     /// The sidecar has no certificate yet.
     NoCertificate,
-    /// The forward proxy gives no tunnel.
-    Proxy,
+    /// There is no way through the forward proxy.
+    Proxy(ProxyFailure),
 }
 
 impl ConnectError {
@@ -86,6 +86,14 @@ impl ConnectError {
         Self::Tls(io::Error::other(error))
     }
 
+    /// The same on the way to a forward proxy, unless the connection that it was for has ended.
+    pub(super) fn of_proxy(self) -> Self {
+        match self {
+            Self::Ended(_) | Self::Proxy(_) => self,
+            error => Self::Proxy(ProxyError::NotConnected(Box::new(error))),
+        }
+    }
+
     /// What it means to the one that the connection was for.
     pub(crate) fn failure(&self) -> ConnectFailure {
         match self {
@@ -99,7 +107,7 @@ impl ConnectError {
             | Self::Origination(_) => ConnectFailure::Tls,
             Self::TlsTimeout => ConnectFailure::TlsTimeout,
             Self::NoCertificate => ConnectFailure::NoCertificate,
-            Self::Proxy(_) => ConnectFailure::Proxy,
+            Self::Proxy(error) => ConnectFailure::Proxy(error.failure()),
         }
     }
 }
@@ -114,7 +122,23 @@ impl ConnectFailure {
             Self::Tls => "upstream_tls_failure",
             Self::TlsTimeout => "upstream_tls_timeout",
             Self::NoCertificate => "no_certificate",
-            Self::Proxy => "upstream_proxy_failure",
+            Self::Proxy(failure) => failure.details(),
+        }
+    }
+
+    /// What is counted if a forward proxy is the reason.
+    pub(crate) fn of_forward_proxy(self) -> Option<&'static str> {
+        match self {
+            Self::Proxy(failure) => Some(failure.details()),
+            _ => None,
+        }
+    }
+
+    /// Whether another endpoint may be reached instead, and this one is the last choice for a while.
+    pub(crate) fn is_of_endpoint(self) -> bool {
+        match self {
+            Self::Proxy(failure) => failure.is_of_this_proxy(),
+            _ => true,
         }
     }
 

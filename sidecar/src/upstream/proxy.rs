@@ -1,156 +1,161 @@
-//! A tunnel through an HTTP forward proxy: `CONNECT`, RFC 9110 §9.3.6.
+//! Tunnels through HTTP forward proxies. The codec of `CONNECT` is core's ([`connect`]).
 
 use std::io;
 
+use tidegate_core::forward_proxy::ProxySettings;
+use tidegate_core::forward_proxy::connect::{
+    self, ConnectAnswer, ConnectDecoder, InvalidConnectTarget, MalformedAnswer, ProxyRefusal,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
-/// The most bytes of an answer's head.
-const MOST_HEAD: usize = 8 * 1024;
-/// The most fields in it.
-const MOST_FIELDS: usize = 64;
+use super::connect_error::ConnectError;
+use super::stream::UpstreamTls;
+use crate::stream::MaybeTls;
 
-/// Why a forward proxy gives no tunnel.
+/// Why there is no connection through a forward proxy.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyError {
-    /// The connection has ended before there was an answer.
+    /// There is no connection to the proxy, or no TLS with it.
     #[error("{0}")]
-    Io(#[from] io::Error),
-    /// It has answered with this status: 403 does not allow the target, 407 wants credentials.
-    #[error("it answers {0}")]
-    Refused(u16),
-    /// Its answer is not HTTP/1.
-    #[error("its answer is not HTTP/1.1")]
-    NotHttp,
-    /// The head of its answer is too large.
-    #[error("the head of its answer is larger than {MOST_HEAD} bytes")]
-    TooLarge,
+    NotConnected(Box<ConnectError>),
+    /// The proxy does not answer in time, by the object's `timeouts.response`.
+    #[error("no answer to CONNECT in time")]
+    NoAnswer,
+    /// The connection has ended before the answer was complete.
+    #[error("the connection ended before the answer to CONNECT was complete: {0}")]
+    Closed(#[from] io::Error),
+    /// It answers, and opens no tunnel.
+    #[error("the answer to CONNECT is {0}")]
+    Refused(ProxyRefusal),
+    /// Its answer cannot be read.
+    #[error("CONNECT: {0}")]
+    Malformed(#[from] MalformedAnswer),
     /// `host:port` of the target has a character that an authority cannot have.
-    #[error("{0:?} is not host:port")]
-    Target(Box<str>),
+    #[error(transparent)]
+    Target(#[from] InvalidConnectTarget),
+    /// TLS that the sidecar originates does not go through TLS to a proxy.
+    #[error("TLS origination through a proxy with TLS is not supported")]
+    TwoLayers,
+}
+
+/// A [`ProxyError`] as it is counted and named in the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ProxyFailure {
+    Unreachable,
+    Tls,
+    NoAnswer,
+    Closed,
+    /// 403.
+    Denied,
+    /// 407.
+    Authentication,
+    /// 502, 503, 504.
+    TargetUnreachable,
+    /// Another status.
+    Refused,
+    Malformed,
+    HeadTooLarge,
+    Invalid,
+}
+
+impl ProxyError {
+    pub(crate) fn failure(&self) -> ProxyFailure {
+        match self {
+            Self::NotConnected(error) => match **error {
+                ConnectError::Refused(_) | ConnectError::Timeout => ProxyFailure::Unreachable,
+                _ => ProxyFailure::Tls,
+            },
+            Self::NoAnswer => ProxyFailure::NoAnswer,
+            Self::Closed(_) => ProxyFailure::Closed,
+            Self::Refused(refusal) => ProxyFailure::of_status(refusal.status),
+            Self::Malformed(MalformedAnswer::NotHttp) => ProxyFailure::Malformed,
+            Self::Malformed(MalformedAnswer::TooLarge) => ProxyFailure::HeadTooLarge,
+            Self::Target(_) | Self::TwoLayers => ProxyFailure::Invalid,
+        }
+    }
+}
+
+impl ProxyFailure {
+    /// Of a proxy's own answer.
+    pub(crate) fn of_status(status: u16) -> Self {
+        match status {
+            403 => Self::Denied,
+            407 => Self::Authentication,
+            502..=504 => Self::TargetUnreachable,
+            _ => Self::Refused,
+        }
+    }
+
+    /// A stable word for logs.
+    pub(crate) fn details(self) -> &'static str {
+        match self {
+            Self::Unreachable => "forward_proxy_unreachable",
+            Self::Tls => "forward_proxy_tls_failure",
+            Self::NoAnswer => "forward_proxy_timeout",
+            Self::Closed => "forward_proxy_closed",
+            Self::Denied => "forward_proxy_denied",
+            Self::Authentication => "forward_proxy_authentication",
+            Self::TargetUnreachable => "forward_proxy_target_unreachable",
+            Self::Refused => "forward_proxy_refused",
+            Self::Malformed => "forward_proxy_malformed_answer",
+            Self::HeadTooLarge => "forward_proxy_head_too_large",
+            Self::Invalid => "forward_proxy_invalid",
+        }
+    }
+
+    /// Whether another proxy of the same object may do better. One that answers has decided; one that does not answer is
+    /// not asked again elsewhere, because the app would wait twice.
+    pub(crate) fn is_of_this_proxy(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Tls | Self::Closed | Self::Malformed | Self::HeadTooLarge)
+    }
 }
 
 /// Has a proxy connect us to `host:port`. Nothing is read of what the target says.
-pub(super) async fn open(io: &mut TcpStream, target: &str) -> Result<(), ProxyError> {
-    if target.is_empty() || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(ProxyError::Target(target.into()));
-    }
-    let request = format!("CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n\r\n");
-    io.write_all(request.as_bytes()).await?;
+pub(super) async fn open(
+    io: &mut MaybeTls<UpstreamTls>,
+    target: &str,
+    settings: &ProxySettings,
+) -> Result<(), ProxyError> {
+    let request = connect::connect_request(target, settings.credentials.as_ref())?;
+    io.write_all(&request).await?;
+    io.flush().await?;
+    let mut decoder = ConnectDecoder::default();
     loop {
-        match status(&read_head(io).await?)? {
-            100 | 102..=199 => {}
-            200..=299 => return Ok(()),
-            status => return Err(ProxyError::Refused(status)),
+        match read_answer(io, &mut decoder).await? {
+            None => {}
+            Some(ConnectAnswer::Tunnel) => return Ok(()),
+            Some(ConnectAnswer::Refused(refusal)) => return Err(ProxyError::Refused(refusal)),
         }
     }
 }
 
-/// Reads a head to its end and no further: what follows is the target's.
-async fn read_head(io: &mut TcpStream) -> Result<Vec<u8>, ProxyError> {
-    let mut head = Vec::new();
+/// Reads some of the answer's head, and nothing behind it.
+async fn read_answer(
+    io: &mut MaybeTls<UpstreamTls>,
+    decoder: &mut ConnectDecoder,
+) -> Result<Option<ConnectAnswer>, ProxyError> {
     let mut piece = [0; 1024];
-    while head.len() <= MOST_HEAD {
-        let seen = io.peek(&mut piece).await?;
-        if seen == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    let (fed, is_peeked) = match io {
+        MaybeTls::Plain(tcp) => {
+            let seen = tcp.peek(&mut piece).await?;
+            (decoder.feed(not_empty(piece.get(..seen))?)?, true)
         }
-        let before = head.len();
-        head.extend_from_slice(piece.get(..seen).unwrap_or_default());
-        let end = end_of_head(&head, before);
-        head.truncate(end.unwrap_or(head.len()));
-        io.read_exact(piece.get_mut(..head.len() - before).unwrap_or_default()).await?;
-        if end.is_some() {
-            return Ok(head);
+        // TLS cannot be peeked; its records are decrypted already.
+        MaybeTls::Tls(_) => {
+            let count = io.read(&mut piece[..1]).await?;
+            (decoder.feed(not_empty(piece.get(..count))?)?, false)
         }
+    };
+    if is_peeked {
+        io.read_exact(piece.get_mut(..fed.consumed).unwrap_or_default()).await?;
     }
-    Err(ProxyError::TooLarge)
+    Ok(fed.answer)
 }
 
-/// Where a head ends, of which all before `new` was looked at.
-fn end_of_head(head: &[u8], new: usize) -> Option<usize> {
-    let from = new.saturating_sub(3);
-    let found = head.get(from..)?.windows(4).position(|end| end == b"\r\n\r\n")?;
-    Some(from + found + 4)
-}
-
-/// The status of a complete head.
-fn status(head: &[u8]) -> Result<u16, ProxyError> {
-    let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
-    let mut response = httparse::Response::new(&mut fields);
-    match response.parse(head) {
-        Ok(httparse::Status::Complete(_)) => response.code.ok_or(ProxyError::NotHttp),
-        Ok(httparse::Status::Partial) | Err(_) => Err(ProxyError::NotHttp),
-    }
+/// What was read, unless it is the end.
+fn not_empty(bytes: Option<&[u8]>) -> io::Result<&[u8]> {
+    bytes.filter(|bytes| !bytes.is_empty()).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    /// The result of opening a tunnel through a proxy that sends this response in pieces, and what can be read then.
-    async fn opened(
-        target: &str,
-        answer: &'static [&'static [u8]],
-    ) -> (Result<(), String>, Vec<u8>, Vec<u8>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut io = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (mut proxy, _) = listener.accept().await.unwrap();
-        let serve = async move {
-            let mut asked = vec![0; 1024];
-            let count = proxy.read(&mut asked).await.unwrap();
-            asked.truncate(count);
-            for piece in answer {
-                proxy.write_all(piece).await.unwrap();
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-            asked
-        };
-        let (outcome, asked) = tokio::join!(
-            async {
-                let outcome = open(&mut io, target).await.map_err(|error| error.to_string());
-                if outcome.is_err() {
-                    // The proxy's read ends.
-                    io.shutdown().await.unwrap();
-                }
-                outcome
-            },
-            serve
-        );
-        let mut rest = Vec::new();
-        // A proxy that closes with bytes unread resets the connection.
-        let _ = io.read_to_end(&mut rest).await;
-        (outcome, asked, rest)
-    }
-
-    #[tokio::test]
-    async fn what_follows_the_head_of_the_answer_is_the_targets() {
-        let pieces: [&'static [&'static [u8]]; 3] = [
-            &[b"HTTP/1.1 200 Connection established\r\nvia: squid\r\n\r\n220 hello"],
-            &[b"HTTP/1.0 200 OK\r\n\r", b"\n220 hello"],
-            &[b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 204 No Content\r\n", b"\r\n220 hello"],
-        ];
-        for pieces in pieces {
-            let (outcome, asked, rest) = opened("api.example:443", pieces).await;
-            assert_eq!((outcome, &*rest), (Ok(()), &b"220 hello"[..]));
-            assert_eq!(asked, b"CONNECT api.example:443 HTTP/1.1\r\nhost: api.example:443\r\n\r\n");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_proxy_that_refuses_or_does_not_speak_http_gives_no_tunnel() {
-        let refused = async |answer| opened("api.example:443", answer).await.0.unwrap_err();
-        assert_eq!(refused(&[b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"]).await, "it answers 407");
-        assert_eq!(refused(&[b"HTTP/1.1 101 Switching Protocols\r\n\r\n"]).await, "it answers 101");
-        assert_eq!(refused(&[b"SSH-2.0-OpenSSH_9.6\r\n\r\n"]).await, "its answer is not HTTP/1.1");
-        let large: &'static [u8] = vec![b'x'; MOST_HEAD + 1024].leak();
-        let answer: &'static [&'static [u8]] = vec![&b"HTTP/1.1 200 OK\r\na: "[..], large].leak();
-        assert_eq!(refused(answer).await, "the head of its answer is larger than 8192 bytes");
-        assert!(refused(&[]).await.contains("end of file"));
-        let (outcome, asked, _) = opened("api.example:443\r\nx: y", &[]).await;
-        assert_eq!(outcome, Err("\"api.example:443\\r\\nx: y\" is not host:port".to_owned()));
-        assert_eq!(asked, b"", "nothing is sent");
-    }
-}
+mod tests;

@@ -10,8 +10,9 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use tidegate_core::backend::{
-    ForwardProxy, ServerName, ServerVerification, TlsOrigination, Transport, TrustRoots,
+    ForwardProxy, ProxyRequest, ServerName, ServerVerification, TlsOrigination, Transport, TrustRoots,
 };
+use tidegate_core::forward_proxy::{ForwardedHeaders, ProxySettings};
 use tidegate_core::policy::Terms;
 use tidegate_core::{DnsName, Identity, ObjectRef, TrustDomain};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -447,19 +448,28 @@ fn a_forward_proxy_carries_every_transport() {
                 });
             }
         });
+        let settings = Arc::new(ProxySettings {
+            origin: ObjectRef::new("EgressProxy", "shop", "squid"),
+            credentials: None,
+            credentials_version: Arc::default(),
+            tls: None,
+            connect_timeout: GRACE,
+            response_timeout: GRACE,
+            forwarded_headers: ForwardedHeaders::Transparent,
+        });
         let via = |target: &str| {
             let mut endpoint = Endpoint::clone(&server.tls("api.example"));
             endpoint.address = proxy;
             endpoint.via = Some(ForwardProxy {
-                origin: ObjectRef::new("Proxy", "shop", "squid"),
-                target: target.into(),
+                settings: settings.clone(),
+                request: ProxyRequest::Tunnel(target.into()),
             });
             Arc::new(endpoint)
         };
         for protocol in BOTH {
             assert_eq!(world.get(&via("api.example:443"), protocol).await, Ok(200));
             let error = world.refused(&via("other.example:443"), protocol).await;
-            assert_eq!(error.to_string(), "forward proxy: it answers 403");
+            assert_eq!(error.to_string(), "forward proxy: the answer to CONNECT is 403 Forbidden");
         }
     });
 }

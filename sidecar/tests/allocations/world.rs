@@ -274,6 +274,7 @@ pub(crate) fn handler(
         external_authorization: None,
         egress: EgressMode::AllowAny,
         retries: Vec::new(),
+        egress_proxies: Vec::new(),
         ports: BTreeMap::from([(local.port(), port_policy)]),
     };
     let (publisher, snapshots) = snapshot::channel();

@@ -588,6 +588,19 @@ async fn a_traffic_target_that_is_not_committed_is_named_with_its_reason() {
 }
 
 #[tokio::test]
+async fn an_egress_proxy_that_is_not_in_force_is_named_with_its_reason() {
+    let (fake, _) = healthy().await;
+    let message = "spec.credentials.secretName: Secret httpbin/squid: it has no key username";
+    let conditions = json!([{"type": "Accepted", "status": "False", "message": message}]);
+    fake.put(crd("egressproxies", "tidegate.io", "v1alpha1"));
+    fake.put(json!({"apiVersion": "tidegate.io/v1alpha1", "kind": "EgressProxy",
+                    "metadata": {"name": "squid", "namespace": "httpbin"}, "spec": {},
+                    "status": {"conditions": conditions}}));
+    let expected = format!("Warning egress-proxies-accepted: httpbin/squid: {message}");
+    assert_eq!(faults(&checked(&fake).await), [expected]);
+}
+
+#[tokio::test]
 async fn a_service_entry_that_is_not_in_force_is_named_with_its_reason() {
     let (fake, _) = healthy().await;
     let entry = |namespace: &str, name: &str, status: &str, message: &str| {

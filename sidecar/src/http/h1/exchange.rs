@@ -6,6 +6,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use tidegate_core::forward_proxy::ProxySettings;
+use tidegate_core::forward_proxy::connect::ProxyRefusal;
 use tidegate_core::policy::Decision;
 use tidegate_core::route::filter::HeaderEdits;
 use tidegate_core::route::retry::{RequestBody, is_idempotent};
@@ -31,7 +33,7 @@ use crate::stream::Abort;
 use crate::telemetry::trace::RequestTrace;
 use crate::telemetry::{DialledEndpoint, ResponseFlag};
 use crate::turn::Turn;
-use crate::upstream::TimedOut;
+use crate::upstream::{ProxyFailure, TimedOut};
 
 /// The most of a request's body that is read only to keep the connection.
 pub(super) const MOST_DRAINED: u64 = 64 * 1024;
@@ -165,6 +167,8 @@ pub(super) enum ExchangeOutcome {
     /// The client gets nothing of this answer: another attempt follows after `wait`. `is_reusable`: the connection is good
     /// for another request.
     Retry { wait: Duration, is_reusable: bool },
+    /// A forward proxy wants other credentials. The app cannot have them, and gets an answer of ours.
+    ProxyAuthentication,
     /// The client cannot get a whole answer.
     Aborted(ResponseFlag, &'static str),
 }
@@ -176,7 +180,7 @@ enum HeadRead {
     /// A head, which goes to the client.
     Done,
     /// The head of an answer that the client does not get.
-    Retry(ExchangeOutcome),
+    Ended(ExchangeOutcome),
 }
 
 /// Why the request does not get to the app.
@@ -250,12 +254,12 @@ impl Exchange {
     pub(super) fn write_head(
         &mut self,
         head: &RequestHead<'_>,
-        connection: &ServedConnection,
+        (connection, proxy): (&ServedConnection, Option<&ProxySettings>),
         buffers: &Buffers,
     ) {
         self.up.out = buffers.take(head.length + forward::added(connection));
         let changes = (self.rule.as_ref(), self.trace.as_deref());
-        self.notes = forward::write_request(head, connection, changes, &mut self.up.out);
+        self.notes = forward::write_request(head, (connection, proxy), changes, &mut self.up.out);
         let has_body = !self.up.decoder.is_done();
         if has_body || is_idempotent(head.request.method) {
             let length = u32::try_from(self.up.out.len()).ok();
@@ -472,7 +476,7 @@ impl Exchange {
             match self.read_head(line, env) {
                 Ok(HeadRead::Done) => return Poll::Ready(Ok(())),
                 Ok(HeadRead::Incomplete) => {}
-                Ok(HeadRead::Retry(outcome)) => return Poll::Ready(Err(outcome)),
+                Ok(HeadRead::Ended(outcome)) => return Poll::Ready(Err(outcome)),
                 Err(error) => return Poll::Ready(Err(self.refuse(error))),
             }
         }
@@ -548,12 +552,22 @@ impl Exchange {
         let head = head::parse_response(self.down.input.bytes(), &mut storage, &env.limits, is_head)
             .map_err(AnswerError::Head)?;
         let Some(head) = head else { return Ok(HeadRead::Incomplete) };
+        if self.endpoint.is_some_and(|endpoint| endpoint.is_http_proxy)
+            && let Some(refusal) = refusal_of_proxy(&head)
+        {
+            let failure = ProxyFailure::of_status(head.status);
+            self.cause = Some(format!("{}{{{refusal}}}", failure.details()).into());
+            if failure == ProxyFailure::Authentication {
+                self.down.status = head.status;
+                return Ok(HeadRead::Ended(ExchangeOutcome::ProxyAuthentication));
+            }
+        }
         if let Some(wait) = wait_to_retry(self.attempts.as_deref_mut(), self.up.replay.as_deref(), &head, env)
         {
             let is_whole = head.framing == Framing::Length((self.down.input.len() - head.length) as u64);
             let is_reusable = is_whole && is_uploaded && head.keep_alive;
             self.down.status = head.status;
-            return Ok(HeadRead::Retry(ExchangeOutcome::Retry { wait, is_reusable }));
+            return Ok(HeadRead::Ended(ExchangeOutcome::Retry { wait, is_reusable }));
         }
         if self.down.out.size() == 0 {
             self.down.out = env.buffers.take(self.down.input.len() + 256);
@@ -652,7 +666,11 @@ impl ExchangeOutcome {
         match self {
             Self::Failed(reply) => Some(reply.flag),
             Self::Aborted(flag, _) => Some(*flag),
-            Self::Complete | Self::Switched | Self::Stale | Self::Retry { .. } => None,
+            Self::Complete
+            | Self::Switched
+            | Self::Stale
+            | Self::Retry { .. }
+            | Self::ProxyAuthentication => None,
         }
     }
 
@@ -727,6 +745,13 @@ impl Download {
             first_byte: None,
         }
     }
+}
+
+/// What a forward proxy says in place of the server, if the answer is its own.
+fn refusal_of_proxy(head: &ResponseHead<'_>) -> Option<ProxyRefusal> {
+    let fields = || head.fields.iter().map(|(_, name, value)| (name, value));
+    let is_squids = || fields().any(|(name, _)| name.eq_ignore_ascii_case(b"x-squid-error"));
+    (head.status == 407 || is_squids()).then(|| ProxyRefusal::of_response(head.status, fields()))
 }
 
 /// An app may switch to what the request has asked for, and must say to what (RFC 9110 §7.8).

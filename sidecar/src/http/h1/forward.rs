@@ -1,10 +1,14 @@
 //! What goes to the next hop: the request as the app gets it, the answer as the client gets it.
 
+use std::net::{IpAddr, SocketAddr};
+
 use ::http::header::CONTENT_TYPE;
+use tidegate_core::forward_proxy::{ForwardedHeaders, ProxySettings};
 use tidegate_core::route::filter::HeaderEdits;
+use tidegate_core::route::host_of;
 
 use super::head::{Framing, HeadFields, RequestHead, ResponseHead, upgrade_protocols};
-use crate::connection_info::{ConnectionInfo, ServedConnection};
+use crate::connection_info::{ConnectionInfo, OutboundInfo, ServedConnection};
 use crate::destinations::AppliedRule;
 use crate::http::buffer::{Buffer, Buffers};
 use crate::http::external_authorization::RefusalResponse;
@@ -71,7 +75,7 @@ pub(super) fn added(connection: &ServedConnection) -> usize {
 /// `out` must be empty.
 pub(super) fn write_request(
     head: &RequestHead<'_>,
-    connection: &ServedConnection,
+    (connection, proxy): (&ServedConnection, Option<&ProxySettings>),
     (rule, trace): (Option<&AppliedRule>, Option<&RequestTrace>),
     out: &mut Buffer,
 ) -> Notes {
@@ -80,9 +84,14 @@ pub(super) fn write_request(
     let authority = rule.and_then(AppliedRule::hostname).map_or(head.request.authority, str::as_bytes);
     let mut notes = Notes { method: put(out, head.request.method), ..Notes::default() };
     out.push(b" ");
-    notes.path = put(out, head.request.path);
+    if proxy.is_some() {
+        put_absolute(authority, connection.dialled(), out);
+    }
+    // Of a server as a whole, absolute form has no path (RFC 9112 §3.2.4).
+    let is_of_server = proxy.is_some() && head.request.path == b"*";
+    notes.path = put(out, if is_of_server { b"" } else { head.request.path });
     out.push(b" HTTP/1.1\r\n");
-    let passed = PassedHead { head, authority, edits, trace, is_outbound };
+    let passed = PassedHead { head, authority, edits, trace, is_outbound, proxy };
     let PassedFields { has_host, te_trailers } = put_request_fields(&passed, out, &mut notes);
     if !has_host {
         notes.authority = put_host(authority, connection, out);
@@ -99,8 +108,10 @@ pub(super) fn write_request(
         (false, true) => out.push(b"te: trailers\r\nconnection: te\r\n"),
         (_, false) => {}
     }
-    if let ServedConnection::Inbound(info) = connection {
-        put_forwarded(head, info, out, &mut notes);
+    match (connection, proxy) {
+        (ServedConnection::Inbound(info), _) => put_forwarded(head, info, out, &mut notes),
+        (ServedConnection::Outbound(info), Some(proxy)) => put_for_proxy(head, proxy, info, out, &mut notes),
+        (ServedConnection::Outbound(_), None) => {}
     }
     if let Some(trace) = trace {
         trace.for_each_field(|name, value| {
@@ -137,16 +148,18 @@ struct PassedHead<'h> {
     edits: Option<&'h HeaderEdits>,
     trace: Option<&'h RequestTrace>,
     is_outbound: bool,
+    /// The forward proxy that gets the request in absolute form.
+    proxy: Option<&'h ProxySettings>,
 }
 
 /// Writes the client's fields that are passed on, each in its place.
 #[inline]
 fn put_request_fields(passed: &PassedHead<'_>, out: &mut Buffer, notes: &mut Notes) -> PassedFields {
-    let PassedHead { head, authority, edits, trace, is_outbound } = *passed;
+    let PassedHead { head, authority, edits, trace, is_outbound, proxy } = *passed;
     let mut written = PassedFields { has_host: false, te_trailers: false };
     let mut has_length = false;
     for (field, name, value) in head.fields.iter() {
-        if drops(edits, name) {
+        if drops(edits, name) || proxy.is_some_and(|proxy| drops_for_proxy(proxy, name)) {
             continue;
         }
         match field {
@@ -215,6 +228,54 @@ fn put_host(authority: &[u8], connection: &ServedConnection, out: &mut Buffer) -
     };
     out.push(b"\r\n");
     authority
+}
+
+/// Writes scheme and authority of a request for a forward proxy: the host, with the port that was dialled.
+fn put_absolute(authority: &[u8], dialled: SocketAddr, out: &mut Buffer) {
+    out.push(b"http://");
+    let host = host_of(authority);
+    // A buffer takes all that is written.
+    let _ = match (host, dialled.port()) {
+        ("", _) => std::io::Write::write_fmt(out, format_args!("{dialled}")),
+        (host, 80) if host.contains(':') => std::io::Write::write_fmt(out, format_args!("[{host}]")),
+        (host, port) if host.contains(':') => std::io::Write::write_fmt(out, format_args!("[{host}]:{port}")),
+        (host, 80) => std::io::Write::write_all(out, host.as_bytes()),
+        (host, port) => std::io::Write::write_fmt(out, format_args!("{host}:{port}")),
+    };
+}
+
+/// Whether a forward proxy does not get the app's field: credentials for proxies are hop by hop (RFC 9110 §11.7.2).
+fn drops_for_proxy(proxy: &ProxySettings, name: &[u8]) -> bool {
+    let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+    if is("proxy-authorization") {
+        return true;
+    }
+    match proxy.forwarded_headers {
+        ForwardedHeaders::Transparent => false,
+        ForwardedHeaders::Append => is(FORWARDED_FOR),
+        ForwardedHeaders::Delete => {
+            is("forwarded")
+                || is("via")
+                || is("x-real-ip")
+                || name.get(..12).is_some_and(|start| start.eq_ignore_ascii_case(b"x-forwarded-"))
+        }
+    }
+}
+
+/// Writes what a forward proxy gets beside the app's fields.
+fn put_for_proxy(
+    head: &RequestHead<'_>,
+    proxy: &ProxySettings,
+    info: &OutboundInfo,
+    out: &mut Buffer,
+    notes: &mut Notes,
+) {
+    if proxy.forwarded_headers == ForwardedHeaders::Append {
+        notes.forwarded_for = put_forwarded_for(head, info.peer.ip(), out);
+    }
+    if let Some(credentials) = &proxy.credentials {
+        put_field(out, b"proxy-authorization", credentials.authorization().as_bytes());
+    }
 }
 
 /// Whether a rule drops the lines of this name.
@@ -426,16 +487,7 @@ impl Persistence {
 
 /// Writes the fields that the mesh sets, in place of the client's: rules 2 to 4 of [`headers`].
 fn put_forwarded(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer, notes: &mut Notes) {
-    put_name(out, FORWARDED_FOR.as_bytes());
-    let start = out.len();
-    for addresses in head.fields.values(Field::ForwardedFor).filter(|addresses| !addresses.is_empty()) {
-        out.push(addresses);
-        out.push(b", ");
-    }
-    headers::write_address(out, info.peer.ip());
-    notes.forwarded_for = span(start, out);
-    out.push(b"\r\n");
-
+    notes.forwarded_for = put_forwarded_for(head, info.peer.ip(), out);
     put_name(out, FORWARDED_PROTO.as_bytes());
     let proto = headers::forwarded_proto(head.fields.values(Field::ForwardedProto), info.is_https());
     out.push(proto.as_bytes());
@@ -447,6 +499,20 @@ fn put_forwarded(head: &RequestHead<'_>, info: &ConnectionInfo, out: &mut Buffer
             out.push(part.as_bytes());
         }
     }
+}
+
+/// Appends an address to the client's values, in one line.
+fn put_forwarded_for(head: &RequestHead<'_>, address: IpAddr, out: &mut Buffer) -> Span {
+    put_name(out, FORWARDED_FOR.as_bytes());
+    let start = out.len();
+    for addresses in head.fields.values(Field::ForwardedFor).filter(|addresses| !addresses.is_empty()) {
+        out.push(addresses);
+        out.push(b", ");
+    }
+    headers::write_address(out, address);
+    let written = span(start, out);
+    out.push(b"\r\n");
+    written
 }
 
 fn put_status(head: &ResponseHead<'_>, out: &mut Buffer) {

@@ -4,7 +4,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_core::backend::Endpoint;
+use tidegate_core::backend::{Endpoint, ProxyRequest};
+use tidegate_core::forward_proxy::ProxySettings;
 use tidegate_core::policy::Decision;
 use tidegate_core::route::filter::HeaderEdits;
 
@@ -94,6 +95,12 @@ impl Forward {
             ForwardTarget::App(endpoint) => endpoint,
             ForwardTarget::Chosen(choice) => &choice.endpoint,
         }
+    }
+
+    /// The forward proxy that takes requests in absolute form.
+    pub(in crate::http) fn proxy_of_requests(&self) -> Option<&ProxySettings> {
+        let proxy = self.endpoint().via.as_ref()?;
+        (proxy.request == ProxyRequest::AbsoluteForm).then_some(&*proxy.settings)
     }
 
     /// The upstream, for records.

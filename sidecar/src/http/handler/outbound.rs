@@ -7,17 +7,19 @@ use std::sync::Arc;
 
 use tidegate_core::backend::BackendProtocol;
 use tidegate_core::route::filter::{Redirect, RedirectInput, Rewrite, Scheme};
-use tidegate_core::route::{Action, RequestView, RouteMatch, Selected};
+use tidegate_core::route::{Action, RequestView, RouteMatch, Selected, host_of};
 
 use super::attempts::Attempts;
 use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
 use crate::destinations::{
-    ActiveRule, AppliedRule, AttemptLimits, BalancedBackend, DrawnShare, EndpointChoice, HostLookup,
-    LiveDestination, LiveHosts, NoEndpoint, PendingHost, ResolvedDestination, ResolvedRoutes, ResolvedTarget,
+    ActiveRule, AppliedRule, AttemptLimits, DrawnShare, EndpointChoice, HostLookup, LiveDestination,
+    LiveHosts, NoEndpoint, PendingHost, ProxiedDestination, ResolvedDestination, ResolvedRoutes,
+    ResolvedTarget,
 };
 use crate::http::local_reply;
 use crate::http::request::{NormalRequest, Request, Version};
 use crate::refusal_log::RefusalLog;
+use crate::upstream::ConnectFailure;
 
 /// Where the requests of a connection go.
 pub(super) struct Outbound {
@@ -53,12 +55,13 @@ impl Outbound {
                 self.refusals.unregistered(self.dialled, Some(&host), reason);
                 Handled::reply(local_reply::unregistered(NoEndpoint::Unregistered.details()))
             }
+            ResolvedTarget::Proxied(proxied) => proxy(proxied, request),
             // A host is not told apart further.
             ResolvedTarget::ByHost(_) => {
                 Handled::reply(local_reply::no_endpoint(NoEndpoint::NoneHealthy.details()))
             }
             ResolvedTarget::Backend(backend) => {
-                let mut handled = forward(&destination, backend, request);
+                let mut handled = forward(destination.choose(backend), request);
                 limit_attempts(&mut handled, destination.attempts(), request);
                 handled
             }
@@ -77,21 +80,36 @@ impl Outbound {
     }
 
     /// The endpoint of a request could not be reached: turns to the next one; `false` if there is none.
-    pub(super) fn turn(&self, choice: &mut EndpointChoice, error: &dyn Display) -> bool {
-        let endpoint = choice.endpoint.address;
-        let service = choice.service().map(|name| &**name);
-        self.refusals.unreachable(self.dialled, service, endpoint, error);
-        choice.turn()
+    pub(super) fn turn(
+        &self,
+        choice: &mut EndpointChoice,
+        error: &dyn Display,
+        failure: Option<ConnectFailure>,
+    ) -> bool {
+        self.refusals.unreachable(self.dialled, choice, error);
+        match failure {
+            Some(failure) => choice.turn_after(failure),
+            None => choice.turn(),
+        }
+    }
+
+    /// A forward proxy has answered a request in place of the server, with this reason.
+    pub(super) fn proxy_refused(&self, choice: &EndpointChoice, reason: &str) {
+        self.refusals.unreachable(self.dialled, choice, &reason);
     }
 }
 
-/// Forwards a request to an endpoint of a backend.
-fn forward(
-    destination: &ResolvedDestination,
-    backend: &Arc<BalancedBackend>,
-    request: &Request<'_>,
-) -> Handled {
-    match destination.choose(backend) {
+/// Forwards a request that leaves the mesh, through a forward proxy if there is one for its host.
+fn proxy(proxied: &ProxiedDestination, request: &Request<'_>) -> Handled {
+    let host = Some(host_of(request.authority)).filter(|host| !host.is_empty());
+    // Proxies neither switch protocols nor speak HTTP/2.
+    let is_absolute = request.version != Version::Http2 && request.field("upgrade").is_none();
+    forward(proxied.choose_for_request(host, is_absolute), request)
+}
+
+/// Forwards a request to an endpoint.
+fn forward(choice: Result<EndpointChoice, NoEndpoint>, request: &Request<'_>) -> Handled {
+    match choice {
         Ok(choice) => Handled::from(HandlerAction::Forward(Forward {
             protocol: endpoint_version(choice.protocol(), request),
             target: ForwardTarget::Chosen(Box::new(choice)),
@@ -147,7 +165,7 @@ fn limit_attempts(handled: &mut Handled, limits: Option<&Arc<AttemptLimits>>, re
 /// Sends a request where its share goes.
 fn send(destination: &ResolvedDestination, share: DrawnShare<'_>, request: &Request<'_>) -> Handled {
     match share {
-        DrawnShare::Backend(backend) => forward(destination, backend, request),
+        DrawnShare::Backend(backend) => forward(destination.choose(backend), request),
         DrawnShare::Invalid(status) => Handled::reply(local_reply::unrouted(status, "invalid_backend")),
         DrawnShare::Nothing => Handled::reply(local_reply::unrouted(500, "no_backend")),
     }

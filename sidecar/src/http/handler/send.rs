@@ -10,7 +10,9 @@ use super::attempts::{Attempts, FailedResponse};
 use super::handled::{Forward, UpstreamProtocol};
 use crate::http::HttpContext;
 use crate::http::timed::timed;
-use crate::upstream::{BoxError, ReplayBody, SendFailure, Sending, UpstreamBody, UpstreamError, Upstreams};
+use crate::upstream::{
+    BoxError, ConnectFailure, ReplayBody, SendFailure, Sending, UpstreamBody, UpstreamError, Upstreams,
+};
 
 /// A request on its way.
 pub(in crate::http) struct SentRequest<B> {
@@ -60,7 +62,7 @@ impl Handler {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + 'static,
     {
         match attempts {
-            None => self.response_of_one(&env.upstreams, forward, sent.sending).await,
+            None => self.response_of_one(env, forward, sent.sending).await,
             // Rare, and large.
             Some(attempts) => Box::pin(self.response_of_last(env, forward, attempts, sent)).await,
         }
@@ -79,7 +81,7 @@ impl Handler {
     {
         let SentRequest { mut sending, repeat } = sent;
         loop {
-            let attempt = self.response_of_one(&env.upstreams, forward, sending);
+            let attempt = self.response_of_one(env, forward, sending);
             let outcome = match timed(attempts.deadline(), attempt).await {
                 Ok(outcome) => outcome,
                 Err(which) => {
@@ -112,7 +114,7 @@ impl Handler {
     /// sent to the next one.
     async fn response_of_one(
         &self,
-        upstreams: &Upstreams,
+        env: &HttpContext,
         forward: &mut Forward,
         mut sending: Sending,
     ) -> Result<Response<UpstreamBody>, UpstreamError> {
@@ -132,11 +134,18 @@ impl Handler {
                 }
                 return Err(error);
             };
-            if !self.turn(forward, &error) {
+            let failure = match error {
+                UpstreamError::Connect(failure) => Some(failure),
+                _ => None,
+            };
+            if let Some(reason) = failure.and_then(ConnectFailure::of_forward_proxy) {
+                env.telemetry.forward_proxy_failed(reason);
+            }
+            if !self.turn(forward, &error, failure) {
                 return Err(error);
             }
             let is_http2 = forward.protocol == UpstreamProtocol::Http2;
-            sending = upstreams.resend(&self.connection, forward.endpoint(), is_http2, unsent)?;
+            sending = env.upstreams.resend(&self.connection, forward.endpoint(), is_http2, unsent)?;
         }
     }
 

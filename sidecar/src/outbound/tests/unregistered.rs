@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::*;
 
 const REASON: &str = "enableEgress is false";
+
 /// A ClientHello with SNI `a.example`, from rustls.
 pub(super) fn client_hello() -> Vec<u8> {
     let roots = rustls::RootCertStore::empty();
@@ -22,7 +23,7 @@ pub(super) fn client_hello() -> Vec<u8> {
 fn refused(dialled: SocketAddr, log: PathBuf) -> Client {
     let telemetry = Arc::new(move || Telemetry::in_file(&log));
     let client = Client::telling(dialled, Limits::default(), telemetry);
-    client.destinations.set_egress(EgressMode::RegistryOnly(REASON.into()));
+    client.destinations.set_egress(EgressMode::RegistryOnly(REASON.into()), &[]);
     client.learn(Answer::Destination(Destination::Unknown));
     client
 }
@@ -108,7 +109,7 @@ async fn a_change_of_the_mode_reaches_addresses_that_are_known_and_those_that_ar
     client.learn(Answer::Destination(Destination::Unknown));
     assert_eq!(client.echo().await.unwrap(), b"hellobye");
     let set = |mode| {
-        client.destinations.set_egress(mode);
+        client.destinations.set_egress(mode, &[]);
         client.destinations.settle(true);
     };
     set(EgressMode::RegistryOnly(REASON.into()));
@@ -120,7 +121,7 @@ async fn a_change_of_the_mode_reaches_addresses_that_are_known_and_those_that_ar
     assert_eq!(client.echo().await.unwrap(), b"hellobye");
 
     let offline = Client::to(app, Limits::default());
-    offline.destinations.set_egress(EgressMode::RegistryOnly(REASON.into()));
+    offline.destinations.set_egress(EgressMode::RegistryOnly(REASON.into()), &[]);
     offline.destinations.disconnect();
     assert!(offline.echo().await.is_err(), "without a controller, too");
 }

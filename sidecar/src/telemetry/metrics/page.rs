@@ -138,6 +138,14 @@ impl Collector for DataPlaneMetrics {
             ),
             ("result", |shard| &shard.checked),
         )?;
+        page.labelled(
+            &mut encoder,
+            (
+                "tidegate_forward_proxy_failures",
+                "Connections and requests that a forward proxy did not take further",
+            ),
+            ("reason", |shard| &shard.forward_proxy_failures),
+        )?;
         page.outbound(&mut encoder)?;
         if let Some(spans) = &self.spans {
             span_counts(&mut encoder, spans)?;

@@ -105,7 +105,12 @@ fn opened_to(endpoint: DialledEndpoint) -> OutboundRecord<'static> {
 }
 
 fn endpoint(remote: RemoteId) -> DialledEndpoint {
-    DialledEndpoint { address: "10.0.0.2:80".parse().unwrap(), is_mutual_tls: true, remote }
+    DialledEndpoint {
+        address: "10.0.0.2:80".parse().unwrap(),
+        is_mutual_tls: true,
+        is_http_proxy: false,
+        remote,
+    }
 }
 
 fn cart() -> RemoteLabels {

@@ -23,7 +23,7 @@ fn passed_on(input: &[u8], connection: &ServedConnection) -> Vec<u8> {
         let mut storage = Storage::new();
         let Ok(Some(head)) = head::parse_request(rest.bytes(), &mut storage, &limits) else { return app };
         let mut out = Buffer::default();
-        forward::write_request(&head, connection, (None, None), &mut out);
+        forward::write_request(&head, (connection, None), (None, None), &mut out);
         let (mut decoder, is_chunked) = (Decoder::new(head.framing), head.framing == Framing::Chunked);
         let (length, keep_alive) = (head.length, head.keep_alive);
         rest.consume(length);

@@ -100,6 +100,7 @@ impl World {
             external_authorization: None,
             egress: EgressMode::AllowAny,
             retries: Vec::new(),
+            egress_proxies: Vec::new(),
             ports: BTreeMap::from([(PORT, port)]),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(policy.into()));

@@ -201,6 +201,7 @@ impl Sidecar {
             external_authorization: None,
             egress: EgressMode::AllowAny,
             retries: Vec::new(),
+            egress_proxies: Vec::new(),
             ports: [(PORT, port)].into(),
         };
         self.publisher.update(|snapshot| snapshot.policy = Some(Arc::new(policy.clone())));

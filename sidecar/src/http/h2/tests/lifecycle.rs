@@ -18,7 +18,7 @@ use super::kit::{
 use crate::http::local_reply;
 use crate::lifeline::{Cause, Phase, Wait};
 use crate::limits::Limits;
-use crate::upstream::{ConnectFailure, ConnectionCounts, DynBody, UpstreamError, Violation};
+use crate::upstream::{ConnectFailure, ConnectionCounts, DynBody, ProxyFailure, UpstreamError, Violation};
 
 /// The payload of h2's ping that checks whether its GOAWAY was read.
 const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
@@ -356,7 +356,8 @@ fn an_error_says_how_to_tell_the_client() {
         (UpstreamError::Connect(ConnectFailure::Timeout), 504, "UT"),
         (UpstreamError::Connect(ConnectFailure::Tls), 503, "UF"),
         (UpstreamError::Connect(ConnectFailure::TlsTimeout), 504, "UT"),
-        (UpstreamError::Connect(ConnectFailure::Proxy), 503, "UF"),
+        (UpstreamError::Connect(ConnectFailure::Proxy(ProxyFailure::Denied)), 503, "UF"),
+        (UpstreamError::Connect(ConnectFailure::Proxy(ProxyFailure::NoAnswer)), 504, "UT"),
         (UpstreamError::Protocol(Violation::Header), 502, "UPE"),
         (UpstreamError::Closed, 503, "UC"),
         (UpstreamError::Reset(h2::Reason::CANCEL), 503, "UC"),

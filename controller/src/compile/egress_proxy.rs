@@ -1,0 +1,233 @@
+//! EgressProxies: which of a workload's traffic goes through which forward proxies, and the status of each object.
+//!
+//! An object is for the Pods of its namespace; one in the MeshConfig's namespace is for all Pods of the mesh. Objects of a
+//! Pod's own namespace come first, then older ones, then by name. One that cannot be understood takes the traffic of its
+//! ports nowhere: past the proxy is where it must not go.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tidegate_core::DnsName;
+use tidegate_core::backend::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
+use tidegate_core::dns_name::DnsPattern;
+use tidegate_core::forward_proxy::{EgressProxyRule, NoProxy, ProxyCredentials, ProxySettings};
+use tidegate_crds::egress_proxy::{EgressProxySpec, ProxyTlsSpec};
+use tidegate_crds::{EgressProxy, Finding, validate};
+
+use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
+use crate::index::{Index, secret_of};
+use crate::object::unreadable::Unreadable;
+use crate::object::{Kind, ObjectName};
+
+/// The most objects of a namespace that are in force: each is in the policy of all its workloads.
+const MOST: usize = 8;
+
+/// The rules that Pods of a namespace may get.
+pub(crate) struct NamespaceEgress(Vec<SelectedRule>);
+
+/// A rule, and the Pods that it is for.
+struct SelectedRule {
+    labels: BTreeMap<String, String>,
+    rule: Arc<EgressProxyRule>,
+}
+
+impl NamespaceEgress {
+    /// In the order in which they count.
+    pub(crate) fn new(index: &Index, namespace: &str) -> Self {
+        let own = of_namespace(index, namespace);
+        let root = index.root_namespace().filter(|root| **root != *namespace);
+        let meshs = root.map(|root| of_namespace(index, &root)).unwrap_or_default();
+        let meshs = meshs.into_iter().filter(|candidate| candidate.is_for(namespace));
+        Self(own.into_iter().chain(meshs).map(|candidate| candidate.compiled(index)).collect())
+    }
+
+    /// All of them, each with the labels of the Pods that it is for.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&BTreeMap<String, String>, &Arc<EgressProxyRule>)> {
+        self.0.iter().map(|selected| (&selected.labels, &selected.rule))
+    }
+
+    /// Those of a Pod.
+    pub(super) fn of(&self, pod: &Pod) -> Vec<Arc<EgressProxyRule>> {
+        let labels = pod.metadata.labels.as_ref();
+        let has =
+            |(name, value): (&String, &String)| labels.and_then(|labels| labels.get(name)) == Some(value);
+        self.0.iter().filter(|selected| selected.labels.iter().all(has)).map(|it| it.rule.clone()).collect()
+    }
+}
+
+/// An object that may be in force.
+enum Candidate<'i> {
+    Read(&'i ObjectName, &'i EgressProxy),
+    Unreadable(&'i Unreadable),
+}
+
+/// The objects of a namespace that are in force, as far as there may be: the oldest.
+fn of_namespace<'i>(index: &'i Index, namespace: &str) -> Vec<Candidate<'i>> {
+    if index.outside_mesh(namespace).is_some() && index.root_namespace().as_deref() != Some(namespace) {
+        return Vec::new();
+    }
+    let mut read: Vec<_> = index.egress_proxies_in(namespace).collect();
+    read.sort_unstable_by_key(|(name, proxy)| (proxy.metadata.creation_timestamp.as_ref(), *name));
+    let read = read.into_iter().take(MOST).map(|(name, proxy)| Candidate::Read(name, proxy));
+    let unreadable = index.unreadable_in(Kind::EgressProxy, namespace).take(MOST);
+    read.chain(unreadable.map(|object| Candidate::Unreadable(object))).collect()
+}
+
+impl Candidate<'_> {
+    /// Whether an object of the MeshConfig's namespace is for the Pods of another one.
+    fn is_for(&self, namespace: &str) -> bool {
+        match self {
+            Self::Read(_, EgressProxy { spec, .. }) => {
+                spec.namespaces.is_empty() || spec.namespaces.iter().any(|listed| listed == namespace)
+            }
+            Self::Unreadable(_) => true,
+        }
+    }
+
+    fn compiled(&self, index: &Index) -> SelectedRule {
+        match self {
+            Self::Read(name, proxy) => {
+                let selector = proxy.spec.selector.as_ref();
+                let labels = selector.map(|selector| selector.match_labels.clone()).unwrap_or_default();
+                SelectedRule { labels, rule: Arc::new(rule(index, name, proxy)) }
+            }
+            Self::Unreadable(object) => {
+                let spec = EgressProxySpec { proxies: Vec::new(), ..empty() };
+                let proxy = EgressProxy { metadata: object.metadata.clone(), spec, status: None };
+                SelectedRule { labels: BTreeMap::new(), rule: Arc::new(rule(index, &object.name(), &proxy)) }
+            }
+        }
+    }
+}
+
+/// A specification without anything.
+fn empty() -> EgressProxySpec {
+    EgressProxySpec {
+        selector: None,
+        namespaces: Vec::new(),
+        hosts: Vec::new(),
+        ports: Vec::new(),
+        proxies: Vec::new(),
+        http_proxies: Vec::new(),
+        no_proxy: Vec::new(),
+        credentials: None,
+        tls: None,
+        forwarded_headers: None,
+        timeouts: None,
+    }
+}
+
+/// What an object means. Without proxies, connections are refused: so it is with one that has errors.
+fn rule(index: &Index, name: &ObjectName, proxy: &EgressProxy) -> EgressProxyRule {
+    let spec = &proxy.spec;
+    let hosts = spec.hosts.iter().filter(|host| *host != "*");
+    let hosts: Result<Vec<_>, _> = hosts.map(|host| DnsPattern::parse(host)).collect();
+    let no_proxy = NoProxy::parse(spec.no_proxy.iter().map(String::as_str));
+    let is_valid = error_of(spec).is_none();
+    let usable = |list: &[tidegate_crds::egress_proxy::ProxyAddressSpec]| {
+        list.iter().filter(|_| is_valid).filter_map(|proxy| proxy.socket()).collect()
+    };
+    let (credentials, credentials_version) = credentials(index, proxy);
+    EgressProxyRule {
+        hosts: if spec.hosts.iter().any(|host| host == "*") { Vec::new() } else { hosts.unwrap_or_default() },
+        ports: spec.target_ports().into_iter().filter(|port| *port > 0).collect(),
+        no_proxy: no_proxy.unwrap_or_default(),
+        proxies: usable(&spec.proxies),
+        http_proxies: usable(&spec.http_proxies),
+        settings: Arc::new(ProxySettings {
+            origin: name.to_ref(Kind::EgressProxy),
+            credentials,
+            credentials_version,
+            tls: spec.tls.as_ref().and_then(origination),
+            connect_timeout: spec.connect_timeout(),
+            response_timeout: spec.response_timeout(),
+            forwarded_headers: spec.forwarded(),
+        }),
+    }
+}
+
+/// The credentials of an object. If they cannot be had, the proxy gets none and refuses: that is what the log then says.
+fn credentials(index: &Index, proxy: &EgressProxy) -> (Option<ProxyCredentials>, Arc<str>) {
+    let secret = secret_of(proxy).and_then(|name| index.credentials(&name));
+    let credentials = secret.and_then(|secret| secret.credentials.as_ref().ok()).cloned();
+    (credentials, secret.map(|secret| secret.version.clone()).unwrap_or_default())
+}
+
+/// TLS to the proxies. `None` only for an object with errors.
+fn origination(tls: &ProxyTlsSpec) -> Option<TlsOrigination> {
+    let name = DnsName::parse(&tls.server_name).ok()?;
+    let roots = TrustRoots::Pem(tls.ca_bundle.as_str().into());
+    let verify = ServerVerification { roots, names: vec![ServerName::Dns(name)] };
+    Some(TlsOrigination { sni: Some(tls.server_name.as_str().into()), verify, client_certificate: None })
+}
+
+/// The first error of a specification.
+fn error_of(spec: &EgressProxySpec) -> Option<String> {
+    let findings = validate::egress_proxy(spec);
+    let found = findings.iter().find(|finding| finding.is_error()).map(Finding::to_string);
+    found.or_else(|| {
+        let bundle = spec.tls.as_ref()?.ca_bundle.as_bytes();
+        let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bundle).collect();
+        let is_good = roots.is_ok_and(|roots| !roots.is_empty());
+        (!is_good).then(|| "spec.tls.caBundle: cannot be read as certificates in PEM".to_owned())
+    })
+}
+
+impl Compiled for EgressProxy {
+    fn statuses(scope: &StatusScope<'_>) -> Vec<Judged> {
+        let objects = scope.index.egress_proxies();
+        let wanted = objects.filter(|(name, _)| Self::is_wanted(scope, name));
+        wanted
+            .map(|(name, object)| Judged {
+                name: name.clone(),
+                status: judge(scope.index, name, object),
+                uid: object.metadata.uid.clone(),
+                is_incomplete: false,
+            })
+            .collect()
+    }
+}
+
+/// Whether an object is in force, and as far as it is not, why.
+fn judge(index: &Index, name: &ObjectName, proxy: &EgressProxy) -> ObjectStatus {
+    let is_root = index.root_namespace().as_ref() == Some(&name.namespace);
+    let outside = index.outside_mesh(&name.namespace).filter(|_| !is_root);
+    let error = outside
+        .map(|reason| ("OutsideMesh", reason))
+        .or_else(|| {
+            let reason = error_of(&proxy.spec)?;
+            Some(("Invalid", format!("{reason}; connections to its ports are refused")))
+        })
+        .or_else(|| {
+            let in_force = of_namespace(index, &name.namespace);
+            let is_first =
+                in_force.iter().any(|it| matches!(it, Candidate::Read(known, _) if *known == name));
+            let reason = || format!("only the {MOST} oldest EgressProxies of a namespace are in force");
+            (!is_first).then(|| ("TooMany", reason()))
+        })
+        .or_else(|| Some(("CredentialsNotFound", missing_credentials(index, proxy)?)));
+    let findings = validate::egress_proxy(&proxy.spec);
+    let mut warnings: Vec<_> =
+        findings.iter().filter(|finding| !finding.is_error()).map(Finding::to_string).collect();
+    if !is_root && !proxy.spec.namespaces.is_empty() {
+        warnings.push("spec.namespaces: has an effect only in the MeshConfig's namespace".to_owned());
+    }
+    let (condition, error) = error.unzip();
+    ObjectStatus::new(error, warnings, &proxy.metadata).with_condition(condition.unwrap_or(ACCEPTED))
+}
+
+/// Why there are no credentials although the object names some.
+fn missing_credentials(index: &Index, proxy: &EgressProxy) -> Option<String> {
+    let name = secret_of(proxy)?;
+    let reason = match index.credentials(&name) {
+        None => "does not exist, or the controller may not read it".to_owned(),
+        Some(secret) => secret.credentials.as_ref().err()?.to_string(),
+    };
+    Some(format!("spec.credentials.secretName: Secret {name}: {reason}; the proxies get no credentials"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,135 @@
+use std::net::SocketAddr;
+
+use tidegate_core::TrustDomain;
+
+use super::*;
+use crate::compile::workload;
+use crate::testing::index;
+
+const MESH: &str = r"
+apiVersion: config.openservicemesh.io/v1alpha2
+kind: MeshConfig
+metadata: {name: osm-mesh-config, namespace: tidegate-system}
+spec: {}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, namespace: shop, labels: {app: cart}}
+spec: {serviceAccountName: cart}
+";
+
+const SECRET: &str = r"
+apiVersion: v1
+kind: Secret
+metadata: {name: squid, namespace: shop}
+stringData: {username: mesh, password: s3cret}
+";
+
+fn proxy(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: tidegate.io/v1alpha1\nkind: EgressProxy\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{{spec}}}\n"
+    )
+}
+
+/// The index of these objects, and the rules of Pod `shop/cart`.
+fn rules(documents: &[&str]) -> (Index, Vec<Arc<EgressProxyRule>>) {
+    let index = index(&[&[MESH], documents].concat());
+    let pod = index.pod(&ObjectName::new("shop", "cart")).unwrap().clone();
+    let policy = workload(&index, &pod, &TrustDomain::default()).unwrap();
+    (index, policy.egress_proxies)
+}
+
+fn origins(rules: &[Arc<EgressProxyRule>]) -> Vec<String> {
+    rules.iter().map(|rule| rule.settings.origin.to_string()).collect()
+}
+
+/// The reason and the text of an object's status, and its warnings.
+fn status(index: &Index, namespace: &str, name: &str) -> (&'static str, String, Vec<String>) {
+    let name = ObjectName::new(namespace, name);
+    let (_, object) = index.egress_proxies().find(|(known, _)| **known == name).unwrap();
+    let status = judge(index, &name, object);
+    (status.condition.unwrap(), status.reason, status.warnings)
+}
+
+const SQUID: &str = "proxies: [{address: 10.9.9.9, port: 3128}]";
+
+#[test]
+fn an_object_means_what_its_fields_say() {
+    let spec = "hosts: ['*.example'], ports: [8080], proxies: [{address: 10.9.9.9, port: 3128}, {address: 'fd00::9', port: 1}], \
+                httpProxies: [{address: 10.9.9.8, port: 8080}], noProxy: [10.0.0.0/8], credentials: {secretName: squid}, \
+                forwardedHeaders: Delete, timeouts: {connect: 1s, response: 2s}";
+    let (index, rules) = rules(&[&proxy("shop", "squid", spec), SECRET]);
+    let [rule] = rules.as_slice() else { panic!("{rules:?}") };
+    let addresses = |list: &[SocketAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(addresses(&rule.proxies), ["10.9.9.9:3128", "[fd00::9]:1"]);
+    assert_eq!(addresses(&rule.http_proxies), ["10.9.9.8:8080"]);
+    assert_eq!((rule.hosts.len(), &*rule.ports), (1, &[8080][..]));
+    let settings = &rule.settings;
+    assert_eq!(settings.credentials.as_ref().unwrap().authorization(), "Basic bWVzaDpzM2NyZXQ=");
+    assert_eq!((settings.connect_timeout.as_secs(), settings.response_timeout.as_secs()), (1, 2));
+    let (reason, _, warnings) = status(&index, "shop", "squid");
+    assert_eq!((reason, warnings.len()), ("Accepted", 1), "{warnings:?}");
+}
+
+#[test]
+fn objects_of_the_pods_namespace_come_first_and_those_of_the_meshconfigs_are_for_all() {
+    let all = [
+        proxy("tidegate-system", "corporate", SQUID),
+        proxy("tidegate-system", "others", &format!("{SQUID}, namespaces: [other]")),
+        proxy("shop", "b", SQUID),
+        proxy("shop", "a", SQUID),
+        proxy("shop", "payment", &format!("{SQUID}, selector: {{matchLabels: {{app: payment}}}}")),
+        proxy("other", "foreign", SQUID),
+    ];
+    let (_, rules) = rules(&all.each_ref().map(String::as_str));
+    let expected = ["EgressProxy shop/a", "EgressProxy shop/b", "EgressProxy tidegate-system/corporate"];
+    assert_eq!(origins(&rules), expected);
+}
+
+#[test]
+fn an_object_with_errors_lets_nothing_past_the_proxy() {
+    let tls = "tls: {serverName: a, caBundle: '-----BEGIN CERTIFICATE----- x'}";
+    for (spec, reason) in [
+        ("proxies: [{address: squid.corp, port: 3128}]", "spec.proxies[0].address: expected an IP address"),
+        (&format!("{SQUID}, noProxy: ['a b']"), "spec.noProxy[0]: "),
+        (&format!("{SQUID}, {tls}"), "spec.tls.caBundle: cannot be read"),
+    ] {
+        let (index, rules) = rules(&[&proxy("shop", "squid", spec)]);
+        assert_eq!(rules[0].proxies, [], "{spec}");
+        assert_eq!(rules[0].ports, [80, 443]);
+        let (condition, text, _) = status(&index, "shop", "squid");
+        assert!(condition == "Invalid" && text.starts_with(reason), "{text}");
+    }
+}
+
+#[test]
+fn without_its_secret_a_proxy_gets_no_credentials_and_the_status_says_so() {
+    let spec = format!("{SQUID}, credentials: {{secretName: squid}}");
+    let object = proxy("shop", "squid", &spec);
+    let (index, compiled) = rules(&[&object]);
+    assert_eq!((compiled[0].proxies.len(), compiled[0].settings.credentials.as_ref()), (1, None));
+    let (condition, text, _) = status(&index, "shop", "squid");
+    let expected = "spec.credentials.secretName: Secret shop/squid: does not exist, or the controller may not read it; the \
+                    proxies get no credentials";
+    assert_eq!((condition, &*text), ("CredentialsNotFound", expected));
+    let (index, _) = rules(&[&object, &SECRET.replace("username", "user")]);
+    let (_, text, _) = status(&index, "shop", "squid");
+    assert!(text.contains("it has no key username"), "{text}");
+}
+
+#[test]
+fn only_the_oldest_objects_of_a_namespace_are_in_force() {
+    let all: Vec<_> = (0..10).map(|i| proxy("shop", &format!("p{i}"), SQUID)).collect();
+    let (index, rules) = rules(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(rules.len(), MOST);
+    assert_eq!(status(&index, "shop", "p7").0, "Accepted");
+    assert_eq!(status(&index, "shop", "p8").0, "TooMany");
+}
+
+#[test]
+fn namespaces_of_an_object_elsewhere_are_a_warning() {
+    let (index, _) = rules(&[&proxy("shop", "squid", &format!("{SQUID}, namespaces: [other]"))]);
+    let (_, _, warnings) = status(&index, "shop", "squid");
+    assert_eq!(warnings, ["spec.namespaces: has an effect only in the MeshConfig's namespace"]);
+}
