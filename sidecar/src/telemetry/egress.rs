@@ -134,7 +134,8 @@ impl EgressRecorder {
     /// Counts a finished connection or request to an address outside the mesh; nothing else.
     pub(super) fn count(&self, record: &Record<'_>) {
         let Some(outbound) = &record.outbound else { return };
-        let entry = match outbound.owner {
+        let of_host = outbound.hosts.and_then(|hosts| hosts.of(record.authority));
+        let entry = match of_host.as_ref().map_or(outbound.owner, |host| &host.owner) {
             AddressOwner::Cluster => return,
             AddressOwner::Entry(_) if outbound.endpoint.is_some_and(|endpoint| endpoint.is_mutual_tls) => {
                 return;

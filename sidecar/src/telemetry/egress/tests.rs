@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 
 use super::*;
+use crate::connection_info::HostServices;
 use crate::detect::server::SpokenProtocol;
 use crate::remotes::RemoteId;
 use crate::telemetry::DialledEndpoint;
@@ -11,6 +12,8 @@ fn opaque<'a>(owner: &'a AddressOwner, dialled: &str, name: Option<&'a str>) -> 
         peer: "10.0.0.1:5000".parse().unwrap(),
         dialled: dialled.parse().unwrap(),
         service: None,
+        hosts: None,
+        local: None,
         destination: RemoteId::OUTSIDE,
         endpoint: None,
         owner,
@@ -89,7 +92,12 @@ fn what_stays_in_the_mesh_is_not_recorded() {
     let mut internal = opaque(&entry, "10.0.0.9:443", None);
     let outbound = internal.outbound.as_mut().unwrap();
     let address: SocketAddr = "10.0.0.9:443".parse().unwrap();
-    outbound.endpoint = Some(DialledEndpoint { address, is_mutual_tls: true, remote: RemoteId::UNKNOWN });
+    outbound.endpoint = Some(DialledEndpoint {
+        address,
+        is_mutual_tls: true,
+        is_http_proxy: false,
+        remote: RemoteId::UNKNOWN,
+    });
     worker.count(&internal);
     assert_eq!(report(&usage).reached, []);
 }
@@ -119,6 +127,29 @@ fn a_request_is_recorded_by_its_host_and_an_invalid_name_by_its_address() {
     let unnamed = (None, "192.0.2.1".to_owned(), SpokenProtocol::Http, 5);
     let proxy = (None, "192.0.2.9".to_owned(), SpokenProtocol::HttpProxy, 1);
     assert_eq!(found, [named, unnamed, proxy]);
+}
+
+#[test]
+fn hosts_of_one_address_are_each_recorded_by_what_has_them() {
+    let usage = EgressUsage::default();
+    let worker = usage.worker();
+    let nothing = AddressOwner::Unregistered;
+    let hosts = HostServices::default();
+    hosts.set(b"api.example", None, &AddressOwner::Entry("shop/api".into()));
+    hosts.set(b"other.example", None, &nothing);
+    for authority in ["api.example", "other.example"] {
+        let mut request = Record {
+            protocol: "HTTP/1.1",
+            authority: authority.as_bytes(),
+            ..opaque(&nothing, "192.0.2.1:80", None)
+        };
+        request.outbound.as_mut().unwrap().hosts = Some(&hosts);
+        worker.count(&request);
+    }
+    let found: Vec<_> =
+        report(&usage).reached.into_iter().map(|reached| (reached.host, reached.entry)).collect();
+    let host = |name: &str| Some(name.to_owned());
+    assert_eq!(found, [(host("api.example"), host("shop/api")), (host("other.example"), None)]);
 }
 
 #[test]
