@@ -5,6 +5,7 @@ mod detection;
 mod differential;
 mod endings;
 mod http;
+mod mirrors;
 mod retries;
 mod routes;
 mod traces;
