@@ -38,7 +38,7 @@ use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
 pub(crate) use attempt_limits::AttemptLimits;
-pub(crate) use backend::{BalancedEndpoint, TopologyView};
+pub(crate) use backend::{BalancedBackend, BalancedEndpoint, TopologyView};
 pub(crate) use choice::{EndpointChoice, NoEndpoint};
 pub(crate) use egress_proxies::ProxiedDestination;
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! responses. [`h1`] is our own HTTP/1 implementation: one task drives client and app. [`h2`] uses the h2 crate. The
 //! connections to apps and other upstreams are in `crate::upstream`. `headers` has the rules for header fields that
 //! clients send, `target` those for request targets, `local_reply` the responses that the sidecar generates itself,
-//! `timed` the time limits of rules. `external_authorization` calls the server that also authorizes requests.
+//! `timed` the time limits of rules, `mirror` sends the copies of requests that rules want. `external_authorization` calls the server that also authorizes requests.
 
 mod buffer;
 pub(crate) mod clock;
@@ -14,6 +14,7 @@ pub mod h2;
 pub mod handler;
 mod headers;
 mod local_reply;
+mod mirror;
 mod request;
 mod retry_budgets;
 mod target;
@@ -44,6 +45,8 @@ pub struct HttpContext {
     pub buffers: buffer::Buffers,
     /// Bounds the retries at each backend.
     pub(crate) retry_budgets: retry_budgets::RetryBudgets,
+    /// Bounds the copies of requests.
+    pub(crate) mirrors: mirror::MirrorSlots,
     /// Formats the `date` of locally generated responses.
     pub clock: clock::DateClock,
 }
@@ -59,6 +62,7 @@ impl HttpContext {
             streams: h2::Streams::default(),
             buffers: buffer::Buffers::default(),
             retry_budgets: retry_budgets::RetryBudgets::new(1),
+            mirrors: mirror::MirrorSlots::default(),
             clock: clock::DateClock::new(),
         }
     }

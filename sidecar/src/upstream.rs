@@ -173,6 +173,22 @@ impl Upstreams {
         Ok(Sending::new(share, async move { http1.send(endpoint, request).await }))
     }
 
+    /// Sends the copy of a request, in the form of this version. All copies count as one client.
+    pub(crate) fn send_copy<B>(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        is_http2: bool,
+        copy: Request<B>,
+    ) -> Result<Sending, UpstreamError>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
+    {
+        let (request, share) = self.admit(&RequestSource::Copies, endpoint, copy)?;
+        let (head, body) = request.into_parts();
+        let unsent = Unsent { head: Box::new(head), body };
+        Ok(self.send_placed(RequestSource::Copies, endpoint, is_http2, unsent, share))
+    }
+
     /// Sends a request to another endpoint. `is_http2`: over HTTP/2, as before.
     pub(crate) fn resend(
         &self,
@@ -183,15 +199,26 @@ impl Upstreams {
     ) -> Result<Sending, UpstreamError> {
         let source = RequestSource::of(client);
         let share = self.place(&source, endpoint)?;
-        let Unsent { head, body } = unsent;
-        body.set_share(share.clone());
+        unsent.body.set_share(share.clone());
+        Ok(self.send_placed(source, endpoint, is_http2, unsent, share))
+    }
+
+    /// Sends a request that has its place.
+    fn send_placed(
+        &self,
+        source: RequestSource,
+        endpoint: &Arc<Endpoint>,
+        is_http2: bool,
+        Unsent { head, body }: Unsent,
+        share: Rc<Share>,
+    ) -> Sending {
         if is_http2 {
             let http2 = self.http2(endpoint);
-            return Ok(Sending::new(share, async move { http2.send(source, head, body).await }));
+            return Sending::new(share, async move { http2.send(source, head, body).await });
         }
         let (http1, endpoint) = (self.http1.clone(), endpoint.clone());
         let request = Request::from_parts(*head, body);
-        Ok(Sending::new(share, async move { http1.send(endpoint, request).await }))
+        Sending::new(share, async move { http1.send(endpoint, request).await })
     }
 
     /// Lets go of connections that have ended, or that have been idle for long. To be called on every tick.

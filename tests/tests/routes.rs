@@ -291,6 +291,47 @@ async fn calls_of_grpc_go_by_service_and_method_and_others_are_unimplemented() {
 }
 
 #[test]
+fn a_mirror_gets_copies_of_requests_with_their_bodies_and_its_answers_are_ignored() {
+    let mut shop = Shop::start();
+    let mirror = |more: Value| {
+        let mut mirror = json!({"backendRef": to("cart-v2", 1)});
+        mirror["backendRef"].as_object_mut().unwrap().remove("weight");
+        mirror.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"type": "RequestMirror", "requestMirror": mirror})
+    };
+    let rules = json!([
+        {"matches": [{"path": {"value": "/all"}}], "filters": [mirror(json!({}))], "backendRefs": [to("cart-v1", 1)]},
+        {
+            "matches": [{"path": {"value": "/tenth"}}],
+            "filters": [mirror(json!({"percent": 10}))],
+            "backendRefs": [to("cart-v1", 1)],
+        },
+    ]);
+    shop.route(&[http(rules)], "/other", 404);
+    let policies = shop.mesh.controller.admin_json("/policies");
+    let status = policies.as_array().unwrap().iter().find(|policy| policy["kind"] == "HTTPRoute").unwrap();
+    assert_eq!(status["currentStatus"], "committed", "{status}");
+    let copies = |shop: &Shop, count| {
+        wait::until_true("the copies arrive", SOON, || shop.second.requests().len() >= count);
+        shop.second.requests()
+    };
+    let mut connection = shop.app().connect().unwrap();
+    let post = b"POST /all HTTP/1.1\r\nhost: cart\r\ncontent-length: 4\r\n\r\nbody";
+    assert_eq!(connection.request(post).unwrap().status(), 200);
+    let copy = &copies(&shop, 1)[0];
+    assert_eq!(
+        (copy.target(), copy.body.as_slice(), copy.value("host")),
+        ("/all", &b"body"[..], Some("cart"))
+    );
+    assert_eq!(shop.first.requests().len(), 1);
+    shop.second.forget();
+    for _ in 0..100 {
+        assert_eq!(connection.get("/tenth").unwrap().status(), 200);
+    }
+    assert_eq!(copies(&shop, 10).len(), 10);
+}
+
+#[test]
 fn bytes_that_are_not_requests_go_where_the_rule_for_every_request_leads() {
     let mut shop = Shop::start();
     let hello = b"\x16\x03\x01\x00\x05hello";

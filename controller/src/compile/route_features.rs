@@ -37,20 +37,6 @@ impl Features {
         Feature::ResponseHeaderModifier,
         Feature::RequestRedirect,
         Feature::UrlRewrite,
-        Feature::BackendFilters,
-        Feature::RequestTimeout,
-        Feature::BackendTimeout,
-        Feature::Retry,
-    ]);
-
-    /// All of them.
-    #[cfg(test)]
-    pub(crate) const ALL: Self = Self(&[
-        Feature::Routing,
-        Feature::RequestHeaderModifier,
-        Feature::ResponseHeaderModifier,
-        Feature::RequestRedirect,
-        Feature::UrlRewrite,
         Feature::RequestMirror,
         Feature::BackendFilters,
         Feature::RequestTimeout,

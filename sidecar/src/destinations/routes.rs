@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidegate_core::WeightedSequence;
 use tidegate_core::backend::BackendRef;
-use tidegate_core::route::filter::{Filter, HeaderEdits, Rewrite};
+use tidegate_core::route::filter::{Filter, HeaderEdits, Mirror, Rewrite};
 use tidegate_core::route::{
     Action, BackendTarget, Route, RouteRule, RouteTable, RoutesName, RuleIndex, WeightedBackend,
 };
@@ -49,6 +49,17 @@ struct ActiveShare {
     request: HeaderEdits,
     response: HeaderEdits,
     rewrites: Box<[Rewrite]>,
+    mirrors: Box<[ActiveMirror]>,
+}
+
+/// A backend that gets copies of a share's requests.
+#[derive(Debug)]
+struct ActiveMirror {
+    /// Index of one of the table's backends.
+    backend: usize,
+    sampler: WeightedSequence,
+    /// The next position in the sequence, of all workers.
+    position: AtomicU64,
 }
 
 /// Where a share of a rule's requests goes.
@@ -172,13 +183,34 @@ impl ActiveShare {
             _ => None,
         };
         let (request, response) = rule.header_edits(Some(share));
-        Self { target, request, response, rewrites: filters().filter_map(rewrite).collect() }
+        let mirror = |filter: &Filter| match filter {
+            Filter::Mirror(mirror) => ActiveMirror::new(mirror, places),
+            _ => None,
+        };
+        let mirrors = filters().filter_map(mirror).collect();
+        Self { target, request, response, rewrites: filters().filter_map(rewrite).collect(), mirrors }
+    }
+}
+
+impl ActiveMirror {
+    fn new(mirror: &Mirror, places: &BTreeMap<&BackendRef, usize>) -> Option<Self> {
+        let backend = *places.get(&mirror.backend)?;
+        let position = AtomicU64::new(rand::random());
+        Some(Self { backend, sampler: mirror.fraction.sampler(), position })
+    }
+
+    /// Whether the next request is copied.
+    fn draw(&self) -> bool {
+        self.sampler.at(self.position.fetch_add(1, Ordering::Relaxed)) == Some(0)
     }
 }
 
 /// Whether this version does what a filter says.
 fn is_carried_out(filter: &Filter) -> bool {
-    matches!(filter, Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) | Filter::Rewrite(_))
+    matches!(
+        filter,
+        Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) | Filter::Rewrite(_) | Filter::Mirror(_)
+    )
 }
 
 impl AppliedRule {
@@ -251,6 +283,15 @@ impl ResolvedRoutes {
 
     pub(crate) fn rule(&self, index: RuleIndex) -> Option<&Arc<ActiveRule>> {
         self.routes.rules.get(index.route)?.get(index.rule)
+    }
+
+    /// The backends that get a copy of this request.
+    pub(crate) fn mirrors<'r>(
+        &'r self,
+        applied: &'r AppliedRule,
+    ) -> impl Iterator<Item = &'r Arc<BalancedBackend>> + use<'r> {
+        let mirrors = applied.share().map_or(&[][..], |share| &share.mirrors);
+        mirrors.iter().filter(|mirror| mirror.draw()).filter_map(|mirror| self.backends.get(mirror.backend))
     }
 
     /// Draws a share of a rule for the next request or connection.

@@ -96,6 +96,8 @@ pub(crate) struct Totals {
     pub unfinished: Count,
     /// Attempts of requests after their first one.
     pub retries: Count,
+    /// Copies of requests.
+    pub mirrored: Count,
 }
 
 /// Counts of one series of requests.

@@ -59,6 +59,16 @@ impl<B> ReplayBody<B> {
 }
 
 impl<B: Body> ReplayBody<B> {
+    /// What was taken of its data; `None` if that is not all of it, or more than is kept.
+    pub(crate) fn data(&self) -> Option<Bytes> {
+        let recording = self.recording.borrow();
+        let is_whole = !recording.is_lost && (recording.is_complete || recording.body.is_end_stream());
+        is_whole.then(|| match recording.data.as_slice() {
+            [only] => only.clone(),
+            parts => parts.concat().into(),
+        })
+    }
+
     /// Whether all of it was taken.
     pub(crate) fn is_complete(&self) -> bool {
         let recording = self.recording.borrow();

@@ -23,6 +23,8 @@ const TIMES_FREE: usize = 3;
 pub(super) enum RequestSource {
     Names(Rc<VerifiedCertificate>),
     Address(IpAddr),
+    /// The copies of all requests together.
+    Copies,
 }
 
 /// A place counts against the client and against the endpoint of its request.
@@ -142,7 +144,8 @@ impl PartialEq for RequestSource {
         match (self, other) {
             (Self::Names(one), Self::Names(other)) => one.names == other.names,
             (Self::Address(one), Self::Address(other)) => one == other,
-            (Self::Names(_), Self::Address(_)) | (Self::Address(_), Self::Names(_)) => false,
+            (Self::Copies, Self::Copies) => true,
+            _ => false,
         }
     }
 }
@@ -154,6 +157,7 @@ impl Hash for RequestSource {
         match self {
             Self::Names(certificate) => certificate.names.hash(state),
             Self::Address(address) => address.hash(state),
+            Self::Copies => {}
         }
     }
 }

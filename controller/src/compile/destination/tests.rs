@@ -54,7 +54,7 @@ fn with_resolver<T>(documents: &[&str], ask: impl FnOnce(Resolver<'_>) -> T) -> 
     ask(Resolver {
         index: &index,
         trust_domain: &TrustDomain::default(),
-        features: Features::ALL,
+        features: Features::EXECUTED,
         is_workload: |pod| injection::has_sidecar(pod) && !crate::object::pod::has_ended(pod),
     })
 }

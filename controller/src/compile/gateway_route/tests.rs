@@ -87,7 +87,7 @@ fn cart() -> ObjectName {
 
 /// The routes of port 80 of Service `cart` for clients of a namespace.
 fn routes(index: &Index, caller: &str) -> Option<Vec<Route>> {
-    with_resolver(index, Features::ALL, |resolver| resolver.routes(&cart(), 80, caller))
+    with_resolver(index, Features::EXECUTED, |resolver| resolver.routes(&cart(), 80, caller))
         .map(|found| found.routes)
 }
 
@@ -171,12 +171,14 @@ fn a_service_without_routes_keeps_its_backend_and_one_with_routes_names_them() {
         with_resolver(&index, features, |resolver| resolver.for_all_clients(address).value)
     };
     let route = http(&format!("{{{TO_V1}}}"));
-    let routed = destination(&[SERVICES, &route], Features::ALL, "10.96.0.10:80");
+    let routed = destination(&[SERVICES, &route], Features::EXECUTED, "10.96.0.10:80");
     let Destination::Routed { protocol, target: DestinationTarget::Routes(name) } = routed else {
         panic!("{routed:?}")
     };
     assert_eq!((protocol, name.as_str()), (AppProtocol::Http, "Service/shop/cart:80"));
-    for (features, address) in [(Features::ALL, "10.96.0.10:8080"), (Features::only(&[]), "10.96.0.10:80")] {
+    for (features, address) in
+        [(Features::EXECUTED, "10.96.0.10:8080"), (Features::only(&[]), "10.96.0.10:80")]
+    {
         let unrouted = destination(&[SERVICES], features, address);
         assert_eq!(destination(&[SERVICES, &route], features, address), unrouted, "{address}");
     }
@@ -207,7 +209,7 @@ fn routes_have_effect_only_in_namespaces_of_the_mesh() {
     assert!(routes(&cluster_index(&[SERVICES, &route]), "shop").is_none());
     let index = cluster_index(&[SERVICES, &route]);
     let object = index.routes().next().unwrap();
-    assert!(RouteStatuses::new(&index, Features::ALL).parents(object).is_empty());
+    assert!(RouteStatuses::new(&index, Features::EXECUTED).parents(object).is_empty());
 }
 
 #[test]
@@ -221,7 +223,7 @@ fn the_newest_routes_of_a_port_are_left_out_once_there_is_no_more_room() {
     documents.extend(all.iter().map(String::as_str));
     let index = index(&documents);
     assert_eq!(routes(&index, "shop").unwrap().len(), 16);
-    let mut statuses = RouteStatuses::new(&index, Features::ALL);
+    let mut statuses = RouteStatuses::new(&index, Features::EXECUTED);
     let refused: Vec<_> = index
         .routes()
         .filter(|object| statuses.judged(*object).status.current == CurrentStatus::Error)
@@ -292,7 +294,7 @@ proptest! {
         let index = index(&all);
         for port in [80, 8080, 5432, 9999] {
             for caller in ["shop", "web", "other"] {
-                let found = with_resolver(&index, Features::ALL, |resolver| resolver.routes(&cart(), port, caller));
+                let found = with_resolver(&index, Features::EXECUTED, |resolver| resolver.routes(&cart(), port, caller));
                 let found = found.map(|found| {
                     found.routes.iter().map(|route| route.origin.to_string()).collect::<BTreeSet<_>>()
                 });

@@ -28,7 +28,7 @@ impl Controller {
         let index = Arc::<RwLock<Index>>::default();
         let (store, left_out) = (Arc::default(), NamespaceGauge::default());
         let resources = OnDemand::new(store, index.clone(), TrustDomain::default(), is_workload, left_out);
-        let controller = Self { resources: Arc::new(resources.with_features(Features::ALL)), index };
+        let controller = Self { resources: Arc::new(resources.with_features(Features::EXECUTED)), index };
         controller.apply(SERVICES);
         controller
     }

@@ -531,7 +531,7 @@ async fn a_pod_whose_sidecar_listens_to_another_control_plane_is_an_endpoint_wit
             index: &cluster.index,
             trust_domain: &trust_domain,
             is_workload: is_injected,
-            features: Features::ALL,
+            features: Features::EXECUTED,
         };
         let destination = resolver.for_all_clients(address).value;
         let name = match &destination {

@@ -286,6 +286,7 @@ impl Exchange {
                 Poll::Ready(Ok(())) => {
                     self.up.state = UploadState::Done;
                     self.up.done = Some(Instant::now());
+                    self.send_copies(env);
                 }
                 Poll::Ready(Err(UploadError::Upstream)) if !self.up.sent_any => {
                     return Poll::Ready(ExchangeOutcome::Stale);

@@ -12,6 +12,7 @@ use super::{After, ClientConnection, is_of_upstream};
 use crate::http::HttpContext;
 use crate::http::handler::{Attempts, FailedResponse, Forward};
 use crate::http::local_reply;
+use crate::http::mirror;
 use crate::lifeline::Ended;
 use crate::stream::Abort;
 use crate::upstream::{TimedOut, UpstreamError};
@@ -93,14 +94,24 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
 }
 
 impl Exchange {
-    /// Keeps what is written to the app, if the request may be retried.
+    /// Keeps what is written to the app, if the request may be sent more than once.
     pub(super) fn begin_attempts(&mut self, attempts: Option<Box<Attempts>>, env: &HttpContext) {
         self.attempts = attempts;
-        if let Some(attempts) = self.attempts.as_ref().filter(|attempts| attempts.may_retry()) {
+        if let Some(attempts) = self.attempts.as_ref().filter(|attempts| attempts.keeps_request()) {
             attempts.begin(&env.retry_budgets);
             // A request that is not repeatable has no body: it is a head alone.
             let head = self.repeatable.map_or(self.up.out.len(), |repeatable| repeatable.length as usize);
             self.up.replay = Some(Box::new(Replay::new(&self.up.out, head, &env.buffers)));
+        }
+    }
+
+    /// The app has got all of the request: its copies leave. None of an upgrade does.
+    pub(super) fn send_copies(&mut self, env: &HttpContext) {
+        let copies = self.attempts.as_mut().and_then(|attempts| attempts.take_copies());
+        let Some(copies) = copies.filter(|_| !self.asked.upgrade) else { return };
+        match self.up.replay.as_ref().and_then(|replay| replay.request(env)) {
+            Some((head, body)) => mirror::send_copies(env, copies, &head, &body),
+            None => env.telemetry.limited("mirror_body"),
         }
     }
 

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::http::HeaderMap;
+use tidegate_core::route::RetryPolicy;
 use tidegate_core::route::retry::{
     Attempt, Failure, FinalReason, Pushback, RequestBody, RetryDecision, is_idempotent,
 };
 
 use crate::destinations::AttemptLimits;
 use crate::http::HttpContext;
+use crate::http::mirror::MirrorTarget;
 use crate::http::request::Request;
 use crate::http::retry_budgets::RetryBudgets;
 use crate::upstream::{TimedOut, UpstreamError};
@@ -21,7 +23,10 @@ const LONGEST_PUSHBACK: Duration = Duration::from_secs(1);
 
 /// How far a request has come.
 pub(in crate::http) struct Attempts {
-    limits: Arc<AttemptLimits>,
+    /// `None`: one attempt without limit.
+    limits: Option<Arc<AttemptLimits>>,
+    /// Where copies go once the request was sent.
+    copies: Vec<MirrorTarget>,
     /// Whose retries count together.
     backend: Arc<str>,
     /// Of the request itself, or it has an `Idempotency-Key`.
@@ -41,15 +46,16 @@ pub(in crate::http) struct FailedResponse {
 }
 
 impl Attempts {
-    /// `backend`: the name of what the rule has chosen.
+    /// `backend`: the name of what the rule has chosen. `limits`: `None` for one attempt without limit.
     pub(super) fn new(
-        limits: &Arc<AttemptLimits>,
+        limits: Option<&Arc<AttemptLimits>>,
         request: &Request<'_>,
         backend: Option<&Arc<str>>,
     ) -> Box<Self> {
         let now = Instant::now();
         Box::new(Self {
-            limits: limits.clone(),
+            limits: limits.cloned(),
+            copies: Vec::new(),
             backend: backend.cloned().unwrap_or_default(),
             is_idempotent: is_idempotent(request.method) || request.field("idempotency-key").is_some(),
             began: now,
@@ -58,14 +64,29 @@ impl Attempts {
         })
     }
 
-    /// Whether the request's body must be kept, because the request may be retried.
-    pub(in crate::http) fn may_retry(&self) -> bool {
-        self.limits.retry.as_ref().is_some_and(|policy| policy.attempts() > 0)
+    /// Has copies of the request sent.
+    pub(super) fn copied_to(&mut self, targets: Vec<MirrorTarget>) {
+        self.copies = targets;
+    }
+
+    /// Where copies go that were not sent yet.
+    pub(in crate::http) fn take_copies(&mut self) -> Option<Vec<MirrorTarget>> {
+        Some(std::mem::take(&mut self.copies)).filter(|copies| !copies.is_empty())
+    }
+
+    /// Whether the request must be kept, because it may be sent more than once.
+    pub(in crate::http) fn keeps_request(&self) -> bool {
+        let may_retry = self.policy().is_some_and(|policy| policy.attempts() > 0);
+        may_retry || !self.copies.is_empty()
+    }
+
+    fn policy(&self) -> Option<&RetryPolicy> {
+        self.limits.as_ref()?.retry.as_ref()
     }
 
     /// When the attempt in progress must be over, and with which error it ends otherwise.
     pub(in crate::http) fn deadline(&self) -> Option<(Instant, TimedOut)> {
-        let timeouts = self.limits.timeouts;
+        let timeouts = self.limits.as_ref()?.timeouts;
         let request = timeouts.request().and_then(|time| self.began.checked_add(time));
         let attempt = timeouts.backend_request().and_then(|time| self.attempt_began.checked_add(time));
         match (request, attempt) {
@@ -77,7 +98,7 @@ impl Attempts {
 
     /// The request is about to be sent for the first time.
     pub(in crate::http) fn begin(&self, budgets: &RetryBudgets) {
-        if let Some(policy) = &self.limits.retry {
+        if let Some(policy) = self.policy() {
             budgets.record_request(&self.backend, policy);
         }
     }
@@ -89,8 +110,9 @@ impl Attempts {
         failed: &FailedResponse,
         body: RequestBody,
     ) -> Option<Duration> {
-        let policy = self.limits.retry.as_ref()?;
-        let (timeouts, budgets) = (self.limits.timeouts, &env.retry_budgets);
+        let limits = self.limits.clone()?;
+        let policy = limits.retry.as_ref()?;
+        let (timeouts, budgets) = (limits.timeouts, &env.retry_budgets);
         let attempt = Attempt {
             is_idempotent: self.is_idempotent,
             body,

@@ -13,11 +13,12 @@ use super::attempts::Attempts;
 use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
 use crate::connection_info::OutboundInfo;
 use crate::destinations::{
-    ActiveRule, AppliedRule, AttemptLimits, DrawnShare, EndpointChoice, HostLookup, LiveDestination,
-    LiveHosts, NoEndpoint, PendingHost, ProxiedDestination, ResolvedDestination, ResolvedRoutes,
-    ResolvedTarget,
+    ActiveRule, AppliedRule, AttemptLimits, BalancedBackend, DrawnShare, EndpointChoice, HostLookup,
+    LiveDestination, LiveHosts, NoEndpoint, PendingHost, ProxiedDestination, ResolvedDestination,
+    ResolvedRoutes, ResolvedTarget,
 };
 use crate::http::local_reply::{self, LocalReply};
+use crate::http::mirror::MirrorTarget;
 use crate::http::request::{NormalRequest, Request, Version};
 use crate::refusal_log::RefusalLog;
 use crate::upstream::ConnectFailure;
@@ -155,6 +156,7 @@ fn route(
             let mut handled = send(destination, share, request);
             // A rule's own limits are in place of those about the Service.
             limit_attempts(&mut handled, rule.limits().or(destination.attempts()), request);
+            mirror(&mut handled, destination, routes.mirrors(&applied), request);
             (applied, handled)
         }
         Action::Respond(response) => {
@@ -170,7 +172,29 @@ fn route(
 /// Limits the attempts of a request that is forwarded.
 fn limit_attempts(handled: &mut Handled, limits: Option<&Arc<AttemptLimits>>, request: &Request<'_>) {
     if let (HandlerAction::Forward(forward), Some(limits)) = (&mut handled.action, limits) {
-        forward.attempts = Some(Attempts::new(limits, request, forward.service()));
+        forward.attempts = Some(Attempts::new(Some(limits), request, forward.service()));
+    }
+}
+
+/// Has a request that is forwarded copied to an endpoint of each of these backends that has one.
+fn mirror<'b>(
+    handled: &mut Handled,
+    destination: &ResolvedDestination,
+    backends: impl Iterator<Item = &'b Arc<BalancedBackend>>,
+    request: &Request<'_>,
+) {
+    let HandlerAction::Forward(forward) = &mut handled.action else { return };
+    let target = |backend| {
+        let choice = destination.choose(backend).ok()?;
+        let protocol = endpoint_version(choice.protocol(), request);
+        Some(MirrorTarget::new(choice, protocol))
+    };
+    let targets: Vec<_> = backends.filter_map(target).collect();
+    if !targets.is_empty() {
+        let mut attempts =
+            forward.attempts.take().unwrap_or_else(|| Attempts::new(None, request, forward.service()));
+        attempts.copied_to(targets);
+        forward.attempts = Some(attempts);
     }
 }
 

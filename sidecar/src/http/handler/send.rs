@@ -9,6 +9,7 @@ use super::Handler;
 use super::attempts::{Attempts, FailedResponse};
 use super::handled::{Forward, UpstreamProtocol};
 use crate::http::HttpContext;
+use crate::http::mirror;
 use crate::http::timed::timed;
 use crate::upstream::{
     BoxError, ConnectFailure, ReplayBody, SendFailure, Sending, UpstreamBody, UpstreamError, Upstreams,
@@ -45,7 +46,7 @@ impl Handler {
         };
         attempts.begin(&env.retry_budgets);
         let (head, body) = request.into_parts();
-        let repeat = Replayed { head: Box::new(head), body: ReplayBody::new(body, attempts.may_retry()) };
+        let repeat = Replayed { head: Box::new(head), body: ReplayBody::new(body, attempts.keeps_request()) };
         let sending = self.send_to(&env.upstreams, forward, repeat.request())?;
         Ok(SentRequest { sending, repeat: Some(repeat) })
     }
@@ -92,6 +93,12 @@ impl Handler {
                     Err(UpstreamError::Timeout(which))
                 }
             };
+            if let (Some(repeat), Some(copies)) = (&repeat, attempts.take_copies()) {
+                match repeat.body.data() {
+                    Some(body) => mirror::send_copies(env, copies, &repeat.head, &body),
+                    None => env.telemetry.limited("mirror_body"),
+                }
+            }
             let failed = match &outcome {
                 Ok(response) => {
                     let is_end = response.body().is_end_stream();

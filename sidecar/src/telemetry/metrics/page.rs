@@ -30,7 +30,7 @@ enum TotalUnit {
 type TotalCount = fn(&Totals) -> &Count;
 
 /// Counts without labels: name, help, unit, and where they are counted.
-const TOTALS: [(&str, &str, TotalUnit, TotalCount); 10] = [
+const TOTALS: [(&str, &str, TotalUnit, TotalCount); 11] = [
     ("tidegate_tcp_connections_opened", "Client connections that were accepted", TotalUnit::One, |totals| {
         &totals.opened
     }),
@@ -57,9 +57,15 @@ const TOTALS: [(&str, &str, TotalUnit, TotalCount); 10] = [
     }),
     (
         "tidegate_retries",
-        "Attempts of requests after their first one, by rules of routes",
+        "Attempts of requests after their first one, by rules of routes and Retries",
         TotalUnit::One,
         |totals| &totals.retries,
+    ),
+    (
+        "tidegate_mirrored_requests",
+        "Copies of requests that were sent, by rules of routes",
+        TotalUnit::One,
+        |totals| &totals.mirrored,
     ),
 ];
 

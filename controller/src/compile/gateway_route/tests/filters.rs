@@ -85,7 +85,7 @@ fn a_mirror_to_nothing_is_left_out_and_reported() {
         "{{filters: [{{type: RequestMirror, requestMirror: {{backendRef: {{name: none, port: 80}}}}}}], {TO_V1}}}"
     );
     let documents = [SERVICES, &http(&rules)];
-    assert_eq!(conditions(&documents, Features::ALL), "Accepted ResolvedRefs=BackendNotFound");
+    assert_eq!(conditions(&documents, Features::EXECUTED), "Accepted ResolvedRefs=BackendNotFound");
     assert_eq!(outcome(&table(&documents, "shop"), &get("/")), "v1:80=1");
 }
 

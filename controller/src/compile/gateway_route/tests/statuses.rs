@@ -14,7 +14,11 @@ fn a_parent_accepts_a_route_if_it_is_a_service_with_a_cluster_ip_and_such_a_port
         (", port: 5432", "Accepted=UnsupportedValue"),
     ] {
         let documents = [SERVICES, &route("HTTPRoute", "shop/r", parent, &rules)];
-        assert_eq!(conditions(&documents, Features::ALL), format!("{expected} ResolvedRefs"), "{parent}");
+        assert_eq!(
+            conditions(&documents, Features::EXECUTED),
+            format!("{expected} ResolvedRefs"),
+            "{parent}"
+        );
     }
     for (service, expected) in [
         ("none", "Accepted=NoMatchingParent"),
@@ -24,7 +28,11 @@ fn a_parent_accepts_a_route_if_it_is_a_service_with_a_cluster_ip_and_such_a_port
         let route =
             route("HTTPRoute", "shop/r", "", &rules).replace("name: cart", &format!("name: {service}"));
         let documents = [SERVICES, &route];
-        assert_eq!(conditions(&documents, Features::ALL), format!("{expected} ResolvedRefs"), "{service}");
+        assert_eq!(
+            conditions(&documents, Features::EXECUTED),
+            format!("{expected} ResolvedRefs"),
+            "{service}"
+        );
     }
 }
 
@@ -32,7 +40,7 @@ fn a_parent_accepts_a_route_if_it_is_a_service_with_a_cluster_ip_and_such_a_port
 fn a_grpc_route_takes_a_port_from_http_routes_of_its_namespace() {
     let rules = format!("{{{TO_V1}}}");
     let http = route("HTTPRoute", "shop/r", "", &rules);
-    let documents = |grpc: &str| conditions(&[SERVICES, &http, grpc], Features::ALL);
+    let documents = |grpc: &str| conditions(&[SERVICES, &http, grpc], Features::EXECUTED);
     let conflicted = "Accepted=Conflicted ResolvedRefs";
     assert_eq!(documents(&route("GRPCRoute", "shop/g", ", port: 80", &rules)), conflicted);
     assert_eq!(documents(&route("GRPCRoute", "web/g", ", port: 80", &rules)), "Accepted ResolvedRefs");
@@ -46,7 +54,7 @@ fn each_parent_that_is_a_service_has_an_entry_and_gateways_have_none_of_ours() {
         "parentRefs: [{name: edge}, {group: '', kind: Service, name: none, namespace: shop}, ",
     );
     let index = index(&[SERVICES, &route]);
-    let mut statuses = RouteStatuses::new(&index, Features::ALL);
+    let mut statuses = RouteStatuses::new(&index, Features::EXECUTED);
     let judged = statuses.judged(index.routes().next().unwrap());
     let parents = judged.status.parents.unwrap();
     let names: Vec<_> = parents.iter().map(|parent| parent.parent_ref.name.as_str()).collect();
@@ -62,7 +70,7 @@ fn a_message_names_the_rules_that_are_left_out() {
         "{{filters: [{{type: CORS, cors: {{}}}}], {TO_V1}}}, {{matches: [{{path: {{value: /a}}}}], {TO_V1}}}"
     );
     let index = index(&[SERVICES, &http(&rules)]);
-    let parents = RouteStatuses::new(&index, Features::ALL).parents(index.routes().next().unwrap());
+    let parents = RouteStatuses::new(&index, Features::EXECUTED).parents(index.routes().next().unwrap());
     let partly = parents[0].conditions.iter().find(|found| found.kind == "PartiallyInvalid").unwrap();
     let start = "Dropped Rule rules[0]: filters[0]: unknown variant `CORS`";
     assert!(partly.message.starts_with(start), "{}", partly.message);
@@ -77,6 +85,6 @@ fn only_routes_with_a_service_as_a_parent_or_with_a_report_of_ours_have_a_status
     assert!(!is_ours(&scope, &object));
     let reported = RouteObject { is_reported: true, ..object };
     assert!(is_ours(&scope, &reported));
-    let judged = RouteStatuses::new(&index, Features::ALL).judged(reported);
+    let judged = RouteStatuses::new(&index, Features::EXECUTED).judged(reported);
     assert_eq!(judged.status.parents, Some(vec![]), "what was reported is withdrawn");
 }

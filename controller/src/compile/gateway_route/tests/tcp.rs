@@ -9,7 +9,7 @@ fn tcp(name: &str, parent: &str, backends: &str) -> String {
 /// The shares of connections to a port of Service `cart`, for clients of namespace `shop`.
 fn shares(documents: &[&str], port: u16) -> String {
     let index = index(documents);
-    let routes = with_resolver(&index, Features::ALL, |resolver| resolver.routes(&cart(), port, "shop"));
+    let routes = with_resolver(&index, Features::EXECUTED, |resolver| resolver.routes(&cart(), port, "shop"));
     routes.map_or_else(
         || "itself".to_owned(),
         |found| outcome(&RouteTable::new(found.routes).unwrap(), &Request::default()),
@@ -21,7 +21,7 @@ fn a_tcp_route_shares_connections_to_any_tcp_port_among_any_tcp_ports() {
     let backends = "{name: v1, namespace: shop, port: 81, weight: 9}, {name: v2, namespace: shop, port: 80}";
     let route = tcp("shop/r", ", port: 5432", backends);
     assert_eq!(shares(&[SERVICES, &route], 5432), "v1:81=9 v2:80=1");
-    assert_eq!(conditions(&[SERVICES, &route], Features::ALL), "Accepted ResolvedRefs");
+    assert_eq!(conditions(&[SERVICES, &route], Features::EXECUTED), "Accepted ResolvedRefs");
     assert_eq!(shares(&[SERVICES, &tcp("shop/r", "", backends)], 80), "v1:81=9 v2:80=1");
     assert_eq!(shares(&[SERVICES, &route], 80), "itself");
 }
@@ -32,7 +32,7 @@ fn a_backend_of_a_tcp_route_that_does_not_exist_takes_its_share() {
         "{name: v1, namespace: shop, port: 81, weight: 9}, {name: none, namespace: shop, port: 80}";
     let route = tcp("shop/r", ", port: 5432", backends);
     assert_eq!(shares(&[SERVICES, &route], 5432), "v1:81=9 500=1");
-    assert_eq!(conditions(&[SERVICES, &route], Features::ALL), "Accepted ResolvedRefs=BackendNotFound");
+    assert_eq!(conditions(&[SERVICES, &route], Features::EXECUTED), "Accepted ResolvedRefs=BackendNotFound");
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn the_oldest_tcp_route_has_a_port_unless_routes_of_requests_do() {
     assert_eq!(shares(&[SERVICES, &newer, &older], 80), "v2:80=1");
     let conflicted = "Accepted=Conflicted ResolvedRefs";
     assert_eq!(
-        conditions(&[SERVICES, &newer, &older], Features::ALL),
+        conditions(&[SERVICES, &newer, &older], Features::EXECUTED),
         conflicted,
         "shop/a is the first by name"
     );
@@ -52,7 +52,7 @@ fn the_oldest_tcp_route_has_a_port_unless_routes_of_requests_do() {
     assert_eq!(shares(&[SERVICES, &older, &http], 80), "404", "an HTTPRoute's rule is about requests");
     let index = index(&[SERVICES, &older, &http]);
     let object = index.routes().find(|object| object.routed == Routed::Tcp).unwrap();
-    let parents = RouteStatuses::new(&index, Features::ALL).parents(object);
+    let parents = RouteStatuses::new(&index, Features::EXECUTED).parents(object);
     assert_eq!(parents[0].conditions[0].message, "HTTPRoute shop/z takes precedence at port 80");
 }
 
@@ -63,7 +63,7 @@ fn parts_that_only_requests_have_are_not_accepted() {
         let rule = format!("{{{part}, backendRefs: [{{name: v1, namespace: shop, port: 81}}]}}");
         let route = route("TCPRoute", "shop/r", ", port: 5432", &rule);
         let expected = "Accepted=UnsupportedValue ResolvedRefs";
-        assert_eq!(conditions(&[SERVICES, &route], Features::ALL), expected, "{part}");
+        assert_eq!(conditions(&[SERVICES, &route], Features::EXECUTED), expected, "{part}");
     }
 }
 

@@ -12,7 +12,7 @@ fn tls(name: &str, hostnames: &str, port: u16, backend: &str) -> String {
 /// Where a connection to port 5432 goes whose client asks for this server.
 fn server(documents: &[&str], name: &'static str) -> String {
     let index = index(documents);
-    let routes = with_resolver(&index, Features::ALL, |resolver| resolver.routes(&cart(), 5432, "shop"));
+    let routes = with_resolver(&index, Features::EXECUTED, |resolver| resolver.routes(&cart(), 5432, "shop"));
     let table = RouteTable::new(routes.unwrap().routes).unwrap();
     outcome(&table, &Request { authority: name, ..Request::default() })
 }
@@ -31,7 +31,7 @@ fn the_name_of_the_server_chooses_among_tls_routes_the_most_specific_first() {
 
 #[test]
 fn a_tls_route_needs_names_of_servers_and_a_port_whose_clients_speak_tls() {
-    let of = |route: &str| conditions(&[SERVICES, route], Features::ALL);
+    let of = |route: &str| conditions(&[SERVICES, route], Features::EXECUTED);
     assert_eq!(of(&tls("shop/r", "db.example", 5432, "v1")), "Accepted ResolvedRefs");
     let refused = "Accepted=UnsupportedValue ResolvedRefs";
     assert_eq!(of(&tls("shop/r", "db.example", 80, "v1")), refused, "a port with HTTP");
@@ -49,6 +49,6 @@ fn a_tls_route_takes_a_port_from_tcp_routes() {
     assert_eq!(server(&[SERVICES, &tcp, &tls], "other.example"), "404");
     let index = index(&[SERVICES, &tcp, &tls]);
     let object = index.routes().find(|object| object.routed == Routed::Tcp).unwrap();
-    let parents = RouteStatuses::new(&index, Features::ALL).parents(object);
+    let parents = RouteStatuses::new(&index, Features::EXECUTED).parents(object);
     assert_eq!(parents[0].conditions[0].reason, "Conflicted");
 }
