@@ -2,7 +2,7 @@
 //! `envoy.service.auth.v3.Authorization`.
 //!
 //! `attributes` says what the server gets of a request, `answer` what its answer means, `edits` carries out what it changes.
-//! A [`AuthorizationCheck`] copies its part of the head, so that a codec can wait for the [`CheckVerdict`] and keep its own buffers; requests
+//! An [`AuthorizationCheck`] copies its part of the head, so that a codec can wait for the [`CheckVerdict`] and keep its own buffers; requests
 //! that are not subject to a check never come here.
 
 mod answer;
@@ -31,7 +31,7 @@ use crate::grpc::{GrpcError, GrpcServers};
 use crate::telemetry::{CheckResult, ResponseFlag, Telemetry};
 
 /// The method that is called.
-const METHOD: &str = "/envoy.service.auth.v3.Authorization/AuthorizationCheck";
+const METHOD: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 /// A worker's state of external authorization.
 #[derive(Default)]
