@@ -30,7 +30,8 @@ mod reason;
 pub use decision::{Decision, Denial, Grant};
 pub use evaluate::{MeshProtocol, Opening, Session, Terms};
 pub use external_authorization::{
-    AuthorizationServer, ExternalAuthorization, ExternalAuthorizationState, MOST_CHECK_TIMEOUT, ServerAddress,
+    AuthorizationServer, CheckedBody, ExternalAuthorization, ExternalAuthorizationState, MOST_CHECK_TIMEOUT,
+    MOST_CHECKED_BODY, ServerAddress,
 };
 pub use model::{
     ActiveIngressRule, ActivePeerRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule,

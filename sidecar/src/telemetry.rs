@@ -415,6 +415,7 @@ impl ResponseFlag {
             Reason::ConnectionRateLimited | Reason::RequestRateLimited(_) => Self::RateLimited,
             Reason::ExternalAuthorizationInvalid(_)
             | Reason::ExternalAuthorizationFailed
+            | Reason::ExternalAuthorizationBodyTooLarge
             | Reason::ExternallyDenied => Self::ExternallyDenied,
             _ => Self::Refused,
         }

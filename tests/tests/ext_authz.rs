@@ -327,6 +327,107 @@ fn a_setting_without_a_server_refuses_every_request_and_says_so() {
     assert!(policies.contains("spec.traffic.inboundExternalAuthorization.port: must be set"), "{policies}");
 }
 
+/// Allows what has a body with this word in it.
+fn polite(request: &HttpRequest) -> CheckOutcome {
+    let is_polite =
+        request.body.contains("please") || request.raw_body.windows(6).any(|word| word == b"please");
+    if is_polite { allow() } else { deny(403, &[], "say please") }
+}
+
+/// The body that the server got in its last check, and whether it was only the beginning.
+fn checked_body(server: &Authorizer) -> (String, bool) {
+    let http = server.checks().pop().unwrap().request.unwrap().http.unwrap();
+    let partial = http.headers["x-envoy-auth-partial-body"] == "true";
+    (http.body + &String::from_utf8(http.raw_body).unwrap(), partial)
+}
+
+#[test]
+fn the_server_gets_the_body_up_to_its_bound_and_the_app_all_of_it() {
+    let server = Authorizer::start(polite);
+    let mut mesh = mesh(server.address(), json!({"includeRequestBodyInCheck": {"maxRequestBytes": 16}}));
+    let app = App::echo(mesh.app_address());
+    let mut connection = mesh.client().connect().unwrap();
+    let post =
+        |fields: &str, body: &str| format!("POST /x HTTP/1.1\r\nhost: a\r\n{fields}\r\n{body}").into_bytes();
+    let whole = post("content-length: 16\r\n", "please, my books");
+    assert_eq!(connection.request(&whole).unwrap().status(), 200);
+    assert_eq!(checked_body(&server), ("please, my books".into(), false));
+    let chunked = post("transfer-encoding: chunked\r\n", "3\r\nple\r\n4;x=y\r\nase!\r\n0\r\n\r\n");
+    assert_eq!(connection.request(&chunked).unwrap().status(), 200);
+    assert_eq!(checked_body(&server), ("please!".into(), false));
+    assert_eq!(connection.request(&post("content-length: 4\r\n", "gimm")).unwrap().status(), 403);
+    assert_eq!(connection.request(&post("content-length: 0\r\n", "")).unwrap().status(), 403);
+    let bodies: Vec<_> = app.requests().into_iter().map(|request| request.body).collect();
+    assert_eq!(bodies, [b"please, my books".to_vec(), b"please!".to_vec()]);
+
+    let checks = server.checks().len();
+    let longer = post("content-length: 17\r\n", "please, my books!");
+    assert_eq!(mesh.client().connect().unwrap().request(&longer).unwrap().status(), 413);
+    let malformed = post("transfer-encoding: chunked\r\n", "zz\r\n");
+    assert_eq!(mesh.client().connect().unwrap().request(&malformed).unwrap().status(), 400);
+    assert_eq!(server.checks().len(), checks, "neither is checked");
+    wait::until_true("the refusal is logged", SOON, || {
+        mesh.sidecar.log().contains("ext_authz_body_too_large")
+    });
+
+    let settings = json!({"maxRequestBytes": 6, "allowPartialMessage": true, "packAsBytes": true});
+    apply_config(&mut mesh, server.address(), json!({"includeRequestBodyInCheck": settings}));
+    app.forget();
+    let mut connection = mesh.client().connect().unwrap();
+    assert_eq!(connection.request(&longer).unwrap().status(), 200);
+    assert_eq!(checked_body(&server), ("please".into(), true));
+    assert_eq!(app.requests()[0].body, b"please, my books!");
+}
+
+#[test]
+fn a_client_that_waits_sends_its_body_and_one_that_is_late_fails_its_check() {
+    let server = Authorizer::start(polite);
+    let settings = json!({"includeRequestBodyInCheck": {"maxRequestBytes": 100}, "timeout": "500ms"});
+    let mesh = mesh(server.address(), settings);
+    let _app = App::echo(mesh.app_address());
+    let head = "POST /x HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 6\r\n\r\n";
+    let mut connection = mesh.client().connect().unwrap();
+    connection.write(head.as_bytes());
+    connection.read_until(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
+    connection.write(b"please");
+    connection.read_until(b"HTTP/1.1 200 OK\r\n").unwrap();
+
+    let mut connection = mesh.client().connect().unwrap();
+    let head = "POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\nple";
+    assert_eq!(connection.request(head.as_bytes()).unwrap().status(), 403);
+    assert_eq!(server.checks().len(), 1);
+    wait::until_true("the timeout is counted", SOON, || {
+        metric(&mesh, "tidegate_external_authorizations_total{result=\"timeout\"} 1")
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_gets_the_body_of_a_request_over_http2() {
+    let server = Authorizer::start(polite);
+    let settings = json!({"maxRequestBytes": 1000, "allowPartialMessage": false});
+    let mut mesh = mesh(server.address(), json!({"includeRequestBodyInCheck": settings}));
+    let app = H2cApp::start(mesh.app_port(H2C_PORT));
+    let client = Client::to(mesh.target_port(H2C_PORT)).from(mesh.gateway());
+    let connection = H2Connection::open(&client).await.unwrap();
+    let post = || Request::post("http://httpbin.test/x").body(()).unwrap();
+    let exact = format!("please{}", " ".repeat(994));
+    let allowed = connection.exchange(post(), exact.as_bytes()).await.unwrap();
+    assert_eq!((allowed.head.status().as_u16(), allowed.body.as_slice()), (200, exact.as_bytes()));
+    assert_eq!(checked_body(&server), (exact.clone(), false));
+    assert_eq!(app.requests()[0].body, exact.as_bytes());
+    let refused = connection.exchange(post(), &[b'x'; 1000]).await.unwrap();
+    assert_eq!(refused.head.status().as_u16(), 403);
+    let longer = connection.exchange(post(), &[b'x'; 1001]).await.unwrap();
+    assert_eq!(longer.head.status().as_u16(), 413);
+
+    let settings = json!({"maxRequestBytes": 1000, "allowPartialMessage": true});
+    apply_config(&mut mesh, server.address(), json!({"includeRequestBodyInCheck": settings}));
+    let large = exact.repeat(300);
+    let allowed = connection.exchange(post(), large.as_bytes()).await.unwrap();
+    assert!(allowed.body == large.as_bytes(), "{} bytes", allowed.body.len());
+    assert_eq!(checked_body(&server), (exact, true));
+}
+
 #[test]
 fn the_documentation_s_example_authorizes_requests_and_is_explained() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/external-authorization");

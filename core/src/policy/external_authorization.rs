@@ -40,6 +40,20 @@ pub struct AuthorizationServer {
     pub timeout: Duration,
     /// Whether a request is forwarded if the check fails.
     pub failure_mode_allow: bool,
+    /// How much of a request's body the server gets; `None`: nothing.
+    pub body: Option<CheckedBody>,
+}
+
+/// The part of a request's body that a server gets (Envoy: `with_request_body`). The request waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckedBody {
+    /// The most bytes, from 1 to [`MOST_CHECKED_BODY`].
+    pub most_bytes: u32,
+    /// Whether the server gets the beginning of a body that is longer, or late; otherwise such a request is refused.
+    pub allow_partial: bool,
+    /// Whether it gets bytes in place of text.
+    pub as_bytes: bool,
 }
 
 /// A server by name or address, and its port.
@@ -78,6 +92,9 @@ impl ServerAddress {
     }
 }
 
+/// The most bytes of a body that a server may get: what HTTP/2 clients may send without being asked for more.
+pub const MOST_CHECKED_BODY: u32 = 32 * 1024;
+
 /// The longest timeout of a check. A request waits for so long at most.
 pub const MOST_CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -103,7 +120,11 @@ impl fmt::Display for ExternalAuthorization {
             ExternalAuthorizationState::Active(server) => {
                 let failure = if server.failure_mode_allow { "allows" } else { "refuses" };
                 let AuthorizationServer { address, timeout, .. } = server;
-                write!(f, "{address} decides within {timeout:?}; its failure {failure} the request")
+                write!(f, "{address} decides within {timeout:?}; its failure {failure} the request")?;
+                match &server.body {
+                    Some(body) => write!(f, "; it gets up to {} bytes of the body", body.most_bytes),
+                    None => Ok(()),
+                }
             }
         }
     }
@@ -134,10 +155,18 @@ mod tests {
             address: ServerAddress::parse("opa", 9191).unwrap(),
             timeout: Duration::from_secs(1),
             failure_mode_allow,
+            body: failure_mode_allow.then_some(CheckedBody {
+                most_bytes: 100,
+                allow_partial: true,
+                as_bytes: false,
+            }),
         };
         let active = |allow| state(ExternalAuthorizationState::Active(server(allow))).to_string();
         assert_eq!(active(false), "opa:9191 decides within 1s; its failure refuses the request");
-        assert_eq!(active(true), "opa:9191 decides within 1s; its failure allows the request");
+        assert_eq!(
+            active(true),
+            "opa:9191 decides within 1s; its failure allows the request; it gets up to 100 bytes of the body"
+        );
         let invalid = state(ExternalAuthorizationState::Invalid("no port".into())).to_string();
         assert_eq!(invalid, "refuses every request: no port");
     }

@@ -48,6 +48,8 @@ pub enum Reason {
     ExternalAuthorizationInvalid(Arc<str>),
     /// The external authorization has no answer for the request.
     ExternalAuthorizationFailed,
+    /// The request's body is larger than what the external authorization gets.
+    ExternalAuthorizationBodyTooLarge,
     /// The external authorization refuses the request.
     ExternallyDenied,
 }
@@ -77,6 +79,7 @@ impl Reason {
             Self::Misdirected => "misdirected",
             Self::ExternalAuthorizationInvalid(_) => "external_authorization_invalid",
             Self::ExternalAuthorizationFailed => "external_authorization_failed",
+            Self::ExternalAuthorizationBodyTooLarge => "external_authorization_body_too_large",
             Self::ExternallyDenied => "externally_denied",
         }
     }
@@ -127,6 +130,9 @@ impl fmt::Display for Reason {
             }
             Self::ExternalAuthorizationFailed => {
                 f.write_str("the server of the external authorization gave no valid answer")
+            }
+            Self::ExternalAuthorizationBodyTooLarge => {
+                f.write_str("the request's body is larger than what the external authorization gets")
             }
             Self::ExternallyDenied => {
                 f.write_str("the server of the external authorization refuses the request")

@@ -5,7 +5,9 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use tidegate_core::go_duration;
-use tidegate_core::policy::{AuthorizationServer, MOST_CHECK_TIMEOUT, ServerAddress};
+use tidegate_core::policy::{
+    AuthorizationServer, CheckedBody, MOST_CHECK_TIMEOUT, MOST_CHECKED_BODY, ServerAddress,
+};
 
 use super::bounds::{MOST_CHARACTERS, MOST_ITEMS, optional_text, port_list, texts};
 use crate::ingress_backend::port_number;
@@ -87,6 +89,25 @@ pub struct ExternalAuthorizationSpec {
     /// Whether a request is forwarded if its check fails. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_mode_allow: Option<bool>,
+    /// The part of a request's body that the server gets; the request waits for it. Default: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub include_request_body_in_check: Option<RequestBodyInCheck>,
+}
+
+/// A part of a request's body, with the names of Istio's MeshConfig.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestBodyInCheck {
+    /// The most bytes that the server gets, at most 32768. Required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "request_bytes")]
+    pub max_request_bytes: Option<u32>,
+    /// Whether it gets the beginning of a body that is longer, or late. Default: false; such a request is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_partial_message: Option<bool>,
+    /// Whether it gets bytes, raw_body, in place of text, body. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pack_as_bytes: Option<bool>,
 }
 
 /// A field that keeps a setting from being carried out.
@@ -118,6 +139,7 @@ impl ExternalAuthorizationSpec {
             address,
             timeout,
             failure_mode_allow: self.failure_mode_allow == Some(true),
+            body: self.include_request_body_in_check.as_ref().map(RequestBodyInCheck::read).transpose()?,
         })
     }
 
@@ -142,6 +164,22 @@ impl ExternalAuthorizationSpec {
 
 fn ports(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "array", "maxItems": MOST_ITEMS, "items": port_number(generator) })
+}
+
+impl RequestBodyInCheck {
+    fn read(&self) -> Result<CheckedBody, FieldProblem> {
+        let bytes = self.max_request_bytes.filter(|bytes| (1..=MOST_CHECKED_BODY).contains(bytes));
+        let most_bytes = bytes.ok_or_else(|| FieldProblem {
+            field: "includeRequestBodyInCheck.maxRequestBytes",
+            problem: format!("must be set from 1 to {MOST_CHECKED_BODY}"),
+        })?;
+        let allow_partial = self.allow_partial_message == Some(true);
+        Ok(CheckedBody { most_bytes, allow_partial, as_bytes: self.pack_as_bytes == Some(true) })
+    }
+}
+
+fn request_bytes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "format": "int32", "minimum": 1, "maximum": MOST_CHECKED_BODY })
 }
 
 fn stat_prefix(_: &mut SchemaGenerator) -> Schema {

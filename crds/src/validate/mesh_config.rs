@@ -160,6 +160,11 @@ mod tests {
                 of("timeout") + "a request waits for 60s at most",
             ),
             (
+                serde_json::json!({"enable": true, "port": 1, "address": "a", "includeRequestBodyInCheck": {}}),
+                true,
+                of("includeRequestBodyInCheck.maxRequestBytes") + "must be set from 1 to 32768",
+            ),
+            (
                 serde_json::json!({"enable": true, "port": 1, "address": "a", "timeout": "soon"}),
                 false,
                 of("timeout"),

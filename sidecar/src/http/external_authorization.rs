@@ -2,11 +2,12 @@
 //! `envoy.service.auth.v3.Authorization`.
 //!
 //! `attributes` says what the server gets of a request, `answer` what its answer means, `edits` carries out what it changes.
-//! A [`AuthorizationCheck`] copies its part of the head, so that a codec can wait for the [`CheckVerdict`] and keep its own buffers; requests
+//! An [`AuthorizationCheck`] copies its part of the head, so that a codec can wait for the [`CheckVerdict`] and keep its own buffers; requests
 //! that are not subject to a check never come here.
 
 mod answer;
 mod attributes;
+mod body;
 mod edits;
 
 use std::cell::Cell;
@@ -20,6 +21,7 @@ use tidegate_core::policy::{AuthorizationServer, Decision, Denial, ExternalAutho
 use tidegate_proto::external_authorization::CheckRequest;
 
 use self::answer::Answer;
+pub(super) use self::body::{BodyPart, BodyPartEnd};
 pub(super) use self::edits::Edits;
 use super::HttpContext;
 use super::local_reply::ReplyForm;
@@ -29,7 +31,7 @@ use crate::grpc::{GrpcError, GrpcServers};
 use crate::telemetry::{CheckResult, ResponseFlag, Telemetry};
 
 /// The method that is called.
-const METHOD: &str = "/envoy.service.auth.v3.Authorization/AuthorizationCheck";
+const METHOD: &str = "/envoy.service.auth.v3.Authorization/Check";
 
 /// A worker's state of external authorization.
 #[derive(Default)]
@@ -66,6 +68,9 @@ enum CheckError {
     /// The answer has a header that cannot be carried out.
     #[error("the answer has an invalid header: {0}")]
     InvalidHeader(String),
+    /// The part of the request's body that the server gets did not come in time.
+    #[error("the request's body did not come in time")]
+    BodyTimeout,
     /// The server could not decide; what the client gets.
     #[error("the server could not decide")]
     Undecided(Box<RefusalResponse>),
@@ -158,7 +163,7 @@ impl AuthorizationCheck {
 
     fn failed(self, error: CheckError, telemetry: &Telemetry) -> CheckVerdict {
         telemetry.checked(match error {
-            CheckError::Call(GrpcError::Timeout) => CheckResult::Timeout,
+            CheckError::Call(GrpcError::Timeout) | CheckError::BodyTimeout => CheckResult::Timeout,
             _ => CheckResult::Error,
         });
         if let CheckError::Call(GrpcError::Upstream(error)) = &error
@@ -180,6 +185,7 @@ impl AuthorizationCheck {
     fn refuse(self, reason: Reason, response: RefusalResponse) -> CheckVerdict {
         let details = match reason {
             Reason::ExternallyDenied => "ext_authz_denied",
+            Reason::ExternalAuthorizationBodyTooLarge => "ext_authz_body_too_large",
             _ => "ext_authz_error",
         };
         let origin = Some(self.authorization.origin.clone());

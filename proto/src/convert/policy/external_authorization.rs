@@ -1,11 +1,12 @@
 //! The external authorization of a policy. One whose state is absent is an error, never a policy without it.
 //!
 //! Active, it is the server's host and port, the time that a check may take, and what happens to requests when the server
-//! does not answer; invalid, the reason with which every request is refused. Refused: a port of zero, and a host that is
-//! neither a DNS name nor an IP address.
+//! does not answer, and how much of a body it gets; invalid, the reason with which every request is refused. Refused: a port of zero, a host that is
+//! neither a DNS name nor an IP address, and a part of the body of no byte or of too many.
 
 use tidegate_core::policy::{
-    AuthorizationServer, ExternalAuthorization, ExternalAuthorizationState, ServerAddress,
+    AuthorizationServer, CheckedBody, ExternalAuthorization, ExternalAuthorizationState, MOST_CHECKED_BODY,
+    ServerAddress,
 };
 
 use super::{ConversionError, bad, missing, object_from_wire, object_to_wire, port_number};
@@ -26,6 +27,9 @@ pub(super) fn external_to_wire(external: &ExternalAuthorization) -> wire::Extern
                 port: server.address.port().into(),
                 timeout: Some(duration_to_wire(server.timeout)),
                 failure_mode_allow: server.failure_mode_allow,
+                body: server.body.map(|CheckedBody { most_bytes, allow_partial, as_bytes }| {
+                    wire::CheckedBody { most_bytes, allow_partial, as_bytes }
+                }),
             })
         }
     };
@@ -53,7 +57,16 @@ fn server_from_wire(server: wire::AuthorizationServer) -> Result<AuthorizationSe
     let address =
         ServerAddress::parse(&server.host, port).map_err(|error| bad(&format!("{PATH}.host"), error))?;
     let timeout = duration_from_wire(&format!("{PATH}.timeout"), server.timeout)?;
-    Ok(AuthorizationServer { address, timeout, failure_mode_allow: server.failure_mode_allow })
+    let body = server.body.map(body_from_wire).transpose()?;
+    Ok(AuthorizationServer { address, timeout, failure_mode_allow: server.failure_mode_allow, body })
+}
+
+fn body_from_wire(body: wire::CheckedBody) -> Result<CheckedBody, ConversionError> {
+    let wire::CheckedBody { most_bytes, allow_partial, as_bytes } = body;
+    if !(1..=MOST_CHECKED_BODY).contains(&most_bytes) {
+        return Err(bad(&format!("{PATH}.body.most_bytes"), format!("{most_bytes} is out of range")));
+    }
+    Ok(CheckedBody { most_bytes, allow_partial, as_bytes })
 }
 
 #[cfg(test)]
@@ -74,6 +87,11 @@ mod tests {
             address: ServerAddress::parse(host, 9191).unwrap(),
             timeout: Duration::from_millis(1500),
             failure_mode_allow,
+            body: failure_mode_allow.then_some(CheckedBody {
+                most_bytes: 100,
+                allow_partial: true,
+                as_bytes: false,
+            }),
         };
         for state in [
             ExternalAuthorizationState::Invalid("why".into()),
@@ -88,17 +106,21 @@ mod tests {
     #[test]
     fn what_is_absent_or_unknown_is_an_error() {
         let origin = Some(object_to_wire(&ObjectRef::new("MeshConfig", "a", "b")));
-        let server = |host: &str, port, timeout| {
-            let server =
-                wire::AuthorizationServer { host: host.into(), port, timeout, failure_mode_allow: true };
+        let with_body = |host: &str, port, timeout, most_bytes| {
+            let body = wire::CheckedBody { most_bytes, allow_partial: false, as_bytes: false };
+            let (host, body) = (host.into(), Some(body));
+            let server = wire::AuthorizationServer { host, port, timeout, failure_mode_allow: true, body };
             Some(wire::external_authorization::State::Active(server))
         };
+        let server = |host, port, timeout| with_body(host, port, timeout, 1);
         let second = Some(wire::Duration { seconds: 1, nanoseconds: 0 });
         for (state, field) in [
             (None, PATH),
             (server("", 1, second), "external_authorization.host"),
             (server("a", 0, second), "external_authorization.port"),
             (server("a", 1, None), "external_authorization.timeout"),
+            (with_body("a", 1, second, 0), "external_authorization.body.most_bytes"),
+            (with_body("a", 1, second, MOST_CHECKED_BODY + 1), "external_authorization.body.most_bytes"),
         ] {
             let wire = wire::ExternalAuthorization { origin: origin.clone(), state };
             assert_eq!(external_from_wire(wire).unwrap_err().field, field);

@@ -56,6 +56,8 @@ pub(super) fn of(request: &Request<'_>, path: &[u8], connection: &Rc<ConnectionI
         scheme: scheme.to_owned(),
         size: length.unwrap_or(if is_open_ended { -1 } else { 0 }),
         protocol: request.version.as_str().to_owned(),
+        body: String::new(),
+        raw_body: Vec::new(),
     };
     let session = connection.server_name.as_deref().map(|name| TlsSession { sni: name.to_owned() });
     let attributes = AttributeContext {
@@ -135,7 +137,7 @@ fn now() -> Timestamp {
 }
 
 /// Bytes as text; each byte that is not part of UTF-8 becomes `!`, as in Envoy.
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());

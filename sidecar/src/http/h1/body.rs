@@ -179,6 +179,26 @@ impl Decoder {
         Ok(before - input.len())
     }
 
+    /// Copies the data at the beginning of a body without reading it over, until there is more than `most` bytes of it. With
+    /// whether the data is complete.
+    pub(super) fn peek(mut self, input: &[u8], most: usize) -> Result<(Vec<u8>, bool), BodyError> {
+        let (mut data, mut rest) = (Vec::new(), input);
+        while data.len() <= most && !self.is_done() && !rest.is_empty() {
+            let count = match self.next(rest)? {
+                BodyPiece::Framing(count) => count,
+                BodyPiece::Data(count) => {
+                    self.advance(count);
+                    data.extend_from_slice(rest.get(..count).unwrap_or_default());
+                    count
+                }
+                BodyPiece::Trailers => return Ok((data, true)),
+                BodyPiece::More => break,
+            };
+            rest = rest.get(count..).unwrap_or_default();
+        }
+        Ok((data, self.is_done()))
+    }
+
     /// Handles the end of the input. Returns whether the body ends there; if so, writes its end to `output`.
     pub(super) fn finish(&mut self, output: &mut Buffer, chunked: bool) -> bool {
         match self {
@@ -386,6 +406,19 @@ mod tests {
         }
         assert!(decoder.is_done(), "{}", body.escape_ascii());
         Ok((all, input.bytes().to_vec()))
+    }
+
+    #[test]
+    fn a_body_is_looked_at_without_being_read_over() {
+        let chunked = |body: &[u8], most| Decoder::new(Framing::Chunked).peek(body, most).unwrap();
+        let body = b"5;a=b\r\nhello\r\n6\r\n world\r\n0\r\nx: y\r\n\r\nGET /";
+        assert_eq!(chunked(body, 100), (b"hello world".to_vec(), true));
+        assert_eq!(chunked(body, 11), (b"hello world".to_vec(), true));
+        assert_eq!(chunked(body, 4), (b"hello".to_vec(), false), "more than what is wanted");
+        assert_eq!(chunked(&body[..10], 100), (b"he".to_vec(), false));
+        assert!(Decoder::new(Framing::Chunked).peek(b"z\r\n", 1).is_err());
+        assert_eq!(Decoder::new(Framing::Length(3)).peek(b"abcGET /", 3).unwrap(), (b"abc".to_vec(), true));
+        assert_eq!(Decoder::new(Framing::Length(0)).peek(b"GET /", 3).unwrap(), (Vec::new(), true));
     }
 
     #[test]

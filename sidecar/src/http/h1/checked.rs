@@ -1,17 +1,24 @@
 //! A request that an external authorization has to allow.
 //!
 //! Its head stays unread in `inbound` until there is a verdict; only then is what the app gets of it written. Meanwhile the
-//! client may send its body, of which one buffer is taken, or leave, which cancels the check.
+//! client may send its body, of which one buffer is taken, or leave, which cancels the check. If the server gets a part of the body,
+//! that is read into `inbound` first, and stays there for the app.
 
 use std::future::poll_fn;
-use std::pin::pin;
-use std::task::Poll;
+use std::pin::{Pin, pin};
+use std::task::{Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::body::{BodyError, Decoder};
+use super::exchange::make_room;
 use super::head::{self, Storage};
 use super::{After, ClientConnection, Next, OwnAnswer, UnsentRecord, bridge, ended_by, prepare};
-use crate::http::external_authorization::{AuthorizationCheck, CheckVerdict, Edits, Refusal};
+use crate::http::buffer::{Buffer, MEDIUM};
+use crate::http::external_authorization::{
+    AuthorizationCheck, BodyPart, BodyPartEnd, CheckVerdict, Edits, Refusal,
+};
 use crate::http::handler::{Forward, PendingCheck};
 use crate::http::local_reply::{self, LocalReply, ReplyForm};
 use crate::lifeline::{Cause, Ended, Wait};
@@ -21,7 +28,13 @@ use crate::stream::Abort;
 enum Unchecked {
     ClientLeft,
     Ended(Cause),
+    /// The client gets this in place of the app's answer.
+    Answered(LocalReply),
 }
+
+/// Framing that may come with each byte of a body, in bytes, and at all. A body with more is as one that is longer.
+const FRAMING_OF_BYTE: usize = 2;
+const FRAMING: usize = 4 * 1024;
 
 /// Waits for the verdict on a request, and passes the request on or answers it.
 pub(super) async fn serve<S>(connection: &mut ClientConnection<'_, S>, pending: PendingCheck) -> After
@@ -29,7 +42,7 @@ where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
     let PendingCheck { check, forward, path } = pending;
-    let next = match verdict(connection, check).await {
+    let next = match checked(connection, check).await {
         Ok(CheckVerdict::Allow(edits)) => connection.resume(forward, path, edits),
         Ok(CheckVerdict::Refuse(refusal)) => return connection.refuse(*refusal).await,
         Err(Unchecked::ClientLeft) => {
@@ -37,10 +50,9 @@ where
             return After::Abort;
         }
         Err(Unchecked::Ended(Cause::Deadline(Wait::HalfClose))) => {
-            let reply = local_reply::half_closed();
-            connection.tell_unread(connection.own(&reply));
-            return connection.reply(reply).await;
+            return connection.answer_unread(local_reply::half_closed()).await;
         }
+        Err(Unchecked::Answered(reply)) => return connection.answer_unread(reply).await,
         Err(Unchecked::Ended(cause)) => {
             let (flag, details) = ended_by(cause, false);
             connection.tell_unread(UnsentRecord {
@@ -57,6 +69,27 @@ where
         Next::Reply(reply, _) => connection.reply(reply).await,
         Next::Check(_) | Next::Await(_) | Next::End => After::Close,
     }
+}
+
+/// The verdict on a request and the part of its body that the server gets.
+async fn checked<S>(
+    connection: &mut ClientConnection<'_, S>,
+    check: AuthorizationCheck,
+) -> Result<CheckVerdict, Unchecked>
+where
+    S: AsyncRead + AsyncWrite + Abort + Unpin,
+{
+    let check = match check.wants_body() {
+        None => check,
+        Some((most, time)) => {
+            let part = Box::pin(connection.read_part(most, time)).await?;
+            match check.with_body(part, &connection.env.telemetry) {
+                Ok(check) => check,
+                Err(verdict) => return Ok(verdict),
+            }
+        }
+    };
+    verdict(connection, check).await
 }
 
 /// The verdict, as long as the client waits for it.
@@ -92,7 +125,92 @@ where
     }
 }
 
+/// The body is none of HTTP/1.
+fn malformed(error: BodyError) -> Unchecked {
+    Unchecked::Answered(local_reply::bad_request(error.details()))
+}
+
 impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
+    /// Reads until `inbound` has all of the body, or more than `most` bytes of it, or the time is over. A client that waits for
+    /// `100 Continue` gets it.
+    async fn read_part(&mut self, most: usize, time: Duration) -> Result<BodyPart, Unchecked> {
+        let deadline = tokio::time::Instant::now() + time;
+        let mut is_invited = !self.exchange.asked.expects_continue;
+        let end = loop {
+            let (bytes, is_whole) = self.peek(most).map_err(malformed)?;
+            let is_longer = bytes.len() > most || self.inbound.len() > self.most_unread(most);
+            if is_longer {
+                break BodyPartEnd::Longer;
+            }
+            if is_whole {
+                break BodyPartEnd::Whole;
+            }
+            if !std::mem::replace(&mut is_invited, true) {
+                self.invite_body().await?;
+            }
+            match tokio::time::timeout_at(deadline, self.read_more()).await {
+                Ok(read) => read?,
+                Err(_) => break BodyPartEnd::Late,
+            }
+        };
+        let _ = self.line.hold(0);
+        let (bytes, _) = self.peek(most).map_err(malformed)?;
+        Ok(BodyPart { bytes, end })
+    }
+
+    /// The data of the body that is in `inbound` behind the head, at least `most` bytes if it has them; with whether it is all.
+    fn peek(&self, most: usize) -> Result<(Vec<u8>, bool), BodyError> {
+        let mut storage = Storage::new();
+        let parsed = head::parse_request(self.inbound.bytes(), &mut storage, &self.env.limits);
+        // It has been parsed before.
+        let Ok(Some(head)) = parsed else { return Ok((Vec::new(), true)) };
+        let body = self.inbound.bytes().get(head.length..).unwrap_or_default();
+        Decoder::new(head.framing).peek(body, most)
+    }
+
+    /// Bytes of head and body that may wait in `inbound`.
+    fn most_unread(&self, most: usize) -> usize {
+        self.env.limits.head_bytes + FRAMING_OF_BYTE * most + FRAMING
+    }
+
+    async fn invite_body(&mut self) -> Result<(), Unchecked> {
+        let mut out = Buffer::default();
+        out.push(b"HTTP/1.1 100 Continue\r\n\r\n");
+        let client = &mut self.client;
+        let written = self.line.guard(poll_fn(|context| {
+            ready!(out.poll_write_all(client, context))?;
+            Pin::new(&mut *client).poll_flush(context)
+        }));
+        match written.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Unchecked::ClientLeft),
+            Err(Ended(cause)) => Err(Unchecked::Ended(cause)),
+        }
+    }
+
+    /// Reads once; unread bytes take places, as those of an incomplete head.
+    async fn read_more(&mut self) -> Result<(), Unchecked> {
+        make_room(&mut self.inbound, self.env);
+        self.inbound.disown();
+        if !self.line.hold(self.inbound.size()) {
+            self.env.telemetry.totals().unfinished.add(1);
+            return Err(Unchecked::Answered(local_reply::too_much_unfinished()));
+        }
+        let (inbound, client, env) = (&mut self.inbound, &mut self.client, self.env);
+        let read = poll_fn(|context| env.buffers.poll_read(inbound, MEDIUM, client, context));
+        match self.line.guard(read).await {
+            Ok(Ok(1..)) => Ok(()),
+            Ok(_) => Err(Unchecked::ClientLeft),
+            Err(Ended(cause)) => Err(Unchecked::Ended(cause)),
+        }
+    }
+
+    /// Answers a request whose head is still unread.
+    async fn answer_unread(&mut self, reply: LocalReply) -> After {
+        self.tell_unread(self.own(&reply));
+        self.reply(reply).await
+    }
+
     /// Makes what the upstream gets of a request that is allowed.
     fn resume(&mut self, forward: Forward, path: Option<Box<[u8]>>, edits: Option<Box<Edits>>) -> Next {
         let mut storage = Storage::new();

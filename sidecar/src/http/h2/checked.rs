@@ -1,6 +1,7 @@
 //! A request that an external authorization has to allow. A stream that its client resets drops the check.
 
 use std::borrow::Cow;
+use std::future::poll_fn;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -9,11 +10,15 @@ use http::{HeaderValue, Response};
 
 use super::answer::AnswerBody;
 use super::exchange::{Exchanges, StreamRequest, local, timeout};
-use crate::http::external_authorization::{CheckVerdict, Edits, Refusal};
+use super::upload::{ClientBody, ClientBodyError};
+use crate::http::external_authorization::{
+    AuthorizationCheck, BodyPart, BodyPartEnd, CheckVerdict, Edits, Refusal,
+};
 use crate::http::handler::PendingCheck;
 use crate::http::headers;
-use crate::http::local_reply::ReplyForm;
+use crate::http::local_reply::{self, ReplyForm};
 use crate::lifeline::Ended;
+use crate::upstream::UpstreamError;
 
 impl Exchanges {
     /// Waits for the verdict on a request, and forwards the request or answers it.
@@ -23,10 +28,15 @@ impl Exchanges {
         mut request: StreamRequest,
     ) -> Response<AnswerBody> {
         let PendingCheck { check, forward, path } = pending;
-        let verdict = Box::pin(check.verdict(self.env(), self.connection()));
-        let edits = match request.progress.line().guard(verdict).await {
-            Ok(CheckVerdict::Allow(edits)) => edits,
-            Ok(CheckVerdict::Refuse(refusal)) => return refuse(*refusal, request),
+        let progress = request.progress.clone();
+        let verdict = Box::pin(self.checked(check, &mut request.body));
+        let edits = match progress.line().guard(verdict).await {
+            Ok(Ok(CheckVerdict::Allow(edits))) => edits,
+            Ok(Ok(CheckVerdict::Refuse(refusal))) => return refuse(*refusal, request),
+            Ok(Err(_)) => {
+                let StreamRequest { log, form, .. } = request;
+                return local(local_reply::upstream_failed(&UpstreamError::Request), log, form);
+            }
             Err(Ended(cause)) => {
                 let StreamRequest { log, form, progress, .. } = request;
                 let reply = timeout(cause, &progress);
@@ -42,6 +52,33 @@ impl Exchanges {
             headers::edit(&mut request.head.headers, &edits.request);
         }
         self.forward(request, forward, path, edits).await
+    }
+
+    /// The verdict on a request and the part of its body that the server gets. The error is that the body breaks off.
+    async fn checked(
+        &self,
+        check: AuthorizationCheck,
+        body: &mut ClientBody,
+    ) -> Result<CheckVerdict, ClientBodyError> {
+        let check = match check.wants_body() {
+            None => check,
+            Some((most, time)) => {
+                let read = poll_fn(|context| body.poll_read_ahead(most, context));
+                let end = match tokio::time::timeout(time, read).await {
+                    Ok(Ok(true)) => BodyPartEnd::Whole,
+                    Ok(Ok(false)) => BodyPartEnd::Longer,
+                    Ok(Err(error)) => return Err(error),
+                    Err(_) => BodyPartEnd::Late,
+                };
+                let bytes = body.read_ahead();
+                let end = if bytes.len() > most { BodyPartEnd::Longer } else { end };
+                match check.with_body(BodyPart { bytes, end }, &self.env().telemetry) {
+                    Ok(check) => check,
+                    Err(verdict) => return Ok(verdict),
+                }
+            }
+        };
+        Ok(check.verdict(self.env(), self.connection()).await)
     }
 }
 

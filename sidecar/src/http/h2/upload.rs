@@ -1,5 +1,6 @@
 //! The body of a request on its way to the app.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -24,6 +25,16 @@ pub(super) struct ClientBody {
     /// `None` for a request without a body.
     window: Option<BodyWindow>,
     progress: Rc<Progress>,
+    /// What was read before the body is sent, if anything was.
+    ahead: Option<Box<ReadAhead>>,
+}
+
+/// The beginning of a body.
+#[derive(Default)]
+struct ReadAhead {
+    frames: VecDeque<Frame<Bytes>>,
+    /// Bytes of data in them.
+    bytes: usize,
 }
 
 /// Why a request's body ended early.
@@ -50,7 +61,48 @@ impl ClientBody {
         if window.is_none() {
             progress.upload_done();
         }
-        Self { stream, left: length, is_data_done: false, window, progress }
+        Self { stream, left: length, is_data_done: false, window, progress, ahead: None }
+    }
+
+    /// Reads ahead until there are more than `most` bytes, or the body is complete, which is the result. What was read
+    /// is still sent to the app.
+    pub(super) fn poll_read_ahead(
+        &mut self,
+        most: usize,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<bool, ClientBodyError>> {
+        while self.ahead.as_ref().is_none_or(|ahead| ahead.bytes <= most) {
+            let Poll::Ready(frame) = self.poll(context) else {
+                self.progress.awaits_upload();
+                return Poll::Pending;
+            };
+            let Some(frame) = frame.transpose()? else { return Poll::Ready(Ok(true)) };
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            self.progress.uploaded(bytes);
+            let ahead = self.ahead.get_or_insert_default();
+            ahead.bytes += bytes;
+            ahead.frames.push_back(frame);
+        }
+        Poll::Ready(Ok(false))
+    }
+
+    /// The data that was read ahead.
+    pub(super) fn read_ahead(&self) -> Vec<u8> {
+        let frames = self.ahead.iter().flat_map(|ahead| &ahead.frames);
+        frames.filter_map(Frame::data_ref).flatten().copied().collect()
+    }
+
+    /// The first frame that was read ahead.
+    fn take_ahead(&mut self) -> Option<Frame<Bytes>> {
+        let ahead = self.ahead.as_mut()?;
+        let frame = ahead.frames.pop_front();
+        if let Some(frame) = &frame {
+            ahead.bytes -= frame.data_ref().map_or(0, Bytes::len);
+        }
+        if ahead.frames.is_empty() {
+            self.ahead = None;
+        }
+        frame
     }
 
     /// The next piece of data, or the trailers. Each piece that is taken opens the client's windows by its length.
@@ -84,6 +136,12 @@ impl Body for ClientBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ClientBodyError>>> {
+        if let Some(frame) = self.take_ahead() {
+            if self.is_end_stream() {
+                self.progress.upload_done();
+            }
+            return Poll::Ready(Some(Ok(frame)));
+        }
         let Poll::Ready(frame) = self.poll(context) else {
             self.progress.awaits_upload();
             return Poll::Pending;
@@ -98,13 +156,14 @@ impl Body for ClientBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.ahead.is_none() && self.stream.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
+        let ahead = self.ahead.as_ref().map_or(0, |ahead| ahead.bytes as u64);
         match self.left {
-            _ if self.is_end_stream() => SizeHint::with_exact(0),
-            Some(left) => SizeHint::with_exact(left),
+            _ if self.stream.is_end_stream() => SizeHint::with_exact(ahead),
+            Some(left) => SizeHint::with_exact(ahead + left),
             None => SizeHint::default(),
         }
     }
