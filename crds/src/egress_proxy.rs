@@ -1,5 +1,7 @@
 //! `EgressProxy`: traffic that leaves the mesh goes through a company's HTTP forward proxy.
 
+#![allow(clippy::duplicated_attributes, reason = "columns of one type")]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -132,7 +132,7 @@ impl NameTable {
                 warn!(%name, %reason, kept, "a name cannot be looked up; the addresses that are known stay in use");
             }
             None if failed => {
-                info!(%name, addresses = answer.addresses.len(), "a name can be looked up again")
+                info!(%name, addresses = answer.addresses.len(), "a name can be looked up again");
             }
             _ => {}
         }

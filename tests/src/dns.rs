@@ -30,7 +30,8 @@ impl DnsServer {
         thread::spawn(move || {
             let mut query = [0; 4096];
             while let Ok((length, client)) = socket.recv_from(&mut query) {
-                if let Some(answer) = names.lock().unwrap().answer(&query[..length]) {
+                let answer = names.lock().unwrap().answer(&query[..length]);
+                if let Some(answer) = answer {
                     let _ = socket.send_to(&answer, client);
                 }
             }
