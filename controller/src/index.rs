@@ -355,7 +355,7 @@ impl Index {
 
     /// The namespace whose EgressProxies are for the whole mesh: that of the MeshConfig.
     pub(crate) fn root_namespace(&self) -> Option<Arc<str>> {
-        let unreadable = || self.unreadable_mesh_config().map(|config| config.name().namespace.clone());
+        let unreadable = || self.unreadable_mesh_config().map(|config| config.name().namespace);
         self.mesh_config().map(|(name, _)| name.namespace.clone()).or_else(unreadable)
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::Serialize;
 
 /// Basic credentials (RFC 7617) as the value of `Proxy-Authorization`. Neither `Debug` nor the JSON form shows them.
@@ -49,7 +50,7 @@ impl ProxyCredentials {
         if user.len() + password.len() > MAX_LENGTH {
             return Err(InvalidCredentials::TooLong);
         }
-        Ok(Self(format!("Basic {}", base64(format!("{user}:{password}").as_bytes())).into()))
+        Ok(Self(format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))).into()))
     }
 
     /// From the value of a `Proxy-Authorization` field; `None` unless it can be one.
@@ -74,22 +75,6 @@ impl Serialize for ProxyCredentials {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(REDACTED)
     }
-}
-
-/// Base64 with padding (RFC 4648 §4).
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(group.get(i).copied().unwrap_or_default());
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for i in 0..4 {
-            let index = (bits >> (18 - 6 * i)) as usize & 63;
-            let digit = ALPHABET.get(index).filter(|_| i <= group.len()).copied();
-            text.push(digit.map_or('=', char::from));
-        }
-    }
-    text
 }
 
 #[cfg(test)]
