@@ -20,7 +20,7 @@ const PORT: u16 = 53;
 /// How long one server has to answer over UDP, and over TCP.
 const SERVER_TIMEOUT: Duration = Duration::from_millis(450);
 
-/// Asks the DNS servers of this machine, or others.
+/// Queries the DNS servers of this machine, or others.
 #[derive(Clone, Debug)]
 pub(super) struct DnsClient(Arc<[SocketAddr]>);
 
@@ -84,7 +84,7 @@ impl DnsClient {
         }
     }
 
-    /// The response of the first server that has one. With fewer servers than attempts, each is asked again: a packet may be lost.
+    /// The response of the first server that has one. With fewer servers than attempts, each gets the query again: a packet may be lost.
     async fn ask(&self, name: &DnsName, wanted: AddressType) -> Result<Response, String> {
         let mut last = String::new();
         for server in self.0.iter().cycle().take(MOST_SERVERS) {

@@ -9,7 +9,7 @@ use tidegate_core::DnsName;
 
 /// Bytes of a header.
 const HEADER: usize = 12;
-/// The most bytes of a response over UDP that servers are told: what passes every network unfragmented (DNS flag day 2020).
+/// The size of responses over UDP that queries announce: what passes every network unfragmented (DNS flag day 2020).
 pub(super) const MOST_UDP: u16 = 1232;
 /// The most bytes of a name (RFC 1035 §2.3.4).
 const MOST_NAME: usize = 255;

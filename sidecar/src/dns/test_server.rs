@@ -18,7 +18,7 @@ pub(crate) enum Reply {
     Failure,
     /// None.
     Silence,
-    /// Bytes that are no message.
+    /// Bytes that are not a message.
     Garbage,
     /// An alias of itself.
     Circle,
