@@ -351,6 +351,7 @@ impl Sidecars {
             workload: workload(pod),
             inbound: listeners.inbound,
             outbound: listeners.outbound,
+            dns_servers: Vec::new(),
             discovery_address: address(self.discovery)?,
             discovery_server_name: ServerName::try_from(controller.dns_name())?,
             ca: self.ca.options(token_file)?,

@@ -2,6 +2,7 @@
 //!
 //! A backend is a separate resource. Routes name it ([`BackendRef`]), so its endpoints change without them.
 
+mod dns;
 mod endpoint;
 mod topology;
 
@@ -13,10 +14,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use self::dns::{DnsAnswers, DnsEndpoint, DnsEndpoints};
 pub use self::endpoint::{
     Endpoint, ForwardProxy, ServerName, ServerVerification, TlsOrigination, Transport, TrustRoots,
 };
 pub use self::topology::{Locality, Topology, TopologyHints, UsableEndpoints};
+use crate::dns_name::DnsPattern;
 use crate::object_ref::ObjectRef;
 
 /// The name of a backend: one port of a Service, of a ServiceEntry or of another object with endpoints.
@@ -43,6 +46,12 @@ pub struct Backend {
     pub topology: Topology,
     /// What endpoints belong to, such as the name of a Deployment in the namespace of the object; for metrics and traces.
     pub workloads: BTreeMap<SocketAddr, Arc<str>>,
+    /// Further endpoints, whose addresses sidecars look up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsEndpoints>,
+    /// What a ServiceEntry's backend is called in access logs, as in Istio: its hosts. Empty for other objects.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<DnsPattern>,
     /// Connections go to the address that was dialled, and `endpoints` is empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_destination: Option<OriginalDestination>,
@@ -84,6 +93,8 @@ impl Backend {
             endpoints,
             topology: Topology::Any,
             workloads,
+            dns: None,
+            hosts: Vec::new(),
             original_destination: None,
             affinity: None,
         }

@@ -113,6 +113,12 @@ impl fmt::Display for DnsPattern {
     }
 }
 
+impl serde::Serialize for DnsName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
 impl serde::Serialize for DnsPattern {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

@@ -13,6 +13,7 @@
 
 mod backend;
 mod destination;
+mod dns_endpoints;
 mod duration;
 mod identity;
 mod object_ref;

@@ -151,6 +151,7 @@ fn destination_at(address: SocketAddr, version: &str, target: Option<&ResolvedDe
             "protocol": target.protocol(),
             "routes": routes,
             "endpoints": target.endpoints().map(endpoint).collect::<Vec<_>>(),
+            "dnsFailures": target.lookup_failures().collect::<Vec<_>>(),
             "topology": target.topologies().iter().map(topology).collect::<Vec<_>>(),
         }),
     }

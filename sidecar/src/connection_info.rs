@@ -1,5 +1,6 @@
 //! The facts about one accepted connection that policy, headers and logs use.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,13 +71,23 @@ pub struct OutboundInfo {
     pub peer: SocketAddr,
     /// Address that the app dialled.
     pub dialled: SocketAddr,
-    /// `<namespace>/<name>` of the Service or Pod behind it; `None`: outside the mesh.
+    /// What access logs call what is behind it: `<namespace>/<name>` of the Service or Pod, or a ServiceEntry's host; `None`:
+    /// outside the mesh.
     pub service: Option<Arc<str>>,
+    /// The same for the hosts of requests, where hosts tell these apart.
+    pub hosts: HostServices,
     /// The same in metrics, for requests that reach no endpoint.
     pub destination: RemoteId,
     /// Who has the address.
     pub owner: AddressOwner,
 }
+
+/// What access logs call where the requests of a connection go that name a host.
+#[derive(Debug, Default)]
+pub struct HostServices(RefCell<Vec<(Box<[u8]>, Option<Arc<str>>)>>);
+
+/// The most hosts of a connection of which this is known.
+const MOST_HOSTS: usize = 8;
 
 /// The connection on which requests come.
 #[derive(Clone)]
@@ -85,6 +96,29 @@ pub enum ServedConnection {
     Inbound(Rc<ConnectionInfo>),
     /// The app's own connection to a destination.
     Outbound(Rc<OutboundInfo>),
+}
+
+impl HostServices {
+    /// Notes what requests with this authority go to.
+    pub(crate) fn set(&self, authority: &[u8], service: Option<&Arc<str>>) {
+        let mut hosts = self.0.borrow_mut();
+        match hosts.iter_mut().find(|(known, _)| **known == *authority) {
+            Some((_, known)) if known.as_deref() == service.map(|service| &**service) => {}
+            Some((_, known)) => *known = service.cloned(),
+            None => {
+                if hosts.len() >= MOST_HOSTS {
+                    hosts.remove(0);
+                }
+                hosts.push((authority.into(), service.cloned()));
+            }
+        }
+    }
+
+    /// What requests with this authority go to.
+    pub(crate) fn of(&self, authority: &[u8]) -> Option<Arc<str>> {
+        let hosts = self.0.borrow();
+        hosts.iter().find(|(known, _)| **known == *authority).and_then(|(_, service)| service.clone())
+    }
 }
 
 impl ServedConnection {

@@ -14,6 +14,8 @@ mod endpoint;
 mod find;
 mod hosts;
 mod live;
+mod looked_up;
+mod names;
 mod peak_ewma;
 mod references;
 mod resolved;
@@ -29,7 +31,7 @@ use std::time::{Duration, Instant};
 use tidegate_core::backend::{Backend, Locality};
 use tidegate_core::destination::DestinationKey;
 use tidegate_core::route::RouteTable;
-use tidegate_core::{Destination, EgressMode, ServiceRetry};
+use tidegate_core::{Destination, DnsName, EgressMode, ServiceRetry};
 use tidegate_proto::ResourceName;
 use tokio::sync::{Notify, watch};
 
@@ -41,6 +43,7 @@ pub(crate) use find::ANSWER_TIMEOUT;
 pub(crate) use find::Unanswered;
 pub(crate) use hosts::{HostLookup, LiveHosts, PendingHost};
 pub(crate) use live::LiveDestination;
+pub(crate) use looked_up::NameAnswer;
 pub(crate) use references::{ReferencedView, ReferencesFull};
 pub(crate) use resolved::{ResolvedDestination, ResolvedTarget};
 pub(crate) use routes::{ActiveRule, AppliedRule, DrawnShare, ResolvedRoutes};
@@ -62,6 +65,8 @@ const UNUSED_AFTER: Duration = Duration::from_secs(600);
 pub(crate) struct Destinations {
     state: Mutex<DestinationsState>,
     news: Notify,
+    /// The names that destinations in use lead to.
+    names: watch::Sender<Arc<BTreeSet<DnsName>>>,
 }
 
 /// The state of an address.
@@ -94,6 +99,8 @@ struct DestinationsState {
     /// Addresses, and hosts at those whose connections are told apart by host.
     addresses: HashMap<DestinationKey, AddressEntry>,
     references: References,
+    /// What is looked up in DNS for them.
+    names: BTreeSet<DnsName>,
     /// Names whose subscriptions have changed, to be sent.
     pending: BTreeSet<ResourceName>,
     /// What has changed since the last [`Destinations::settle`].
@@ -318,6 +325,7 @@ impl Destinations {
         let mut state = self.lock();
         state.is_incomplete = !is_complete;
         state.resolve();
+        self.publish_names(&state);
         drop(state);
         self.news.notify_one();
     }
@@ -332,6 +340,8 @@ impl Destinations {
         for key in unused.collect::<Vec<_>>() {
             state.forget(key);
         }
+        state.keep_names();
+        self.publish_names(&state);
         drop(state);
         self.news.notify_one();
     }
@@ -424,6 +434,7 @@ impl DestinationsState {
         if changed.is_empty() {
             return;
         }
+        self.keep_names();
         for (key, entry) in &self.addresses {
             let Some(destination) = &entry.destination else { continue };
             let is_affected = changed.contains(&ResourceName::Destination(key.clone()))

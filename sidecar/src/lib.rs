@@ -15,6 +15,7 @@ mod context;
 mod destinations;
 pub mod detect;
 mod discovery;
+mod dns;
 mod first_bytes;
 mod flow;
 mod grpc;

@@ -46,6 +46,11 @@ pub struct Options {
     #[arg(long, env = "TIDEGATE_OUTBOUND", value_name = "LISTEN=DESTINATION", value_delimiter = ',')]
     pub outbound: Vec<OutboundListener>,
 
+    /// A DNS server for the names of ServiceEntries, such as 10.96.0.10:53, in place of those in /etc/resolv.conf. May be repeated,
+    /// or separated by commas.
+    #[arg(long = "dns-server", env = "TIDEGATE_DNS_SERVER", value_name = "IP:PORT", value_delimiter = ',')]
+    pub dns_servers: Vec<SocketAddr>,
+
     /// The controller: https://host:port.
     #[arg(long = flags::DISCOVERY_ADDRESS, env = environment::DISCOVERY_ADDRESS, value_name = "URL")]
     pub discovery_address: grpc::Address,

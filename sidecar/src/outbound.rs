@@ -19,7 +19,7 @@ use tidegate_core::destination::{DestinationKey, RequestedHost};
 use tokio::net::TcpStream;
 
 use crate::connection::OpenConnection;
-use crate::connection_info::OutboundInfo;
+use crate::connection_info::{HostServices, OutboundInfo};
 use crate::context::WorkerContext;
 use crate::destinations::{LiveDestination, ResolvedDestination};
 use crate::detect;
@@ -87,9 +87,14 @@ impl OutboundConnection<'_> {
     /// Decides about each request of the connection.
     fn handler(&self, destination: Arc<ResolvedDestination>) -> Handler {
         let Dialled { peer, address } = self.dialled;
-        let service = destination.name().cloned();
-        let (remote, owner) = (self.remote(&destination), destination.owner().clone());
-        let info = OutboundInfo { peer, dialled: address, service, destination: remote, owner };
+        let info = OutboundInfo {
+            peer,
+            dialled: address,
+            service: destination.service().cloned(),
+            hosts: HostServices::default(),
+            destination: self.remote(&destination),
+            owner: destination.owner().clone(),
+        };
         let live = LiveDestination::new(self.context.destinations.clone(), address.into(), destination);
         Handler::outbound(info, live, self.context.refusals.clone())
     }

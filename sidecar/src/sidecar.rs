@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, ConfigView};
 use crate::destinations::Destinations;
 use crate::discovery::{Discovery, DiscoveryClientConfig};
+use crate::dns;
 use crate::http::HttpContext;
 use crate::limits::Limits;
 use crate::listener::{FixedOutbound, InboundTarget, Listener, Redirected};
@@ -307,12 +308,12 @@ async fn keep_up_to_date(
         kept.credentials.clone(),
         bundle.clone(),
         publisher.clone(),
-        destinations,
+        destinations.clone(),
         blockers.policy,
     );
     let certificates =
         publish_certificates(kept.credentials, bundle, publisher, blockers.certificate, readiness);
-    tokio::join!(discovery.run(), certificates);
+    tokio::join!(discovery.run(), dns::run(destinations, options.dns_servers), certificates);
 }
 
 /// Builds TLS configurations for each new certificate or trust bundle; not ready while the certificate is expired.

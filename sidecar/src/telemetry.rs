@@ -20,7 +20,7 @@ pub(crate) use self::metrics::CountedTcp;
 use self::metrics::{DataPlaneMetrics, Totals, WorkerMetrics};
 use self::recent::{RecentRecorder, RecentSink};
 use self::trace::{RequestTrace, Sampling, SpanSink, Tracer};
-use crate::connection_info::{AddressOwner, ConnectionInfo, OutboundInfo, ServedConnection};
+use crate::connection_info::{AddressOwner, ConnectionInfo, HostServices, OutboundInfo, ServedConnection};
 use crate::detect::server::SpokenProtocol;
 use crate::remotes::RemoteId;
 
@@ -40,6 +40,8 @@ pub enum ResponseFlag {
     UpstreamProtocolError,
     /// `UH`: no app can be reached.
     NoHealthyUpstream,
+    /// `DF`: the name of the upstream could not be looked up.
+    DnsFailure,
     /// `UO`: too many requests for the app.
     UpstreamOverflow,
     /// `DC`: the client closed the connection first.
@@ -129,12 +131,16 @@ pub struct OutboundRecord<'a> {
     pub peer: SocketAddr,
     /// The address that the app dialled.
     pub dialled: SocketAddr,
-    /// `<namespace>/<name>` of the Service or Pod, if the destination is in the mesh.
+    /// `<namespace>/<name>` of the Service or Pod, or the host of the ServiceEntry that the destination is.
     pub service: Option<&'a str>,
+    /// The same for each host, where hosts tell requests apart.
+    pub hosts: Option<&'a HostServices>,
     /// The destination in metrics for a request that reached no endpoint.
     pub destination: RemoteId,
     /// The endpoint that was chosen, and tried last.
     pub endpoint: Option<DialledEndpoint>,
+    /// The sidecar's end of the connection to it, of opaque bytes.
+    pub local: Option<SocketAddr>,
     /// Who has the address.
     pub owner: &'a AddressOwner,
     /// What the app speaks, as far as the first bytes of opaque ones were looked at.
@@ -241,8 +247,10 @@ impl<'a> Record<'a> {
                     peer,
                     dialled,
                     service,
+                    hosts: Some(&info.hosts),
                     destination,
                     endpoint,
+                    local: None,
                     owner: &info.owner,
                     spoken: SpokenProtocol::Http,
                     server_name: None,
@@ -412,6 +420,7 @@ impl ResponseFlag {
             Self::UpstreamTimeout => "UT",
             Self::UpstreamProtocolError => "UPE",
             Self::NoHealthyUpstream => "UH",
+            Self::DnsFailure => "DF",
             Self::UpstreamOverflow => "UO",
             Self::DownstreamConnectionTermination => "DC",
             Self::DownstreamProtocolError => "DPE",

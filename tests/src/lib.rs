@@ -19,6 +19,7 @@ pub mod caller;
 pub mod capture;
 pub mod client;
 pub mod daemon;
+pub mod dns;
 pub mod files;
 pub mod go;
 pub mod golden;

@@ -18,7 +18,7 @@ pub struct DestinationKey {
 /// A host, and what names it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestedHost {
-    /// What names it: a host of TLS is no host of plaintext HTTP.
+    /// What names it: the same name in plaintext HTTP is another host.
     pub source: HostSource,
     /// The name, without a port.
     pub name: DnsName,

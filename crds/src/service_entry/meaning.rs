@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use tidegate_core::PortProtocol;
 use tidegate_core::destination::HostSource;
+use tidegate_core::{DnsName, PortProtocol};
 
 use super::{EntryPort, ServiceEntrySpec, WorkloadEntry};
 
@@ -83,7 +83,7 @@ impl ServiceEntrySpec {
 
     /// What names the host by which connections to a port are told apart, at a range of addresses; `None`: at every address
     /// without a range. `None` where the address decides alone: for bytes that name no host, and where the entry lists the single
-    /// address.
+    /// address, unless several hosts lead to different servers.
     pub fn host_source(&self, port: &EntryPort, range: Option<IpNet>) -> Option<HostSource> {
         let is_one_address = range.is_some_and(|range| range.prefix_len() == range.max_prefix_len());
         let source = match port.protocol().ok()? {
@@ -91,7 +91,16 @@ impl ServiceEntrySpec {
             EntryProtocol::Http | EntryProtocol::Http2 => HostSource::Http,
             EntryProtocol::Tcp | EntryProtocol::Undeclared | EntryProtocol::Udp => return None,
         };
-        (!is_one_address).then_some(source)
+        (!is_one_address || self.hosts.len() > 1 && self.resolves_hosts()).then_some(source)
+    }
+
+    /// Whether connections go where DNS says that their host is.
+    pub fn resolves_hosts(&self) -> bool {
+        let is_dns = matches!(
+            self.resolution(),
+            Ok(Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns)
+        );
+        is_dns && self.endpoints.is_empty()
     }
 
     /// Whether the workloads of a namespace see the entry, which is in the namespace `own`.
@@ -144,6 +153,11 @@ impl WorkloadEntry {
     /// Its IP address; none for a name or a socket.
     pub fn ip(&self) -> Option<IpAddr> {
         self.address.as_deref()?.parse().ok().map(|ip: IpAddr| ip.to_canonical())
+    }
+
+    /// Its DNS name; none for an address or a socket.
+    pub fn name(&self) -> Option<DnsName> {
+        self.ip().is_none().then(|| DnsName::parse(self.address.as_deref()?).ok()).flatten()
     }
 
     /// Its port for one of the entry's.

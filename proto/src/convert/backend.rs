@@ -7,7 +7,7 @@
 //! Refused: an address that occurs twice, because a sidecar counts connections to endpoints, and ejects endpoints, by
 //! address; an absent transport, which would otherwise mean plaintext; TLS without any accepted name, which would
 //! accept every server of a root; an unknown traffic policy, which may leave endpoints out. An empty list of endpoints is
-//! valid: the backend exists and connections to it are refused. Endpoints beside an original destination are refused.
+//! valid: the backend exists and connections to it are refused. Endpoints and names beside an original destination are refused.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,8 +15,10 @@ use tidegate_core::backend::{
     Backend, BackendRef, Endpoint, ForwardProxy, OriginalDestination, ServerName, ServerVerification,
     TlsOrigination, Transport, TrustRoots,
 };
+use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::{DnsName, ObjectRef};
 
+use super::dns_endpoints::{dns_from_wire, dns_to_wire};
 use super::duration::{duration_from_wire, duration_to_wire};
 use super::protocol::{backend_protocol_from_wire, backend_protocol_to_wire};
 use super::topology::{EndpointPlace, topology_from_wire, topology_to_wire};
@@ -37,6 +39,8 @@ impl From<&Backend> for wire::Backend {
             original_destination: backend
                 .original_destination
                 .map(|original| wire::OriginalDestination { port: original.port.map(u32::from) }),
+            dns: backend.dns.as_ref().map(dns_to_wire),
+            hosts: backend.hosts.iter().map(ToString::to_string).collect(),
         };
         topology_to_wire(&backend.topology, &backend.endpoints, &mut message);
         for (endpoint, message) in backend.endpoints.iter().zip(&mut message.endpoints) {
@@ -77,7 +81,25 @@ impl TryFrom<wire::Backend> for Backend {
             return Err(bad("endpoints", "not empty beside original_destination"));
         }
         let affinity = affinity.transpose()?;
-        Ok(Self { name, protocol, endpoints, topology, workloads, original_destination, affinity })
+        let dns = backend.dns.map(dns_from_wire).transpose()?;
+        if original_destination.is_some() && dns.is_some() {
+            return Err(bad("dns", "set beside original_destination"));
+        }
+        let host = |(i, host): (usize, String)| {
+            DnsPattern::parse(&host).map_err(|error| bad(&format!("hosts[{i}]"), error))
+        };
+        let hosts = backend.hosts.into_iter().enumerate().map(host).collect::<Result<_, _>>()?;
+        Ok(Self {
+            name,
+            protocol,
+            endpoints,
+            topology,
+            workloads,
+            dns,
+            hosts,
+            original_destination,
+            affinity,
+        })
     }
 }
 
@@ -209,7 +231,9 @@ mod tests {
     use std::time::Duration;
 
     use prost::Message;
-    use tidegate_core::backend::{BackendProtocol, Topology, TopologyHints};
+    use tidegate_core::backend::{
+        BackendProtocol, DnsAnswers, DnsEndpoint, DnsEndpoints, Topology, TopologyHints,
+    };
     use tidegate_core::{Identity, TrustDomain};
 
     use super::*;
@@ -247,6 +271,8 @@ mod tests {
             ],
             topology: Topology::Any,
             workloads: [("10.0.0.1:80".parse().unwrap(), "cart".into())].into(),
+            dns: None,
+            hosts: vec![],
             original_destination: None,
             affinity: None,
         }
@@ -266,7 +292,19 @@ mod tests {
             let original_destination = Some(OriginalDestination { port });
             Backend { original_destination, ..empty.clone() }
         });
-        for backend in [backend(), empty, sticky].into_iter().chain(placed).chain(original) {
+        let identity = Identity::new(TrustDomain::default(), "a", "b").unwrap();
+        let names = [Some("a.example"), None].map(|name| DnsEndpoint {
+            name: name.map(|name| DnsName::parse(name).unwrap()),
+            port: 443,
+            transport: name.map_or(Transport::Plain, |_| Transport::Mesh(identity.clone())),
+        });
+        let hosts = ["a.example", "*.b.example"].map(|host| DnsPattern::parse(host).unwrap()).to_vec();
+        let looked_up = [DnsAnswers::All, DnsAnswers::First].map(|answers| {
+            let dns = Some(DnsEndpoints { names: names.to_vec(), answers });
+            Backend { dns, hosts: hosts.clone(), ..backend() }
+        });
+        let all = [backend(), empty, sticky].into_iter().chain(placed).chain(original).chain(looked_up);
+        for backend in all {
             let bytes = wire::Backend::from(&backend).encode_to_vec();
             let decoded = wire::Backend::decode(bytes.as_slice()).unwrap();
             assert_eq!(Backend::try_from(decoded).unwrap(), backend);
@@ -306,6 +344,9 @@ mod tests {
             ..wire::Backend::from(&backend())
         });
         assert_eq!(stricter.unwrap_err().to_string(), "internal_traffic_policy: unknown value 2");
+        let nothing =
+            wire::Backend { dns: Some(wire::DnsEndpoints::default()), ..wire::Backend::from(&backend()) };
+        assert_eq!(Backend::try_from(nothing).unwrap_err().to_string(), "dns.names: missing");
         let both = wire::OriginalDestination { port: None };
         let both = wire::Backend { original_destination: Some(both), ..wire::Backend::from(&backend()) };
         let both = Backend::try_from(both).unwrap_err().to_string();

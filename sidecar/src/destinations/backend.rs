@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tidegate_core::backend::{
     Backend, BackendProtocol, BackendRef, Endpoint, OriginalDestination, Topology, Transport, UsableEndpoints,
 };
+use tidegate_core::dns_name::{DnsName, DnsPattern};
 
 use super::affinity::Affinity;
 use super::caller::ClientWorkload;
@@ -22,6 +23,8 @@ const DRAWS: usize = 4;
 pub(crate) struct BalancedBackend {
     /// `<namespace>/<name>` of the object; `None`: outside the mesh.
     pub(crate) name: Option<Arc<str>>,
+    /// A ServiceEntry's hosts.
+    hosts: Box<[DnsPattern]>,
     /// What the endpoints speak.
     pub(crate) protocol: BackendProtocol,
     /// First those that this workload prefers.
@@ -31,6 +34,8 @@ pub(crate) struct BalancedBackend {
     affinity: Option<Box<Affinity>>,
     /// Its endpoint is the address that was dialled.
     original_destination: Option<OriginalDestination>,
+    /// Why a name of an endpoint could not be looked up.
+    lookup_failure: Option<Arc<str>>,
     /// What it was made from, if its endpoints depend on where this workload runs.
     placed: Option<Box<Backend>>,
 }
@@ -96,11 +101,13 @@ impl BalancedBackend {
         let is_placed = backend.topology != Topology::Any;
         Self {
             name: Some(name),
+            hosts: backend.hosts.as_slice().into(),
             protocol: backend.protocol,
             endpoints,
             preferred: count,
             affinity,
             original_destination: backend.original_destination,
+            lookup_failure: None,
             placed: is_placed.then(|| Box::new(backend.clone())),
         }
     }
@@ -131,13 +138,32 @@ impl BalancedBackend {
     fn without_rules(protocol: BackendProtocol, endpoints: Vec<BalancedEndpoint>) -> Self {
         Self {
             name: None,
+            hosts: Box::default(),
             protocol,
             preferred: endpoints.len(),
             endpoints,
             affinity: None,
             original_destination: None,
+            lookup_failure: None,
             placed: None,
         }
+    }
+
+    /// What access logs call the backend for connections that name a host: the ServiceEntry's host that matches, or its first
+    /// one.
+    pub(super) fn called(&self, host: Option<&DnsName>) -> Option<Arc<str>> {
+        let matching = host.and_then(|host| self.hosts.iter().find(|known| known.matches(host.as_str())));
+        matching.or(self.hosts.first()).map(|host| host.to_string().into())
+    }
+
+    /// The same, some of whose endpoints could not be looked up.
+    pub(super) fn with_lookup_failure(self, lookup_failure: Option<Arc<str>>) -> Self {
+        Self { lookup_failure, ..self }
+    }
+
+    /// Why a name of an endpoint could not be looked up, the newest time.
+    pub(crate) fn lookup_failure(&self) -> Option<&Arc<str>> {
+        self.lookup_failure.as_ref()
     }
 
     /// Whether its topology leaves out endpoints of a family.

@@ -10,7 +10,7 @@ use super::LoadSlot;
 use super::backend::{BalancedBackend, BalancedEndpoint, is_of_family};
 use crate::connection_info::UNREGISTERED;
 use crate::remotes::RemoteId;
-use crate::telemetry::DialledEndpoint;
+use crate::telemetry::{DialledEndpoint, ResponseFlag};
 
 /// The most endpoints that are tried.
 const MOST_TRIES: usize = 5;
@@ -41,6 +41,8 @@ pub(crate) enum NoEndpoint {
     NotLocal,
     /// The backend has no endpoints.
     NoneHealthy,
+    /// The backend has no endpoints, because the names of these cannot be looked up.
+    Unresolved,
     /// No rule says where a connection goes that carries no requests.
     NoRoute,
 }
@@ -53,7 +55,19 @@ impl NoEndpoint {
             Self::Unregistered => UNREGISTERED,
             Self::NotLocal => "no_local_endpoint",
             Self::NoneHealthy => "no_healthy_upstream",
+            Self::Unresolved => "dns_resolution_failure",
             Self::NoRoute => "route_not_found",
+        }
+    }
+
+    /// For the access log.
+    pub(crate) fn flag(self) -> ResponseFlag {
+        match self {
+            Self::NoRoute => ResponseFlag::NoRoute,
+            Self::Unresolved => ResponseFlag::DnsFailure,
+            Self::Blocked | Self::Unregistered | Self::NotLocal | Self::NoneHealthy => {
+                ResponseFlag::NoHealthyUpstream
+            }
         }
     }
 }
@@ -62,8 +76,11 @@ impl EndpointChoice {
     /// The first endpoint of a backend to try.
     pub(super) fn first(backend: &Arc<BalancedBackend>, is_ipv4: bool) -> Result<Self, NoEndpoint> {
         let Some(chosen) = choose(backend, is_ipv4, &[]) else {
-            let is_left_out = backend.has_unused(is_ipv4);
-            return Err(if is_left_out { NoEndpoint::NotLocal } else { NoEndpoint::NoneHealthy });
+            return Err(match backend.lookup_failure() {
+                Some(_) => NoEndpoint::Unresolved,
+                None if backend.has_unused(is_ipv4) => NoEndpoint::NotLocal,
+                None => NoEndpoint::NoneHealthy,
+            });
         };
         Ok(Self {
             backend: backend.clone(),

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use tidegate_core::backend::{Backend, BackendRef, Locality};
 use tidegate_core::destination::{DestinationKey, DestinationTarget};
 use tidegate_core::route::{RouteTable, RoutesName};
-use tidegate_core::{Destination, EgressMode, ServiceRetry};
+use tidegate_core::{Destination, DnsName, EgressMode, ServiceRetry};
 use tidegate_proto::ResourceName;
 
 use super::attempt_limits::AttemptLimits;
 use super::backend::BalancedBackend;
 use super::caller::{CallerRetries, ClientWorkload};
+use super::looked_up::{DnsUse, LookedUp, NameAnswer};
 use super::resolved::ResolvedDestination;
 use super::routes::{ActiveRoutes, ResolvedRoutes};
 use crate::remotes::Remotes;
@@ -29,6 +30,8 @@ const MOST_BYTES: usize = 32 * 1024 * 1024;
 pub(super) struct References {
     backends: BTreeMap<BackendRef, Referenced<BalancedBackend>>,
     routes: BTreeMap<RoutesName, Referenced<ActiveRoutes>>,
+    /// Of the backends, those with endpoints that come from DNS.
+    looked_up: LookedUp,
     /// Of all values, on the wire.
     bytes: usize,
     caller: ClientWorkload,
@@ -157,10 +160,15 @@ impl References {
             }
             Destination::Routed { target, protocol } => (target, *protocol),
         };
-        let backend = |name: &BackendRef| Some(self.backends.get(name)?.value.as_ref()?.at(dialled));
+        let host = key.host.as_ref().map(|host| &host.name);
+        let backend = |name: &BackendRef| match self.looked_up.usage(name, host) {
+            Some(usage) => self.looked_up.get(&usage).cloned(),
+            None => Some(self.backends.get(name)?.value.as_ref()?.at(dialled)),
+        };
         let resolved = match target {
             DestinationTarget::Backend(name) => {
-                let resolved = ResolvedDestination::to(dialled, backend(name)?);
+                let called = self.backends.get(name)?.value.as_ref()?.called(host);
+                let resolved = ResolvedDestination::to(dialled, backend(name)?).called(called);
                 if &*name.object.kind == "ServiceEntry" { resolved.of_entry() } else { resolved }
             }
             DestinationTarget::Routes(name) => {
@@ -202,6 +210,7 @@ impl References {
             BalancedBackend::new(backend, &self.caller, before.and_then(|before| before.value.as_deref()));
         let is_needed = before.is_some_and(|before| before.is_needed);
         let value = Some(Arc::new(value));
+        self.looked_up.set(backend, &self.caller);
         self.backends.insert(name.clone(), Referenced { version, bytes, value, is_needed });
         Ok(())
     }
@@ -236,6 +245,7 @@ impl References {
 
     /// A backend that does not exist has no endpoints.
     pub(super) fn remove_backend(&mut self, name: &BackendRef) {
+        self.looked_up.remove(name);
         let held = self.backends.entry(name.clone()).or_default();
         self.bytes -= held.clear(BalancedBackend::empty(name));
     }
@@ -247,6 +257,31 @@ impl References {
         if held.value.is_none() {
             held.clear(ActiveRoutes::new(RouteTable::default()));
         }
+    }
+
+    /// How the backends that a destination leads to are used, of those with endpoints that come from DNS.
+    pub(super) fn dns_uses(&self, key: &DestinationKey, destination: &Destination) -> BTreeSet<DnsUse> {
+        let host = key.host.as_ref().map(|host| &host.name);
+        let names = self.of(destination).filter_map(|name| match name {
+            ResourceName::Backend(name) => self.looked_up.usage(&name, host),
+            _ => None,
+        });
+        names.collect()
+    }
+
+    /// Whether a backend has endpoints that come from DNS.
+    pub(super) fn has_names(&self) -> bool {
+        !self.looked_up.is_empty()
+    }
+
+    /// Has these uses at hand, and no others. Returns the names to look up for them.
+    pub(super) fn keep_names(&mut self, uses: BTreeSet<DnsUse>) -> BTreeSet<DnsName> {
+        self.looked_up.keep(uses, &self.caller)
+    }
+
+    /// Takes over what DNS says about a name. Returns the backends that it is about.
+    pub(super) fn answer(&mut self, name: &DnsName, answer: NameAnswer) -> Vec<BackendRef> {
+        self.looked_up.answer(name, answer, &self.caller)
     }
 
     /// Whether a backend is held and something refers to it.
@@ -280,8 +315,11 @@ impl References {
                 changed.push(name);
             }
         }
-        let bytes = &mut self.bytes;
+        let (bytes, looked_up) = (&mut self.bytes, &mut self.looked_up);
         self.backends.retain(|name, held| {
+            if !held.is_needed {
+                looked_up.remove(name);
+            }
             held.is_needed || held.leave(bytes, &mut changed, ResourceName::Backend(name.clone()))
         });
         self.routes.retain(|name, held| {

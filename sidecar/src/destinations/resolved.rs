@@ -20,6 +20,8 @@ pub(crate) struct ResolvedDestination {
     /// `<namespace>/<name>` of the Service or Pod; `None`: outside the mesh.
     name: Option<Arc<str>>,
     owner: AddressOwner,
+    /// What access logs call it, if not that: a ServiceEntry's host.
+    host: Option<Arc<str>>,
     target: ResolvedTarget,
     /// What requests are allowed that no rule limits.
     attempts: Option<Arc<AttemptLimits>>,
@@ -87,6 +89,7 @@ impl ResolvedDestination {
             dialled,
             protocol: AppProtocol::Tcp,
             name,
+            host: None,
             owner: AddressOwner::Cluster,
             target,
             attempts: None,
@@ -97,6 +100,11 @@ impl ResolvedDestination {
     pub(super) fn of_entry(self) -> Self {
         let owner = self.name.clone().map_or(AddressOwner::Cluster, AddressOwner::Entry);
         Self { owner, ..self }
+    }
+
+    /// Access logs call it by this host.
+    pub(super) fn called(self, host: Option<Arc<str>>) -> Self {
+        Self { host, ..self }
     }
 
     /// Connections carry this protocol.
@@ -127,6 +135,11 @@ impl ResolvedDestination {
     /// Who has the address.
     pub(crate) fn owner(&self) -> &AddressOwner {
         &self.owner
+    }
+
+    /// What access logs call it: a ServiceEntry's host, or `<namespace>/<name>`; `None`: outside the mesh.
+    pub(crate) fn service(&self) -> Option<&Arc<str>> {
+        self.host.as_ref().or(self.name.as_ref())
     }
 
     pub(crate) fn target(&self) -> &ResolvedTarget {
@@ -192,6 +205,11 @@ impl ResolvedDestination {
         let is_ipv4 = self.dialled.is_ipv4();
         let all = self.backends().iter().flat_map(|backend| &backend.endpoints);
         all.filter(move |choice| choice.is_for(is_ipv4))
+    }
+
+    /// Why names of its backends' endpoints could not be looked up.
+    pub(crate) fn lookup_failures(&self) -> impl Iterator<Item = &str> {
+        self.backends().iter().filter_map(|backend| backend.lookup_failure().map(|reason| &**reason))
     }
 
     fn backends(&self) -> &[Arc<BalancedBackend>] {

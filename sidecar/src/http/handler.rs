@@ -52,8 +52,9 @@ impl Handler {
         destination: LiveDestination,
         refusals: Rc<RefusalLog>,
     ) -> Self {
-        let connection = ServedConnection::Outbound(Rc::new(info));
-        let outbound = Outbound::new(connection.dialled(), destination, refusals);
+        let info = Rc::new(info);
+        let connection = ServedConnection::Outbound(info.clone());
+        let outbound = Outbound::new(info, destination, refusals);
         Self { connection, rule: Rule::Outbound(Box::new(outbound)) }
     }
 

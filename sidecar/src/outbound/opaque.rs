@@ -1,5 +1,6 @@
 //! Bytes that are passed on unseen, both ways, on a connection to one endpoint.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -49,15 +50,13 @@ impl OutboundConnection<'_> {
         let remote = endpoint.map_or_else(|| self.remote(&target), |endpoint| endpoint.remote);
         let security = ConnectionSecurity::outbound(endpoint.as_ref());
         let tcp = self.context.http.telemetry.tcp(true, remote, security);
-        let told = Told { outbound: self, target: &target, endpoint, tcp };
+        let local = result.as_ref().ok().and_then(|(upstream, _)| local_address(upstream));
+        let told = Told { outbound: self, target: &target, endpoint, local, tcp };
         match result {
             Ok((upstream, choice)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
             Err(failure) => {
                 let (flag, details) = match failure {
-                    NotConnected::NoEndpoint(NoEndpoint::NoRoute) => {
-                        (ResponseFlag::NoRoute, NoEndpoint::NoRoute.details())
-                    }
-                    NotConnected::NoEndpoint(reason) => (ResponseFlag::NoHealthyUpstream, reason.details()),
+                    NotConnected::NoEndpoint(reason) => (reason.flag(), reason.details()),
                     NotConnected::Failed(failure) => (failure.flag(), failure.details()),
                 };
                 let requested = observed_server(&received).unwrap_or_default();
@@ -121,6 +120,14 @@ fn first_choice(target: &ResolvedDestination, received: &[u8]) -> Result<Endpoin
     target.choose_for_connection(server.as_deref())
 }
 
+fn local_address(upstream: &Upstream) -> Option<SocketAddr> {
+    let socket = match upstream {
+        MaybeTls::Plain(socket) => socket,
+        MaybeTls::Tls(tls) => tls.socket(),
+    };
+    socket.local_addr().ok().map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
 /// The server that a ClientHello in these bytes names.
 fn server_name(received: &[u8]) -> Option<Box<str>> {
     let first = detect::first_bytes(received);
@@ -133,6 +140,8 @@ pub(super) struct Told<'s> {
     pub(super) outbound: &'s OutboundConnection<'s>,
     pub(super) target: &'s ResolvedDestination,
     pub(super) endpoint: Option<DialledEndpoint>,
+    /// The sidecar's end of the connection to it.
+    pub(super) local: Option<SocketAddr>,
     pub(super) tcp: CountedTcp,
 }
 
@@ -190,9 +199,11 @@ impl Told<'_> {
             outbound: Some(OutboundRecord {
                 peer: *peer,
                 dialled: *address,
-                service: self.target.name().map(|name| &**name),
+                service: self.target.service().map(|service| &**service),
+                hosts: None,
                 destination: RemoteId::UNKNOWN,
                 endpoint: self.endpoint,
+                local: self.local,
                 owner: self.target.owner(),
                 spoken: requested.protocol,
                 server_name: requested.name.as_deref(),

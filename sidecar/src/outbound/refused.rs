@@ -27,7 +27,7 @@ impl OutboundConnection<'_> {
         self.context.refusals.unregistered(self.dialled.address, host.name.as_deref(), reason);
         let tcp =
             self.context.http.telemetry.tcp(true, self.remote(target), ConnectionSecurity::outbound(None));
-        let told = Told { outbound: self, target, endpoint: None, tcp };
+        let told = Told { outbound: self, target, endpoint: None, local: None, tcp };
         told.record(&host, ResponseFlag::NoHealthyUpstream, NoEndpoint::Unregistered.details(), [0, 0]);
         io.abort();
     }

@@ -107,6 +107,11 @@ impl Reusable for MaybeTls<UpstreamTls> {
 }
 
 impl UpstreamTls {
+    /// The connection that carries it.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        self.stream.get_ref().0
+    }
+
     /// Whether the peer has vanished, as one of the connections to it found.
     pub(crate) fn has_vanished(&self) -> bool {
         self.line.as_ref().is_some_and(|line| line.phase() == Phase::Closed(Cause::PeerVanished))

@@ -3,8 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use tidegate_core::Identity;
-use tidegate_core::backend::{Backend, BackendRef, Endpoint, OriginalDestination, Transport};
+use tidegate_core::backend::{
+    Backend, BackendRef, DnsAnswers, DnsEndpoint, DnsEndpoints, Endpoint, OriginalDestination, Transport,
+};
+use tidegate_core::dns_name::DnsPattern;
+use tidegate_core::{DnsName, Identity};
+use tidegate_crds::ServiceEntrySpec;
 use tidegate_crds::service_entry::{EntryLocation, EntryPort, Resolution, WorkloadEntry};
 
 use crate::compile::destination::Resolver;
@@ -19,17 +23,24 @@ impl Resolver<'_> {
         pods: &mut BTreeSet<ObjectName>,
     ) -> Option<Backend> {
         let (_, entry) = self.index.service_entries().entry(object)?;
-        let port = entry.spec.port(name.port)?;
+        let spec = &entry.spec;
+        let port = spec.port(name.port)?;
         let protocol = port.protocol().ok()?.of_port().spoken();
-        if entry.spec.resolution() == Ok(Resolution::None) {
-            let original = OriginalDestination { port: port.target_port.and(endpoint_port(None, port)) };
-            let backend = Backend::new(name.clone(), protocol, Vec::new());
-            return Some(Backend { original_destination: Some(original), ..backend });
-        }
-        let is_internal = entry.spec.location() == Ok(EntryLocation::Internal);
+        let hosts = spec.hosts.iter().filter_map(|host| DnsPattern::parse(host).ok()).collect();
+        let backend = Backend { hosts, ..Backend::new(name.clone(), protocol, Vec::new()) };
+        let answers = match spec.resolution().ok()? {
+            Resolution::None => {
+                let original = OriginalDestination { port: port.target_port.and(endpoint_port(None, port)) };
+                return Some(Backend { original_destination: Some(original), ..backend });
+            }
+            Resolution::Static => None,
+            Resolution::Dns | Resolution::DynamicDns => Some(DnsAnswers::All),
+            Resolution::DnsRoundRobin => Some(DnsAnswers::First),
+        };
+        let is_internal = spec.location() == Ok(EntryLocation::Internal);
         let mut endpoints: Vec<Endpoint> = Vec::new();
         let mut known = BTreeSet::new();
-        for listed in &entry.spec.endpoints {
+        for listed in &spec.endpoints {
             let (Some(ip), Some(number)) = (listed.ip(), endpoint_port(Some(listed), port)) else { continue };
             let address = SocketAddr::new(ip, number);
             let transport = if is_internal {
@@ -41,7 +52,25 @@ impl Resolver<'_> {
                 endpoints.push(Endpoint::new(address, transport));
             }
         }
-        Some(Backend::new(name.clone(), protocol, endpoints))
+        let dns = answers.and_then(|answers| {
+            let names = if spec.endpoints.is_empty() { own_names(spec, port) } else { Vec::new() };
+            let listed = spec.endpoints.iter().filter_map(|listed| {
+                let (name, number) = (listed.name()?, endpoint_port(Some(listed), port)?);
+                let account = listed.service_account.as_deref().filter(|_| is_internal);
+                let transport =
+                    account.map_or(Transport::Plain, |account| self.account_transport(object, account));
+                Some(DnsEndpoint { name: Some(name), port: number, transport })
+            });
+            let names: Vec<_> = names.into_iter().chain(listed).collect();
+            (!names.is_empty()).then_some(DnsEndpoints { names, answers })
+        });
+        Some(Backend { endpoints, dns, ..backend })
+    }
+
+    /// Mutual TLS with a service account of the entry's namespace.
+    fn account_transport(&self, entry: &ObjectName, account: &str) -> Transport {
+        let identity = Identity::new(self.trust_domain.clone(), &entry.namespace, account);
+        identity.map_or(Transport::Plain, Transport::Mesh)
     }
 
     /// Mutual TLS with the service account that the endpoint names, or with the workload that has its address.
@@ -53,8 +82,7 @@ impl Resolver<'_> {
         pods: &mut BTreeSet<ObjectName>,
     ) -> Transport {
         if let Some(account) = listed.service_account.as_deref() {
-            let identity = Identity::new(self.trust_domain.clone(), &entry.namespace, account);
-            return identity.map_or(Transport::Plain, Transport::Mesh);
+            return self.account_transport(entry, account);
         }
         for (name, pod) in self.index.pods_at(address.ip()) {
             pods.insert(name.clone());
@@ -64,6 +92,16 @@ impl Resolver<'_> {
         }
         Transport::Plain
     }
+}
+
+/// What is looked up without endpoints: the entry's host, or of several the one that a connection is for.
+fn own_names(spec: &ServiceEntrySpec, port: &EntryPort) -> Vec<DnsEndpoint> {
+    let name = match &*spec.hosts {
+        [only] => DnsName::parse(only).ok(),
+        _ => None,
+    };
+    let endpoint = |port| DnsEndpoint { name, port, transport: Transport::Plain };
+    endpoint_port(None, port).map(endpoint).into_iter().collect()
 }
 
 /// The port that connections to one of the entry's ports go to.

@@ -32,8 +32,9 @@ pub(super) fn of_entry(entry: &ServiceEntry) -> Option<String> {
             Some(format!("spec.endpoints[{at}].address: not supported yet: only IP addresses are"))
         }
         Ok(Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns) => {
-            let text = spec.resolution.as_deref().unwrap_or_default();
-            Some(format!("spec.resolution: {text} is not supported yet: only NONE and STATIC are"))
+            let is_unknown = |endpoint: &WorkloadEntry| endpoint.ip().is_none() && endpoint.name().is_none();
+            let at = spec.endpoints.iter().position(is_unknown)?;
+            Some(format!("spec.endpoints[{at}].address: not supported yet: only IP addresses and names are"))
         }
         Err(text) => Some(format!("spec.resolution: '{text}' is not supported")),
     }

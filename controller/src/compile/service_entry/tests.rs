@@ -1,10 +1,11 @@
+mod cells;
 mod hosts;
 mod naive;
 
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use tidegate_core::backend::{BackendRef, Transport};
+use tidegate_core::backend::{BackendRef, DnsAnswers, DnsEndpoint, Transport};
 use tidegate_core::destination::{DestinationKey, DestinationTarget};
 use tidegate_core::policy::AppProtocol;
 use tidegate_core::{Destination, TrustDomain};
@@ -77,6 +78,19 @@ fn seen_as(index: &Index, key: &DestinationKey, client: Option<&str>) -> String 
                 if let Some(original) = backend.original_destination {
                     let port = original.port.map(|port| format!(":{port}")).unwrap_or_default();
                     let _ = write!(text, " original{port}");
+                }
+                for DnsEndpoint { name, port, transport } in backend.dns.iter().flat_map(|dns| &dns.names) {
+                    let name = name.as_ref().map_or("<host>", |name| name.as_str());
+                    let identity = match transport {
+                        Transport::Mesh(identity) => format!("={}", identity.service_account()),
+                        _ => String::new(),
+                    };
+                    let first = if backend.dns.as_ref().unwrap().answers == DnsAnswers::First {
+                        " first"
+                    } else {
+                        ""
+                    };
+                    let _ = write!(text, "{first} {name}:{port}{identity}");
                 }
                 for endpoint in &backend.endpoints {
                     let identity = match &endpoint.transport {
@@ -151,13 +165,6 @@ fn each_supported_resolution_protocol_and_location_is_in_force() {
 #[test]
 fn what_is_not_supported_yet_is_not_in_force_and_says_so() {
     let unsupported = [
-        ("TCP", "192.0.2.1", "resolution: DNS", "spec.resolution: DNS is not supported yet"),
-        (
-            "TCP",
-            "192.0.2.1",
-            "resolution: DNS_ROUND_ROBIN",
-            "spec.resolution: DNS_ROUND_ROBIN is not supported yet",
-        ),
         (
             "TCP",
             "192.0.2.1",

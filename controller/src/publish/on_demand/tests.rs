@@ -219,3 +219,59 @@ fn clients_of_a_namespace_get_what_its_own_service_entry_makes_of_an_address() {
     drop((web, shop));
     assert_eq!(controller.resources.len(), 0);
 }
+
+/// An entry for a host at port 443, without addresses.
+fn host_entry(namespace: &str, name: &str, host: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{hosts: [{host}], ports: [{{number: 443, name: t, protocol: TLS}}]}}\n"
+    )
+}
+
+#[test]
+fn a_host_is_followed_by_itself_and_changes_with_its_entry() {
+    let controller = Controller::started();
+    let mut web = controller.resources.subscriber("web");
+    let [address, host] = ["destination/192.0.2.1:443", "destination/192.0.2.1:443/tls/a.example"];
+    for name in [address, host] {
+        web.subscribe(Arc::new(ResourceName::parse(name).unwrap()));
+    }
+    assert_eq!(news(&web), [format!("{address}: []"), format!("{host}: []")]);
+    controller.apply(&host_entry("ops", "e", "a.example"));
+    let led = format!("{host}: [\"backend/ServiceEntry/ops/e:443\"]");
+    assert_eq!(news(&web), [format!("{address}: []"), led.clone()]);
+    controller.apply(&host_entry("web", "mine", "'*.example'"));
+    assert!(!news(&web).contains(&format!("{host}: []")), "the whole name comes first");
+    let key = |namespace: &str, name: &str| ObjectKey {
+        kind: Kind::ServiceEntry,
+        name: ObjectName::new(namespace, name),
+    };
+    controller.change(vec![Change::Delete(key("ops", "e"))]);
+    assert!(news(&web).contains(&format!("{host}: [\"backend/ServiceEntry/web/mine:443\"]")));
+    controller.change(vec![Change::Delete(key("web", "mine"))]);
+    assert!(news(&web).contains(&format!("{host}: []")));
+}
+
+#[test]
+fn of_ten_thousand_hosts_a_sidecar_gets_the_three_that_it_uses() {
+    let controller = Controller::started();
+    let entries =
+        (0..10_000).map(|i| host_entry(&format!("ns{}", i % 50), &format!("e{i}"), &format!("h{i}.example")));
+    controller.apply(&entries.collect::<String>());
+    let mut web = controller.resources.subscriber("web");
+    for host in ["", "/tls/h0.example", "/tls/h77.example", "/tls/h9999.example", "/tls/other.example"] {
+        let name = format!("destination/192.0.2.1:443{host}");
+        web.subscribe(Arc::new(ResourceName::parse(&name).unwrap()));
+    }
+    let mut bytes = 0;
+    let mut backends = BTreeSet::new();
+    while let Some((_, value)) = web.next_change() {
+        let value = value.unwrap();
+        bytes += value.held_bytes();
+        backends.extend(value.references.iter().map(ToString::to_string));
+    }
+    let expected =
+        ["ns0/e0", "ns27/e77", "ns49/e9999"].map(|name| format!("backend/ServiceEntry/{name}:443"));
+    assert_eq!(backends.into_iter().collect::<Vec<_>>(), expected);
+    assert!(bytes < 20_000, "{bytes} bytes");
+}

@@ -11,11 +11,12 @@ use tidegate_core::route::{Action, RequestView, RouteMatch, Selected};
 
 use super::attempts::Attempts;
 use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamProtocol};
+use crate::connection_info::OutboundInfo;
 use crate::destinations::{
     ActiveRule, AppliedRule, AttemptLimits, BalancedBackend, DrawnShare, EndpointChoice, HostLookup,
     LiveDestination, LiveHosts, NoEndpoint, PendingHost, ResolvedDestination, ResolvedRoutes, ResolvedTarget,
 };
-use crate::http::local_reply;
+use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::{NormalRequest, Request, Version};
 use crate::refusal_log::RefusalLog;
 
@@ -25,12 +26,17 @@ pub(super) struct Outbound {
     destination: LiveDestination,
     /// Of requests, where hosts tell these apart.
     hosts: LiveHosts,
+    info: Rc<OutboundInfo>,
     refusals: Rc<RefusalLog>,
 }
 
 impl Outbound {
-    pub(super) fn new(dialled: SocketAddr, destination: LiveDestination, refusals: Rc<RefusalLog>) -> Self {
-        Self { dialled, destination, hosts: LiveHosts::default(), refusals }
+    pub(super) fn new(
+        info: Rc<OutboundInfo>,
+        destination: LiveDestination,
+        refusals: Rc<RefusalLog>,
+    ) -> Self {
+        Self { dialled: info.dialled, destination, hosts: LiveHosts::default(), info, refusals }
     }
 
     /// Chooses an endpoint from the newest ones, by the newest routes.
@@ -38,7 +44,10 @@ impl Outbound {
         let mut destination = self.destination.current();
         if let Some(otherwise) = destination.told_apart_by_host() {
             destination = match self.hosts.current(request.authority, &self.destination) {
-                HostLookup::Known(destination) => destination,
+                HostLookup::Known(destination) => {
+                    self.info.hosts.set(request.authority, destination.service());
+                    destination
+                }
                 HostLookup::Unnamed => otherwise.clone(),
                 HostLookup::Unknown(host) => return HandlerAction::Await(Box::new(host)).into(),
             };
@@ -97,7 +106,10 @@ fn forward(
             target: ForwardTarget::Chosen(Box::new(choice)),
             attempts: None,
         })),
-        Err(reason) => Handled::reply(local_reply::no_endpoint(reason.details())),
+        Err(reason) => {
+            let reply = local_reply::no_endpoint(reason.details());
+            Handled::reply(LocalReply { flag: reason.flag(), ..reply })
+        }
     }
 }
 

@@ -48,7 +48,7 @@ fn json_members<'a>(out: &'a mut Vec<u8>, record: &Record<'_>) -> JsonObject<'a>
     line.optional("authority", record.authority);
     line.optional("upstream_host", upstream_host(record).as_bytes());
     line.optional("upstream_cluster", upstream_cluster(record).as_bytes());
-    line.null("upstream_local_address");
+    line.optional("upstream_local_address", upstream_local(record).as_bytes());
     let (local, remote) = downstream(record);
     line.optional("downstream_local_address", local.as_bytes());
     line.optional("downstream_remote_address", remote.as_bytes());
@@ -80,7 +80,9 @@ pub(super) fn text_line(out: &mut Vec<u8>, record: &Record<'_>) {
     line.quoted(upstream_host(record).as_bytes())
         .raw(" ")
         .bare(upstream_cluster(record).as_bytes())
-        .raw(" - ");
+        .raw(" ")
+        .bare(upstream_local(record).as_bytes())
+        .raw(" ");
     line.bare(local.as_bytes()).raw(" ").bare(remote.as_bytes()).raw(" ");
     line.bare(server_name(record)).raw(" ").bare(route(record)).raw(" ");
     line.quoted(presented(record)).raw(" ").quoted(policy(record).as_bytes()).raw("\n");
@@ -111,13 +113,24 @@ fn upstream_host(record: &Record<'_>) -> String {
     }
 }
 
+/// The sidecar's end of the connection to the endpoint; empty for requests, which share connections.
+fn upstream_local(record: &Record<'_>) -> String {
+    let local = record.outbound.as_ref().and_then(|outbound| outbound.local);
+    local.map(|local| local.to_string()).unwrap_or_default()
+}
+
 /// The cluster name in Istio's format.
 fn upstream_cluster(record: &Record<'_>) -> String {
     if let Some(outbound) = &record.outbound {
+        let port = outbound.dialled.port();
+        let of_host = || outbound.hosts.and_then(|hosts| hosts.of(record.authority));
         return match outbound.service {
-            Some(service) => format!("outbound|{}||{service}", outbound.dialled.port()),
+            Some(service) => format!("outbound|{port}||{service}"),
             None if record.details == UNREGISTERED => "BlackHoleCluster".to_owned(),
-            None => "PassthroughCluster".to_owned(),
+            None => of_host().map_or_else(
+                || "PassthroughCluster".to_owned(),
+                |service| format!("outbound|{port}||{service}"),
+            ),
         };
     }
     record.connection.map(|connection| format!("inbound|{}||", connection.port)).unwrap_or_default()
@@ -258,8 +271,12 @@ impl TextLine<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::super::tests::{denied, record};
     use super::*;
+    use crate::remotes::RemoteId;
+    use crate::telemetry::{DialledEndpoint, OutboundRecord};
 
     #[test]
     fn hostile_bytes_leave_a_json_line_one_valid_object() {
@@ -286,6 +303,46 @@ mod tests {
              - - - - \"-\" \"refused: none of the client certificate's names is an allowed principal (IngressBackend \
              httpbin/httpbin)\"\n"
         );
+    }
+
+    #[test]
+    fn a_connection_through_a_service_entry_has_the_columns_of_istio_s_example() {
+        let outbound = OutboundRecord {
+            peer: "172.30.230.52:44476".parse().unwrap(),
+            dialled: "172.30.109.95:3128".parse().unwrap(),
+            service: Some("my-company-proxy.com"),
+            hosts: None,
+            destination: RemoteId::UNKNOWN,
+            endpoint: Some(DialledEndpoint {
+                address: "172.30.109.95:3128".parse().unwrap(),
+                is_mutual_tls: false,
+                remote: RemoteId::OUTSIDE,
+            }),
+            local: Some("172.30.230.52:44478".parse().unwrap()),
+            server_name: None,
+        };
+        let record = Record {
+            outbound: Some(outbound),
+            start: Some(UNIX_EPOCH + Duration::from_millis(1_544_179_082_841)),
+            duration: Duration::from_millis(92),
+            received: 702,
+            sent: 87599,
+            ..Record::default()
+        };
+        let mut text = Vec::new();
+        text_line(&mut text, &record);
+        // With today's columns behind the flags, and ours at the end.
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            "[2018-12-07T10:38:02.841Z] \"- - -\" 0 - - - \"-\" 702 87599 92 - \"-\" \"-\" \"-\" \"-\" \
+             \"172.30.109.95:3128\" outbound|3128||my-company-proxy.com 172.30.230.52:44478 172.30.109.95:3128 \
+             172.30.230.52:44476 - - \"-\" \"-\"\n"
+        );
+        let mut json = Vec::new();
+        json_line(&mut json, &record);
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(json["upstream_local_address"], "172.30.230.52:44478");
+        assert_eq!(json["upstream_cluster"], "outbound|3128||my-company-proxy.com");
     }
 
     #[test]

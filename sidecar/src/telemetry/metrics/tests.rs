@@ -100,6 +100,8 @@ fn opened_to(endpoint: DialledEndpoint) -> OutboundRecord<'static> {
         endpoint: Some(endpoint),
         owner: &AddressOwner::Cluster,
         spoken: SpokenProtocol::Tcp,
+        hosts: None,
+        local: None,
         server_name: None,
     }
 }

@@ -119,8 +119,11 @@ impl Discover {
         let say = async |message| requests.send(DiscoveryRequest { message: Some(message) }).await.unwrap();
         let node = Node { workload: self.workload.clone(), ..Node::default() };
         say(Message::Hello(Hello { node: Some(node), ..Hello::default() })).await;
-        let names: Vec<_> =
-            self.address.iter().map(|address| ResourceName::Destination((*address).into()).to_string()).collect();
+        let names: Vec<_> = self
+            .address
+            .iter()
+            .map(|address| ResourceName::Destination((*address).into()).to_string())
+            .collect();
         if !names.is_empty() {
             say(Message::Subscribe(Subscribe { names })).await;
         }
