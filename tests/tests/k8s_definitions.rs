@@ -13,7 +13,7 @@ use tidegate_tests::helm::Helm;
 use tidegate_tests::kubernetes::Cluster;
 use tidegate_tests::kubernetes::mesh::VALUES;
 
-const DEFINITIONS: [(&str, &str, &[&str]); 8] = [
+const DEFINITIONS: [(&str, &str, &[&str]); 9] = [
     ("ingressbackends.policy.openservicemesh.io", "IngressBackend", &["v1alpha1"]),
     ("meshconfigs.config.openservicemesh.io", "MeshConfig", &["v1alpha1", "v1alpha2"]),
     ("traffictargets.access.smi-spec.io", "TrafficTarget", &["v1alpha3"]),
