@@ -239,7 +239,7 @@ fn a_host_is_followed_by_itself_and_changes_with_its_entry() {
     assert_eq!(news(&web), [format!("{address}: []"), format!("{host}: []")]);
     controller.apply(&host_entry("ops", "e", "a.example"));
     let led = format!("{host}: [\"backend/ServiceEntry/ops/e:443\"]");
-    assert_eq!(news(&web), [format!("{address}: []"), led.clone()]);
+    assert_eq!(news(&web), [format!("{address}: []"), led]);
     controller.apply(&host_entry("web", "mine", "'*.example'"));
     assert!(!news(&web).contains(&format!("{host}: []")), "the whole name comes first");
     let key = |namespace: &str, name: &str| ObjectKey {
