@@ -122,13 +122,25 @@ impl World {
         });
     }
 
+    /// Applies the documentation's example, with the addresses of this world.
+    fn apply_example(&mut self) {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/egress/corporate-proxy.yaml");
+        let text = fs::read_to_string(path).unwrap();
+        let proxy = self.proxy(1).ip().to_string();
+        let text = text.replace("192.0.2.10", &proxy).replace("10.0.0.0/8", "10.96.0.0/12");
+        self.mesh.apply_text("proxy", &text);
+        wait::until_true("the sidecar has the EgressProxy", SOON, || {
+            self.config()["policy"]["egressProxies"][0]["proxies"][0] == self.proxy(3128).to_string()
+        });
+    }
+
     fn apply_secret(&mut self, user: &str, password: &str) {
         self.mesh.apply(
             "secret",
             &[json!({
                 "apiVersion": "v1",
                 "kind": "Secret",
-                "metadata": {"name": "squid", "namespace": "httpbin"},
+                "metadata": {"name": "corporate-proxy", "namespace": "httpbin"},
                 "stringData": {"username": user, "password": password},
             })],
         );
@@ -268,12 +280,15 @@ fn basic_credentials_of_a_secret_are_used_and_followed_and_never_shown() {
     let mut world = World::start();
     let (rules, users) = world.authenticated();
     let squid = world.squid(3128, &rules);
-    world.apply(&[3128], &json!({"credentials": {"secretName": "squid"}}));
+    world.apply_example();
     assert_eq!((world.get("http://api.test/"), world.get("https://api.test/")), ("502".into(), "000".into()));
     let wanted = "forward_proxy_authentication{407 X-Squid-Error: ERR_CACHE_ACCESS_DENIED 0, Proxy-Authenticate: Basic";
     assert_eq!(world.record(wanted)["response_code"], 502);
     let (status, reason) = status(&world.mesh);
-    assert!(status == "error" && reason.contains("Secret httpbin/squid: does not exist"), "{reason}");
+    assert!(
+        status == "error" && reason.contains("Secret httpbin/corporate-proxy: does not exist"),
+        "{reason}"
+    );
     world.apply_secret("mesh", "s3cret-1");
     let good =
         |world: &World| world.get("http://api.test/") == "200" && world.get("https://api.test/") == "200";

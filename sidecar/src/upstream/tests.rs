@@ -474,6 +474,52 @@ fn a_forward_proxy_carries_every_transport() {
     });
 }
 
+#[test]
+fn a_forward_proxy_with_tls_needs_its_own_name_and_roots_and_keeps_what_follows_its_answer() {
+    run(async {
+        let world = World::new();
+        let server = Server::start(&world.web.named("proxy.corp.example"), None, &["http/1.1"]).await;
+        let through = |name: &str, roots: &Authority, request: ProxyRequest| {
+            let pem = tidegate_runtime::tls::pem_encode(&[roots.chain_above()]);
+            let verify = ServerVerification {
+                roots: TrustRoots::Pem(pem.into()),
+                names: vec![ServerName::Dns(DnsName::parse(name).unwrap())],
+            };
+            let settings = ProxySettings {
+                origin: ObjectRef::new("EgressProxy", "shop", "squid"),
+                credentials: None,
+                credentials_version: Arc::default(),
+                tls: Some(TlsOrigination { sni: Some(name.into()), verify, client_certificate: None }),
+                connect_timeout: GRACE,
+                response_timeout: GRACE,
+                forwarded_headers: ForwardedHeaders::Transparent,
+            };
+            let via = Some(ForwardProxy { settings: Arc::new(settings), request });
+            Arc::new(Endpoint { via, ..Endpoint::new(server.address, Transport::Plain) })
+        };
+        let absolute = through("proxy.corp.example", &world.web, ProxyRequest::AbsoluteForm);
+        for _ in 0..2 {
+            assert_eq!(world.get(&absolute, MeshProtocol::Http1).await, Ok(200));
+        }
+        assert_eq!(server.connections.get(), 1, "it is kept");
+        let tunnel = through("proxy.corp.example", &world.web, ProxyRequest::Tunnel("a.example:443".into()));
+        let opened = world.upstreams.connect(&tunnel, MeshProtocol::Tcp, Deadline::Timer).await;
+        let (mut opened, mut rest) = (opened.unwrap_or_else(|error| panic!("{error}")), [0; 2]);
+        opened.read_exact(&mut rest).await.unwrap();
+        assert_eq!(&rest, b"ok", "what the proxy sends behind the head is the target's");
+
+        let other = through("other.corp.example", &world.web, ProxyRequest::AbsoluteForm);
+        let error = world.refused(&other, MeshProtocol::Http1).await.to_string();
+        assert!(
+            error.starts_with("forward proxy: expected a server named DNS:other.corp.example"),
+            "{error}"
+        );
+        let foreign = through("proxy.corp.example", &Authority::root("foreign"), ProxyRequest::AbsoluteForm);
+        let failure = world.refused(&foreign, MeshProtocol::Http1).await.failure();
+        assert_eq!(failure.details(), "forward_proxy_tls_failure");
+    });
+}
+
 /// How long requests in flight may take.
 const GRACE: Duration = Duration::from_secs(10);
 

@@ -67,12 +67,13 @@ fn backend(documents: &[&str], name: &BackendRef) -> Resolved<Option<Backend>> {
     with_resolver(documents, |resolver| resolver.backend(name))
 }
 
-/// `passthrough`, `unknown`, or the name and the endpoints of the address's family, each with the service account that must answer.
+/// `passthrough`, `unknown`, `in the cluster`, or the name and the endpoints of the address's family, each with the service account that must answer.
 fn told(documents: &[&str], address: &str) -> String {
     let is_ipv4 = address.parse::<SocketAddr>().unwrap().is_ipv4();
     match resolve(documents, address).value {
         Destination::Passthrough => "passthrough".to_owned(),
         Destination::Unknown => "unknown".to_owned(),
+        Destination::InCluster => "in the cluster".to_owned(),
         Destination::Routed { target: DestinationTarget::Backend(name), .. } => {
             let backend = backend(documents, &name).value.expect("what a destination refers to exists");
             let endpoint = |endpoint: &Endpoint| match &endpoint.transport {
@@ -120,7 +121,7 @@ fn what_is_outside_the_mesh_is_passed_through_if_a_service_has_it_and_unknown_ot
             "192.168.0.1:30080",
             "unknown",
         ),
-        (CART, "10.1.0.2:8080", "unknown"),
+        (CART, "10.1.0.2:8080", "in the cluster"),
         // Clients of a headless Service get the Pod's address from DNS.
         ("clusterIP: None, ports: [{name: http, port: 80, targetPort: web}]", "10.1.0.2:8080", "passthrough"),
         ("type: ExternalName, externalName: example.com", "10.96.0.10:80", "unknown"),
@@ -396,8 +397,8 @@ fn a_completed_pod_gives_its_address_s_next_owner_nothing() {
     let done = pod("done", &["10.1.0.1"], "").replace("Running", "Succeeded");
     let a = pod("a", &["10.1.0.1"], "");
     assert_eq!(told(&[&done, &a], "10.1.0.1:8080"), "shop/a 10.1.0.1:8080=a");
-    assert_eq!(told(&[&done, &plain_pod("plain", "10.1.0.1")], "10.1.0.1:8080"), "unknown");
-    assert_eq!(told(&[&done], "10.1.0.1:8080"), "unknown");
+    assert_eq!(told(&[&done, &plain_pod("plain", "10.1.0.1")], "10.1.0.1:8080"), "in the cluster");
+    assert_eq!(told(&[&done], "10.1.0.1:8080"), "in the cluster");
 }
 
 #[test]

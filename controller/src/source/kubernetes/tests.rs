@@ -542,7 +542,7 @@ async fn a_pod_whose_sidecar_listens_to_another_control_plane_is_an_endpoint_wit
         (destination, backend.map(|backend| backend.endpoints).unwrap_or_default())
     };
     assert_ne!(resolve(&cluster, "10.0.0.12:14001").0, Destination::Passthrough);
-    assert_eq!(resolve(&cluster, "10.0.0.13:14001").0, Destination::Unknown);
+    assert_eq!(resolve(&cluster, "10.0.0.13:14001").0, Destination::InCluster);
 
     // Behind a Service it is dialled in plaintext, beside one of ours with its identity.
     slice(&cluster.api, "httpbin", "httpbin", "10.0.0.12", "ours");
