@@ -239,6 +239,8 @@ fn text(answer: &Value) -> String {
         "reason",
         "rule",
         "route",
+        "retries",
+        "mirrors",
         "request",
         "limits",
         "authorizer",

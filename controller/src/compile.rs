@@ -17,7 +17,7 @@ mod ingress_backend;
 mod mesh_config;
 mod peers;
 mod ports;
-mod retry;
+pub(crate) mod retry;
 pub(crate) mod route_features;
 pub(crate) mod routes_key;
 pub(crate) mod service_entry;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use tidegate_core::{ObjectRef, ServiceRetry};
+use tidegate_core::{Identity, ObjectRef, ServiceRetry};
 use tidegate_crds::{Finding, Retry, validate};
 
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
@@ -51,6 +51,16 @@ impl NamespaceRetries {
         left_out.extend(all.clone().skip(MOST_SERVICES).map(|retry| retry.origin.clone()));
         all.take(MOST_SERVICES).cloned().collect()
     }
+}
+
+/// How a workload's requests to a Service are retried, where no rule says so itself.
+pub(crate) fn service_retry(
+    index: &Index,
+    client: &Identity,
+    service: &ObjectName,
+) -> Option<Arc<ServiceRetry>> {
+    let all = NamespaceRetries::new(index, client.namespace());
+    all.by_account.get(client.service_account())?.get(service).cloned()
 }
 
 /// The Retries of a namespace, the oldest first. None if it is not in the mesh.

@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
-use tidegate_core::Identity;
 use tidegate_core::backend::{BackendRef, Endpoint, Transport};
+use tidegate_core::{Identity, ServiceRetry};
 
 use super::{ExplainError, Explanation, HttpRequest, OutboundView, Query, Speaks, ask};
 use crate::compile::destination::Resolver;
+use crate::compile::retry::service_retry;
 use crate::compile::{self, NamespaceRules};
 use crate::index::pod_addresses;
 use crate::object::ObjectName;
@@ -106,6 +107,11 @@ impl<'i> FarSide<'i> {
     /// The name in the client's certificate.
     pub(super) fn client_identity(&self) -> String {
         self.client.to_string()
+    }
+
+    /// How the client's requests to a Service are retried, where no rule says so itself.
+    pub(super) fn retry(&self, service: &ObjectName) -> Option<Arc<ServiceRetry>> {
+        service_retry(self.view.index, &self.client, service)
     }
 
     /// The endpoints of a backend.

@@ -5,8 +5,11 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use serde::Serialize;
 use tidegate_core::TrustDomain;
 use tidegate_core::backend::BackendRef;
-use tidegate_core::route::filter::{Redirect, RedirectInput, Scheme};
-use tidegate_core::route::{Action, BackendTarget, RequestView, RouteTable, Selected, WeightedBackend};
+use tidegate_core::route::filter::{Filter, Mirror, Redirect, RedirectInput, Scheme};
+use tidegate_core::route::{
+    Action, BackendTarget, RequestView, RetryPolicy, RouteRule, RouteTable, Selected, Timeouts,
+    WeightedBackend,
+};
 
 use super::far_side::{FarSide, FarSideDecision};
 use super::request::ExplainedRequest;
@@ -57,6 +60,12 @@ pub struct OutboundExplanation {
     /// The rule that applies, as the access log names it. `None`: the Service has no routes, or no rule matches.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<String>,
+    /// How often a failed request is sent again, and what says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<String>,
+    /// The Services that get copies, each with its share of the requests.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<String>,
     /// The request.
     pub request: String,
     /// The name in the certificate of the app's sidecar.
@@ -104,7 +113,8 @@ pub fn explain_outbound(
         let itself = BackendRef { object: name.to_ref(Kind::Service), port };
         let share = WeightedBackend::new(1, BackendTarget::Backend(itself));
         let shares = shares(&far_side, &[share], |_| request.clone())?;
-        return Ok(unrouted.forwarded("the Service has no routes", None, shares));
+        let answer = unrouted.forwarded("the Service has no routes", None, shares);
+        return Ok(OutboundExplanation { retries: retries(&far_side, name, None), ..answer });
     };
     let table = RouteTable::new(found.routes)
         .map_err(|error| ExplainError::NoRoutes(name.clone(), error.to_string()))?;
@@ -112,7 +122,13 @@ pub fn explain_outbound(
     let normal = normal.map_err(|error| ExplainError::NoPath(request.to_string(), error))?;
     match table.select(&normal) {
         None => Ok(unrouted.refused("no rule of the Service's routes matches", "route_not_found", None)),
-        Some(found) => unrouted.applied(&far_side, &normal, &found),
+        Some(found) => {
+            let is_forwarded = matches!(found.rule.action, Action::Forward(_));
+            let rule = Some(found.rule);
+            let retries = retries(&far_side, name, rule).filter(|_| is_forwarded);
+            let mirrors = mirrors(found.rule).filter(|_| is_forwarded).collect();
+            Ok(OutboundExplanation { retries, mirrors, ..unrouted.applied(&far_side, &normal, &found)? })
+        }
     }
 }
 
@@ -201,12 +217,35 @@ impl Unrouted {
             reason,
             code: None,
             route: None,
+            retries: None,
+            mirrors: Vec::new(),
             request,
             client_identity,
             port,
             backends: Vec::new(),
         }
     }
+}
+
+/// How often a failed request is sent again: as its rule says if that has limits of its own, else as an object about the
+/// Service does.
+fn retries(far_side: &FarSide<'_>, service: &ObjectName, rule: Option<&RouteRule>) -> Option<String> {
+    let said = |policy: &RetryPolicy, by: &str| format!("at most {} times, as {by} says", policy.attempts());
+    match rule.filter(|rule| rule.retry.is_some() || rule.timeouts != Timeouts::default()) {
+        Some(rule) => rule.retry.as_ref().map(|policy| said(policy, "the rule")),
+        None => far_side.retry(service).map(|retry| said(&retry.policy, &retry.origin.to_string())),
+    }
+}
+
+/// The Services that get copies of a rule's requests.
+fn mirrors(rule: &RouteRule) -> impl Iterator<Item = String> {
+    rule.filters.iter().filter_map(|filter| match filter {
+        Filter::Mirror(Mirror { backend: BackendRef { object, port }, fraction }) => {
+            let share = format!("{} of {}", fraction.numerator(), fraction.denominator());
+            Some(format!("{}/{}:{port} ({share})", object.namespace, object.name))
+        }
+        _ => None,
+    })
 }
 
 /// The shares of a rule, with the endpoints of the moment and what they decide about the request that each gets.

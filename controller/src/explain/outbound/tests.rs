@@ -160,3 +160,23 @@ fn a_client_is_a_pod_with_a_sidecar() {
     let error = asked(&[SERVICES, PERMISSIVE], |_| false, "shop/one", "/").unwrap_err();
     assert_eq!(error, ExplainError::NoSidecar(ObjectName::new("shop", "one")));
 }
+
+#[test]
+fn what_is_sent_again_and_what_is_copied_is_said() {
+    let retry = "apiVersion: policy.openservicemesh.io/v1alpha1\nkind: Retry\nmetadata: {name: again, namespace: web}\n\
+                 spec:\n  source: {kind: ServiceAccount, name: web, namespace: web}\n  \
+                 destinations: [{kind: Service, name: cart, namespace: shop}]\n  \
+                 retryPolicy: {retryOn: 5xx, numRetries: 3}\n";
+    let by_object = Some("at most 3 times, as Retry web/again says".to_owned());
+    let unrouted = asked(&[SERVICES, PERMISSIVE, retry], |_| true, "web/web", "/").unwrap();
+    assert_eq!((unrouted.retries, unrouted.mirrors), (by_object.clone(), Vec::new()));
+    let other = asked(&[SERVICES, PERMISSIVE, retry], |_| true, "web/other", "/").unwrap();
+    assert_eq!(other.retries, None);
+    let mirror = "{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: cart, port: 80}, percent: 5}}], \
+                  backendRefs: [{name: cart, port: 80}]}";
+    let copied = asked(&[SERVICES, PERMISSIVE, retry, &route(mirror)], |_| true, "web/web", "/").unwrap();
+    assert_eq!((copied.retries, copied.mirrors), (by_object, vec!["shop/cart:80 (5 of 100)".to_owned()]));
+    let own = route("{retry: {codes: [503]}, backendRefs: [{name: cart, port: 80}]}");
+    let own = asked(&[SERVICES, PERMISSIVE, retry, &own], |_| true, "web/web", "/").unwrap();
+    assert_eq!(own.retries.as_deref(), Some("at most 1 times, as the rule says"));
+}

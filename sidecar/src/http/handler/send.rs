@@ -93,7 +93,10 @@ impl Handler {
                     Err(UpstreamError::Timeout(which))
                 }
             };
-            if let (Some(repeat), Some(copies)) = (&repeat, attempts.take_copies()) {
+            let is_sent = !matches!(outcome, Err(UpstreamError::Connect(_)));
+            if let Some(repeat) = repeat.as_ref().filter(|_| is_sent)
+                && let Some(copies) = attempts.take_copies()
+            {
                 match repeat.body.data() {
                     Some(body) => mirror::send_copies(env, copies, &repeat.head, &body),
                     None => env.telemetry.limited("mirror_body"),
