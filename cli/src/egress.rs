@@ -2,6 +2,7 @@
 
 mod hosts;
 mod manifests;
+mod policies;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -24,7 +25,7 @@ const CONCURRENT: usize = 8;
 /// What leaves the mesh.
 #[derive(Subcommand, Debug)]
 pub(crate) enum EgressCommand {
-    /// Print ServiceEntries that allow what workloads have reached outside the mesh, and nothing else.
+    /// Print ServiceEntries or Egresses that allow what workloads have reached outside the mesh, and nothing else.
     ///
     /// Each sidecar records the servers that its workload has reached since it started: SNI or Host, port, bytes, times.
     /// Comments say what would be refused if `enableEgress` was false now.
@@ -43,6 +44,9 @@ pub(crate) struct EgressLearnOptions {
     /// Query the sidecar at this admin address instead of those of a cluster; may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     admin_address: Vec<SocketAddr>,
+    /// The kind of manifests.
+    #[arg(long, value_enum, default_value = "service-entry")]
+    kind: LearnedKind,
     /// What to print.
     #[arg(short, long, value_enum, default_value = "manifests")]
     output: LearnOutput,
@@ -50,10 +54,19 @@ pub(crate) struct EgressLearnOptions {
     cluster: ClusterOptions,
 }
 
+/// Kinds of objects that allow what was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LearnedKind {
+    /// Istio's ServiceEntry, for all workloads of a namespace.
+    ServiceEntry,
+    /// Open Service Mesh's Egress, for the workloads of a service account.
+    Egress,
+}
+
 /// What `tidegate egress learn` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LearnOutput {
-    /// ServiceEntries to apply.
+    /// Manifests to apply.
     Manifests,
     /// What was reached, as a table.
     Table,
@@ -87,7 +100,13 @@ pub(crate) async fn run(command: EgressCommand) -> anyhow::Result<ExitCode> {
     }
     let hosts = hosts::of(&reports);
     let printed = match options.output {
-        LearnOutput::Manifests => print(manifests::text(&reports, &hosts)?.as_bytes()),
+        LearnOutput::Manifests => {
+            let manifests = match options.kind {
+                LearnedKind::ServiceEntry => manifests::text(&hosts),
+                LearnedKind::Egress => policies::text(&hosts),
+            }?;
+            print((manifests::preface(&reports, &hosts) + &manifests).as_bytes())
+        }
         LearnOutput::Table => print_as(OutputFormat::Table, &hosts, |hosts| hosts::table(hosts)),
         LearnOutput::Json => print_as(OutputFormat::Json, &hosts, |_| String::new()),
         LearnOutput::Yaml => print_as(OutputFormat::Yaml, &hosts, |_| String::new()),

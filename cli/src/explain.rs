@@ -136,7 +136,7 @@ impl ExplainOptions {
         let (from, service) = match (&self.from, &self.backend) {
             (Some(from), ExplainedTarget::Service(service)) => (from, service),
             (Some(from), ExplainedTarget::External(server, port)) => {
-                let query = self.external(&from.namespace, server, *port);
+                let query = self.external(from.clone(), server, *port);
                 return Ok(serde_json::to_value(explain_external(index, domain, &query)?)?);
             }
             (None, ExplainedTarget::Service(service)) => {
@@ -162,10 +162,10 @@ impl ExplainOptions {
     }
 
     /// The question about a server outside the mesh.
-    fn external(&self, caller: &str, server: &str, port: u16) -> ExternalQuery {
+    fn external(&self, caller: ObjectName, server: &str, port: u16) -> ExternalQuery {
         let address = server.parse().ok();
         ExternalQuery {
-            caller: caller.to_owned(),
+            caller,
             host: address.is_none().then(|| server.to_owned()),
             address: address.or(self.address),
             port,
@@ -196,7 +196,8 @@ impl ExplainOptions {
         let mut path = match &self.backend {
             ExplainedTarget::Service(name) => format!("/explain?backend={}", escape(&name.to_string())),
             ExplainedTarget::External(server, port) => {
-                let ExternalQuery { host, address, .. } = self.external("", server, *port);
+                let ExternalQuery { host, address, .. } =
+                    self.external(ObjectName::new("", ""), server, *port);
                 let host = host.map(|host| format!("&host={}", escape(&host))).unwrap_or_default();
                 let address = address.map(|address| format!("&address={address}")).unwrap_or_default();
                 format!("/explain?port={port}{host}{address}")

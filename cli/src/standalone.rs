@@ -64,7 +64,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StandaloneOptions {
     /// Folder of manifests (.yaml, .yml, .json), watched: Namespace, ServiceAccount, Service, EndpointSlice, Pod, Node,
-    /// IngressBackend, MeshConfig, UpstreamTrafficSetting, Retry, SMI's TrafficTarget, TrafficSplit, HTTPRouteGroup and TCPRoute,
+    /// IngressBackend, Egress, MeshConfig, UpstreamTrafficSetting, Retry, SMI's TrafficTarget, TrafficSplit, HTTPRouteGroup and TCPRoute,
     /// Gateway API's HTTPRoute, GRPCRoute, TLSRoute and TCPRoute. A Pod whose podIP is an address of this machine gets a
     /// sidecar.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]

@@ -194,7 +194,7 @@ fn parse(parameters: &[(String, String)]) -> Result<Question, String> {
         if backend.is_some() {
             return Err("host and address are for servers outside the mesh: leave out backend".to_owned());
         }
-        let caller = from.ok_or("from is required: <namespace>/<pod>")?.namespace.to_string();
+        let caller = from.ok_or("from is required: <namespace>/<pod>")?;
         let port = port.ok_or("port is required")?;
         return Ok(Question::External(ExternalQuery { caller, host, address, port }));
     }

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tidegate_core::contract::names::{self, MESH_CONFIG_NAME, name_in_mesh};
 use tidegate_crds::{
-    EgressProxySpec, Finding, HTTPRouteGroupSpec, IngressBackendSpec, MeshConfigSpec, RetrySpec,
+    EgressProxySpec, EgressSpec, Finding, HTTPRouteGroupSpec, IngressBackendSpec, MeshConfigSpec, RetrySpec,
     ServiceEntrySpec, TrafficSplitSpec, TrafficTargetSpec, UpstreamTrafficSettingSpec, validate,
 };
 use tidegate_kubernetes::watch::KindMeter;
@@ -130,6 +130,9 @@ impl AdmissionReviewer for PolicyReviewer {
                 let namespace = object.metadata.namespace.as_deref().unwrap_or_default();
                 validate::retry(namespace, &object.spec)
             }),
+            ("policy.openservicemesh.io", "Egress") => {
+                judge(request, |object: &ReviewedObject<EgressSpec>| validate::egress(&object.spec))
+            }
             ("networking.istio.io", "ServiceEntry") => {
                 judge(request, |object: &ReviewedObject<ServiceEntrySpec>| {
                     let namespace = object.metadata.namespace.as_deref().unwrap_or_default();

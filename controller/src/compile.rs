@@ -7,6 +7,7 @@
 
 mod backend;
 pub(crate) mod destination;
+pub(crate) mod egress;
 mod egress_proxy;
 mod endpoint_choice;
 mod external_authorization;

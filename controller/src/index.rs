@@ -6,6 +6,7 @@
 mod addresses;
 mod affected;
 mod egress_proxies;
+mod egresses;
 mod endpoint_slices;
 mod gateway_routes;
 mod http_route_groups;
@@ -34,8 +35,8 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_crds::{
-    EgressProxy, IngressBackend, MeshConfig, MeshConfigSpec, Retry, ServiceEntry, TCPRoute, TrafficSplit,
-    TrafficTarget, UpstreamTrafficSetting,
+    Egress, EgressProxy, IngressBackend, MeshConfig, MeshConfigSpec, Retry, ServiceEntry, TCPRoute,
+    TrafficSplit, TrafficTarget, UpstreamTrafficSetting,
 };
 
 use crate::object::kinds::kinds;
@@ -297,6 +298,24 @@ impl Index {
         TCPRoute::get(&self.parts.tcp_routes, name)
     }
 
+    /// Every Egress.
+    pub(crate) fn egresses(&self) -> impl Iterator<Item = (&ObjectName, &Arc<Egress>)> {
+        self.parts.egresses.iter()
+    }
+
+    /// The Egresses for the workloads of a service account.
+    pub(crate) fn egresses_of(
+        &self,
+        account: &ObjectName,
+    ) -> impl Iterator<Item = (&ObjectName, &Arc<Egress>)> {
+        self.parts.egresses.of_account(account)
+    }
+
+    /// Whether there is an UpstreamTrafficSetting of this name.
+    pub(crate) fn has_upstream_traffic_setting(&self, name: &ObjectName) -> bool {
+        UpstreamTrafficSetting::get(&self.parts.upstream_traffic_settings, name).is_some()
+    }
+
     /// Every UpstreamTrafficSetting.
     pub(crate) fn upstream_traffic_settings(
         &self,
@@ -551,6 +570,12 @@ impl Index {
                     affected.policies.insert(name.namespace.clone());
                     self.affect_account(&traffic_targets::destination(&name.namespace, target), affected);
                 }
+                for (policy, egress) in self.parts.egresses.referring_to(kind, &name) {
+                    affected.policies.insert(policy.namespace.clone());
+                    egresses::accounts(egress)
+                        .iter()
+                        .for_each(|account| self.affect_account(account, affected));
+                }
                 if kind == Kind::HTTPRouteGroup {
                     let roots = self.parts.traffic_splits.roots_by_group(&name);
                     roots.iter().for_each(|root| self.affect_parent(root, affected));
@@ -597,6 +622,9 @@ impl Index {
         for (name, entry) in self.service_entries().in_namespace(&namespace) {
             affected.entries.insert(name.clone());
             affected.ranges.extend(ranges_of(&entry.spec));
+        }
+        for (_, egress) in self.parts.egresses.in_namespace(&namespace) {
+            egresses::accounts(egress).iter().for_each(|account| self.affect_account(account, affected));
         }
         affected.namespaces.insert(namespace);
     }

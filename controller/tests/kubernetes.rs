@@ -12,7 +12,7 @@ const NAMESPACE: &str = "tidegate-system";
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
 const CONFIGS: &str = "config.openservicemesh.io/v1alpha2/meshconfigs";
 /// The kinds besides those of Tidegate that have a status, by collection.
-const OTHERS: [(&str, &str, &str); 12] = [
+const OTHERS: [(&str, &str, &str); 13] = [
     ("access.smi-spec.io/v1alpha3/traffictargets", "access.smi-spec.io/v1alpha3", "TrafficTarget"),
     ("split.smi-spec.io/v1alpha4/trafficsplits", "split.smi-spec.io/v1alpha4", "TrafficSplit"),
     ("specs.smi-spec.io/v1alpha4/httproutegroups", "specs.smi-spec.io/v1alpha4", "HTTPRouteGroup"),
@@ -25,6 +25,7 @@ const OTHERS: [(&str, &str, &str); 12] = [
     ("policy.openservicemesh.io/v1alpha1/retries", "policy.openservicemesh.io/v1alpha1", "Retry"),
     ("networking.istio.io/v1/serviceentries", "networking.istio.io/v1", "ServiceEntry"),
     ("tidegate.io/v1alpha1/egressproxies", "tidegate.io/v1alpha1", "EgressProxy"),
+    ("policy.openservicemesh.io/v1alpha1/egresses", "policy.openservicemesh.io/v1alpha1", "Egress"),
     ("gateway.networking.k8s.io/v1/httproutes", "gateway.networking.k8s.io/v1", "HTTPRoute"),
     ("gateway.networking.k8s.io/v1/grpcroutes", "gateway.networking.k8s.io/v1", "GRPCRoute"),
     ("gateway.networking.k8s.io/v1/tlsroutes", "gateway.networking.k8s.io/v1", "TLSRoute"),

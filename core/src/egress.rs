@@ -1,8 +1,12 @@
 //! Whether workloads reach what no object has.
 
+pub mod policies;
+
 use std::sync::Arc;
 
 use serde::Serialize;
+
+use self::policies::EgressPolicies;
 
 /// Where connections to addresses that no object has go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -12,4 +16,6 @@ pub enum EgressMode {
     AllowAny,
     /// Nowhere: they are refused, for this reason.
     RegistryOnly(Arc<str>),
+    /// Where policies for the workload allow.
+    Policies(Arc<EgressPolicies>),
 }

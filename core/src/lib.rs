@@ -15,7 +15,7 @@ pub mod cidr;
 pub mod contract;
 pub mod destination;
 pub mod dns_name;
-mod egress;
+pub mod egress;
 pub mod forward_proxy;
 pub mod go_duration;
 mod hex;

@@ -11,6 +11,7 @@
 //! `crds/yaml`, and a test compares them.
 
 mod bounded;
+pub mod egress;
 pub mod egress_proxy;
 pub mod gateway_api;
 pub mod http_route_group;
@@ -31,6 +32,7 @@ pub mod traffic_target;
 pub mod upstream_traffic_setting;
 pub mod validate;
 
+pub use egress::{Egress, EgressSpec};
 pub use egress_proxy::{EgressProxy, EgressProxySpec};
 pub use http_route_group::{HTTPRouteGroup, HTTPRouteGroupSpec};
 pub use ingress_backend::{IngressBackend, IngressBackendSpec, IngressBackendStatus};

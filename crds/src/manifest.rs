@@ -9,8 +9,8 @@ use tidegate_core::contract::labels::{PART_OF, TIDEGATE};
 use crate::mesh_config::{MESH_CONFIG, OLDER_MESH_CONFIG};
 use crate::service_entry::OLDER_SERVICE_ENTRIES;
 use crate::{
-    EgressProxy, HTTPRouteGroup, IngressBackend, MeshConfig, Retry, ServiceEntry, TCPRoute, TrafficSplit,
-    TrafficTarget, UpstreamTrafficSetting,
+    Egress, EgressProxy, HTTPRouteGroup, IngressBackend, MeshConfig, Retry, ServiceEntry, TCPRoute,
+    TrafficSplit, TrafficTarget, UpstreamTrafficSetting,
 };
 
 /// Every CRD with the name of its file in `crds/yaml`.
@@ -26,6 +26,7 @@ pub fn all() -> Vec<(&'static str, CustomResourceDefinition)> {
         ("policy.openservicemesh.io_retries.yaml", Retry::crd()),
         ("networking.istio.io_serviceentries.yaml", service_entry()),
         ("tidegate.io_egressproxies.yaml", EgressProxy::crd()),
+        ("policy.openservicemesh.io_egresses.yaml", Egress::crd()),
     ]
 }
 

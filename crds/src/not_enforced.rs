@@ -6,7 +6,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 16] = [
     (
         "policy.openservicemesh.io",
         &[
-            ("Egress", "workloads can reach destinations outside the mesh with and without it"),
+            ("Egress", ""),
             ("EgressGateway", "traffic leaves the mesh from each Pod itself"),
             ("UpstreamTrafficSetting", ""),
             ("Retry", ""),

@@ -5,6 +5,7 @@
 //! probably unintended, it is a warning. OSM refused `https` with `skipClientCertValidation: true` and no principal,
 //! although its documentation says the opposite; that is a warning here.
 
+mod egress;
 mod egress_proxy;
 mod findings;
 mod http_route_group;
@@ -18,6 +19,7 @@ mod upstream_traffic_setting;
 
 use std::fmt;
 
+pub use egress::egress;
 pub use egress_proxy::egress_proxy;
 pub use findings::listed;
 pub use http_route_group::{http_route_group, too_many_expressions};

@@ -138,6 +138,7 @@ fn destination_at(address: SocketAddr, version: &str, target: Option<&ResolvedDe
         ResolvedTarget::ByHost(_) => {
             return json!({"address": address, "version": version, "state": "byHost"});
         }
+        ResolvedTarget::Policies(address) => return refused("policed", &address.policies.reason),
         ResolvedTarget::Routes(routes) => Some(routes.name()),
         ResolvedTarget::Proxied(proxied) => {
             let origins: Vec<_> = proxied.origins().collect();

@@ -59,8 +59,8 @@ pub enum AddressOwner {
     /// A Service or a workload, or the address was not looked up.
     #[default]
     Cluster,
-    /// A ServiceEntry: `<namespace>/<name>`.
-    Entry(Arc<str>),
+    /// An object about the outside, such as `ServiceEntry shop/api`, or the policy that allows what is sent there.
+    Object(Arc<str>),
     /// No object.
     Unregistered,
 }

@@ -48,7 +48,7 @@ pub(crate) use hosts::{HostLookup, LiveHosts, PendingHost};
 pub(crate) use live::LiveDestination;
 pub(crate) use looked_up::NameAnswer;
 pub(crate) use references::{ReferencedView, ReferencesFull};
-pub(crate) use resolved::{ResolvedDestination, ResolvedTarget};
+pub(crate) use resolved::{PolicedAddress, ResolvedDestination, ResolvedTarget};
 pub(crate) use routes::{ActiveRule, AppliedRule, DrawnShare, ResolvedRoutes};
 
 use caller::ClientWorkload;

@@ -132,6 +132,13 @@ impl RefusalLog {
         }
     }
 
+    /// Logs what policies in audit mode would refuse.
+    pub(crate) fn would_refuse(&self, dialled: SocketAddr, host: Option<&str>, reason: &str) {
+        self.unless_flooded(
+            || warn!(%dialled, host, %reason, "the destination is outside the mesh, and would be refused without audit mode"),
+        );
+    }
+
     /// Writes another line that could become frequent, such as that an endpoint is unreachable.
     pub(crate) fn unless_flooded(&self, write: impl FnOnce()) {
         if self.own.may_write(Instant::now()) {

@@ -34,6 +34,7 @@ pub mod netns;
 pub mod nginx;
 pub mod objects;
 pub mod openssl;
+pub mod outside;
 pub mod pki;
 pub mod process;
 pub mod prometheus;

@@ -4,17 +4,15 @@
 // Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::net::SocketAddr;
 use std::process::{Command, Output};
-use std::sync::Arc;
 
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use serde_json::Value;
 use tidegate_tests::app::App;
-use tidegate_tests::client::{Client, RequestOutcome};
+use tidegate_tests::client::RequestOutcome;
 use tidegate_tests::daemon::{self, Daemon};
 use tidegate_tests::mesh::Mesh;
 use tidegate_tests::objects;
+use tidegate_tests::outside::{http, is_greeted, tls_is_echoed, way_out, ways_out};
 use tidegate_tests::wait::{self, SOON};
 
 /// The server in front of which the app's library speaks TLS, one of plain HTTP, a database, and one that comes later.
@@ -37,48 +35,18 @@ impl Caller {
             App::server_first(database, b"ready\n"),
             App::tcp_echo(foreign),
         ];
-        let pairs: Vec<_> = (0..SERVERS.len())
-            .map(|i| format!("{}={}", way_out(&mesh, i), [tls, http, database, foreign][i]))
-            .collect();
-        let mut sidecar = mesh.caller(&tls.to_string()).with_argument("--outbound", &pairs.join(","));
+        let ways = ways_out(&mesh, &[tls, http, database, foreign]);
+        let mut sidecar = mesh.caller(&tls.to_string()).with_argument("--outbound", &ways);
         sidecar.start_ready();
         Self { mesh, sidecar, _apps: apps }
     }
 
-    /// Whether the server answers a ClientHello for this name, which is sent in two pieces.
-    fn tls(&self, server: usize, name: &'static str) -> bool {
-        let hello = client_hello(name);
-        let mut connection = Client::to(way_out(&self.mesh, server)).connect().unwrap();
-        connection.write(&hello[..100]);
-        connection.write(&hello[100..]);
-        let is_echoed = connection.read_until(&hello[hello.len() - 20..]).is_ok();
-        connection.finish();
-        connection.end(SOON);
-        is_echoed
-    }
-
-    fn http(&self) -> RequestOutcome {
-        let request = b"GET /get HTTP/1.1\r\nhost: api.example.com:8080\r\nconnection: close\r\n\r\n";
-        let mut connection = Client::to(way_out(&self.mesh, 1)).connect().unwrap();
-        let answer = connection.request(request);
-        connection.finish();
-        connection.end(SOON);
-        answer.map_or_else(RequestOutcome::Refused, |answer| RequestOutcome::Status(answer.status()))
-    }
-
-    fn database(&self) -> bool {
-        let mut connection = Client::to(way_out(&self.mesh, 2)).connect().unwrap();
-        let is_greeted = connection.read_until(b"ready\n").is_ok();
-        connection.finish();
-        connection.end(SOON);
-        is_greeted
-    }
-
     /// Does all that the app usually does.
     fn replay(&self) {
-        assert!(self.tls(0, "www.example.com"));
-        assert_eq!(self.http(), RequestOutcome::Status(200));
-        assert!(self.database());
+        assert!(tls_is_echoed(way_out(&self.mesh, 0), "www.example.com"));
+        let answer = http(way_out(&self.mesh, 1), "GET", "/get", "api.example.com:8080");
+        assert_eq!(answer, RequestOutcome::Status(200));
+        assert!(is_greeted(way_out(&self.mesh, 2), b"ready\n"));
     }
 
     fn set_egress(&mut self, is_on: bool) {
@@ -112,24 +80,6 @@ impl Caller {
         command.args(["egress", "learn", "--admin-address", &admin]).args(further);
         command.output().unwrap()
     }
-}
-
-/// Where the app dials one of [`SERVERS`].
-fn way_out(mesh: &Mesh, server: usize) -> SocketAddr {
-    let first = mesh.way_out();
-    SocketAddr::new(first.ip(), first.port() + 100 * u16::try_from(server).unwrap())
-}
-
-fn client_hello(name: &'static str) -> Vec<u8> {
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
-    let mut connection = ClientConnection::new(Arc::new(config), name.try_into().unwrap()).unwrap();
-    let mut hello = Vec::new();
-    connection.write_tls(&mut hello).unwrap();
-    hello
 }
 
 fn text(output: &Output) -> String {
@@ -173,7 +123,7 @@ fn what_was_learned_is_not_refused_once_egress_is_off_and_a_foreign_host_is_refu
     let refused = |caller: &Caller| caller.reached().iter().map(|row| row.3).sum::<u64>();
     wait::until_true("the sidecar has recorded the replay", SOON, || {
         let rows = caller.reached();
-        rows.iter().map(|row| row.2).sum::<u64>() == 12 && rows.iter().all(|row| row.4 == "serviceEntry")
+        rows.iter().map(|row| row.2).sum::<u64>() == 12 && rows.iter().all(|row| row.4 == "allowed")
     });
     assert_eq!(refused(&caller), 0);
     let learned = text(&caller.learn(&["--namespace", "httpbin", "--service-account", "caller"]));
@@ -185,7 +135,7 @@ fn what_was_learned_is_not_refused_once_egress_is_off_and_a_foreign_host_is_refu
         "{learned}"
     );
 
-    assert!(!caller.tls(3, "foreign.example.org"));
+    assert!(!tls_is_echoed(way_out(&caller.mesh, 3), "foreign.example.org"));
     wait::until_true("the sidecar has recorded the refusal", SOON, || {
         caller.reached().contains(&row("foreign.example.org:443", "tls", 1, 1, "refused"))
     });
@@ -194,4 +144,23 @@ fn what_was_learned_is_not_refused_once_egress_is_off_and_a_foreign_host_is_refu
     let line = table.lines().find(|line| line.contains("foreign.example.org:443")).unwrap();
     assert!(line.ends_with("is refused"), "{table}");
     assert_eq!(refused(&caller), 1);
+}
+
+#[test]
+fn learned_egresses_let_the_service_account_go_on_as_well() {
+    let mut caller = Caller::start();
+    caller.replay();
+    let learned = ["--kind", "egress"];
+    wait::until_true("the sidecar has recorded each server", SOON, || caller.reached().len() == 3);
+    let manifests = String::from_utf8(caller.learn(&learned).stdout).unwrap();
+    assert!(manifests.contains("name: learned-caller-https-443\n"), "{manifests}");
+    caller.mesh.apply_text("learned", &manifests);
+    caller.set_egress(false);
+    caller.replay();
+    wait::until_true("the policies allow it", SOON, || {
+        let rows = caller.reached();
+        rows.iter().map(|row| row.2).sum::<u64>() == 6
+            && rows.iter().all(|row| row.3 == 0 && row.4 == "allowed")
+    });
+    assert!(!tls_is_echoed(way_out(&caller.mesh, 3), "foreign.example.org"));
 }

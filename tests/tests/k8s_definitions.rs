@@ -13,8 +13,9 @@ use tidegate_tests::helm::Helm;
 use tidegate_tests::kubernetes::Cluster;
 use tidegate_tests::kubernetes::mesh::VALUES;
 
-const DEFINITIONS: [(&str, &str, &[&str]); 9] = [
+const DEFINITIONS: [(&str, &str, &[&str]); 10] = [
     ("ingressbackends.policy.openservicemesh.io", "IngressBackend", &["v1alpha1"]),
+    ("egresses.policy.openservicemesh.io", "Egress", &["v1alpha1"]),
     ("meshconfigs.config.openservicemesh.io", "MeshConfig", &["v1alpha1", "v1alpha2"]),
     ("traffictargets.access.smi-spec.io", "TrafficTarget", &["v1alpha3"]),
     ("trafficsplits.split.smi-spec.io", "TrafficSplit", &["v1alpha2", "v1alpha4"]),

@@ -50,7 +50,7 @@ pub(super) fn namespace(report: &EgressReport) -> &str {
 }
 
 impl LearnedHost {
-    /// Whether it would be refused if `enableEgress` was false: no ServiceEntry has allowed the last connection.
+    /// Whether it would be refused if `enableEgress` was false: no object has allowed the last connection.
     pub(super) fn needs_egress(&self) -> bool {
         self.reached.outcome == EgressOutcome::EnableEgress
     }
@@ -77,11 +77,11 @@ impl LearnedHost {
 
     /// What happens to it if `enableEgress` is false.
     pub(super) fn when_locked(&self) -> String {
-        match (self.reached.outcome, &self.reached.entry) {
+        match (self.reached.outcome, &self.reached.allowed_by) {
             (EgressOutcome::EnableEgress, _) => "would be refused".to_owned(),
             (EgressOutcome::Refused, _) => "is refused".to_owned(),
-            (EgressOutcome::ServiceEntry, Some(entry)) => format!("allowed by ServiceEntry {entry}"),
-            (EgressOutcome::ServiceEntry, None) => "allowed".to_owned(),
+            (EgressOutcome::Allowed, Some(object)) => format!("allowed by {object}"),
+            (EgressOutcome::Allowed, None) => "allowed".to_owned(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! ServiceEntries that allow what was reached, with comments for the reader.
+//! ServiceEntries that allow what was reached, and comments for the reader.
 //!
 //! An entry is for one namespace, lists the addresses that were dialled, and has the hosts that were named there: an
 //! address and port is in one entry only, so no two of them compete.
@@ -26,8 +26,8 @@ struct LearnedEntry<'h> {
     ports: BTreeMap<u16, SpokenProtocol>,
 }
 
-/// The manifests, with what they cannot say as comments.
-pub(super) fn text(reports: &[EgressReport], hosts: &[LearnedHost]) -> anyhow::Result<String> {
+/// What manifests cannot say, as comments: which sidecars were queried, and the servers that need no manifest or get none.
+pub(super) fn preface(reports: &[EgressReport], hosts: &[LearnedHost]) -> String {
     let mut text = String::new();
     for report in reports {
         let since = humantime::format_rfc3339_seconds(report.since);
@@ -35,12 +35,18 @@ pub(super) fn text(reports: &[EgressReport], hosts: &[LearnedHost]) -> anyhow::R
     }
     for host in hosts.iter().filter(|host| !host.needs_egress()) {
         let what = match host.reached.outcome {
-            EgressOutcome::Refused => "is refused; no ServiceEntry below allows it".to_owned(),
+            EgressOutcome::Refused => "is refused; nothing below allows it".to_owned(),
             _ => host.when_locked(),
         };
         let (namespace, account) = (&host.namespace, &host.service_account);
         text += &format!("# {}: {what} ({namespace}/{account})\n", host.server());
     }
+    text
+}
+
+/// The manifests of the servers that need one, each with its comments.
+pub(super) fn text(hosts: &[LearnedHost]) -> anyhow::Result<String> {
+    let mut text = String::new();
     let namespaces: BTreeSet<&str> = hosts.iter().map(|host| host.namespace.as_str()).collect();
     for namespace in namespaces {
         let open = hosts.iter().filter(|host| host.namespace == namespace && host.needs_egress());
@@ -123,15 +129,7 @@ impl<'h> LearnedEntry<'h> {
         let accounts: Vec<_> = accounts(self.servers.iter().copied()).into_iter().collect();
         let mut text = format!("---\n# Service accounts: {}\n", accounts.join(", "));
         for host in &self.servers {
-            let (reached, protocol) = (&host.reached, host.protocol());
-            text += &format!(
-                "# {} ({protocol}): {} times, {} bytes sent, {} received, last {}\n",
-                host.server(),
-                reached.count - reached.refused,
-                reached.bytes_sent,
-                reached.bytes_received,
-                host.last_seen(),
-            );
+            text += &comment(host);
         }
         text
     }
@@ -166,6 +164,19 @@ impl<'h> LearnedEntry<'h> {
         let metadata = ObjectMeta { namespace: Some(namespace.to_owned()), ..ObjectMeta::default() };
         ServiceEntry { metadata: ObjectMeta { name: Some(name), ..metadata }, spec, status: None }
     }
+}
+
+/// How often a server was reached.
+pub(super) fn comment(host: &LearnedHost) -> String {
+    let (reached, protocol) = (&host.reached, host.protocol());
+    format!(
+        "# {} ({protocol}): {} times, {} bytes sent, {} received, last {}\n",
+        host.server(),
+        reached.count - reached.refused,
+        reached.bytes_sent,
+        reached.bytes_received,
+        host.last_seen(),
+    )
 }
 
 /// A name of an object that none before has.

@@ -244,6 +244,7 @@ fn unreadable_status(object: &Unreadable) -> ObjectStatus {
         | Kind::ServiceEntry
         | Kind::Retry
         | Kind::EgressProxy
+        | Kind::Egress
         | Kind::UpstreamTrafficSetting => status.with_condition("Unreadable"),
         _ => status,
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tidegate_core::backend::Locality;
+use tidegate_core::egress::policies::EgressRule;
 use tidegate_core::identity::IdentityError;
 use tidegate_core::policy::{
     InboundPolicy, IngressRule, MeshRule, PeerRule, PeerRuleState, PortPolicy, RateLimits, RuleState,
@@ -17,6 +18,7 @@ use tidegate_core::route::MAX_EXPRESSIONS;
 use tidegate_core::telemetry::{TelemetrySettings, TracingSettings};
 use tidegate_core::{EgressMode, Identity, ObjectRef, ServiceRetry, TrustDomain};
 
+use super::egress::rules::{self as egress, egress_of};
 use super::egress_proxy::NamespaceEgress;
 use super::external_authorization::MeshExternalAuthorization;
 use super::fronts::{Behind, Fronts};
@@ -209,7 +211,8 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
         TelemetrySettings { workload: Some(pod::workload(pod).into()), tracing: rules.tracing.clone() };
     let services = ports.values().flat_map(|port| &port.services);
     let external_authorization = rules.external.for_workload(&name, services);
-    let egress = rules.egress.clone();
+    let of_account = ObjectName::new(name.namespace.clone(), account);
+    let egress = egress_of(rules.index, &rules.egress, &of_account, |rule| room.take_egress(rule));
     let mut left_out = room.left_out;
     let retries = rules.retries.of(account, &mut left_out);
     let egress_proxies = rules.egress_proxies.of(pod);
@@ -276,6 +279,18 @@ impl RuleBudget {
         };
         self.limits.insert(Arc::as_ptr(limits), is_taken);
         is_taken
+    }
+
+    /// Whether there is room for a rule about what leaves the mesh. One without room allows nothing, as its status says.
+    fn take_egress(&mut self, rule: &EgressRule) -> bool {
+        let rest = self.bytes.checked_sub(egress::wire_bytes(rule));
+        let expressions = self.expressions.checked_sub(egress::expressions(rule));
+        let (Some(rest), Some(expressions)) = (rest, expressions) else {
+            self.left_out.insert(rule.origin.clone());
+            return false;
+        };
+        (self.bytes, self.expressions) = (rest, expressions);
+        true
     }
 
     /// Like [`RuleBudget::take`], for the rules of a port for mesh peers.

@@ -8,22 +8,26 @@ use std::sync::Arc;
 use serde::Serialize;
 use tidegate_core::destination::{DestinationKey, DestinationTarget, HostSource, RequestedHost};
 use tidegate_core::dns_name::{DnsName, DnsPattern};
+use tidegate_core::egress::policies::EgressPolicies;
 use tidegate_core::forward_proxy::{EgressProxyRule, ProxyTarget};
 use tidegate_core::{Destination, EgressMode, TrustDomain};
 use tidegate_crds::service_entry::ServiceEntry;
 
-use super::ExplainError;
+use super::{ExplainError, HttpRequest};
 use crate::compile::destination::Resolver;
+use crate::compile::egress::rules::egress_of;
+use crate::compile::egress_mode;
 use crate::compile::route_features::Features;
 use crate::compile::{NamespaceEgress, egress_mode};
 use crate::index::{Index, service_named};
 use crate::object::ObjectName;
+use crate::object::pod::service_account;
 
 /// A connection of an app to a server that is probably outside the mesh. It has a host, an address, or both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExternalQuery {
-    /// The namespace of the app's workload.
-    pub caller: String,
+    /// The app's Pod. Its namespace decides about ServiceEntries, its service account about Egresses.
+    pub caller: ObjectName,
     /// The name that the app resolves, and sends as SNI or `Host`.
     pub host: Option<String>,
     /// The address that it dials. `None`: those that ServiceEntries list for the host.
@@ -86,13 +90,13 @@ pub fn explain_external(
         others: others(index, query),
         port: query.port,
     };
-    Ok(explained.decided(index, query, found))
+    Ok(explained.decided(index, query, address, found))
 }
 
 /// What the app's sidecar looks up: the address, and the host where hosts tell connections apart there.
 fn destination(resolver: &Resolver<'_>, address: SocketAddr, query: &ExternalQuery) -> Destination {
     let at = |key: &DestinationKey| {
-        resolver.destination(address, &resolver.entries(key), Some(&query.caller)).value
+        resolver.destination(address, &resolver.entries(key), Some(&query.caller.namespace)).value
     };
     let otherwise = match at(&address.into()) {
         Destination::ByHost(otherwise) => *otherwise,
@@ -111,7 +115,7 @@ fn destination(resolver: &Resolver<'_>, address: SocketAddr, query: &ExternalQue
 
 impl ExternalExplanation {
     /// Fills in the decision.
-    fn decided(self, index: &Index, query: &ExternalQuery, found: Destination) -> Self {
+    fn decided(self, index: &Index, query: &ExternalQuery, address: SocketAddr, found: Destination) -> Self {
         let what = self.address.clone().unwrap_or_else(|| self.server.clone());
         match found {
             Destination::Unknown => match proxied(index, query, self.address.as_deref()) {
@@ -119,7 +123,7 @@ impl ExternalExplanation {
                 _ => self.unregistered(index),
             },
             // Hosts were looked up before.
-            Destination::InCluster | Destination::ByHost(_) => self.unregistered(index),
+            Destination::InCluster | Destination::ByHost(_) => self.unregistered(index, query, address),
             Destination::Blocked(reason) => Self {
                 decision: "deny",
                 reason: reason.to_string(),
@@ -127,8 +131,7 @@ impl ExternalExplanation {
                 ..self
             },
             Destination::Passthrough => {
-                let ip = self.address.as_ref().and_then(|address| address.parse::<SocketAddr>().ok());
-                let service = ip.and_then(|address| index.service_at(address.ip()));
+                let service = index.service_at(address.ip());
                 let owner = service.map_or_else(|| "a Pod".to_owned(), |(name, _)| format!("Service {name}"));
                 Self { reason: format!("{owner} has {what}; the connection goes there unchanged"), ..self }
             }
@@ -168,10 +171,16 @@ impl ExternalExplanation {
     }
 
     /// No object has the address.
-    fn unregistered(self, index: &Index) -> Self {
+    fn unregistered(self, index: &Index, query: &ExternalQuery, address: SocketAddr) -> Self {
         let config = index.mesh_config().map(|(name, _)| name);
         let rule = config.map(|name| format!("MeshConfig {name}"));
-        match egress_mode(index) {
+        let mode = egress_mode(index);
+        let account = index
+            .pod(&query.caller)
+            .map(|pod| ObjectName::new(query.caller.namespace.clone(), service_account(pod)));
+        let of_account = |account| egress_of(index, &mode, &account, |_| true);
+        match account.map_or_else(|| mode.clone(), of_account) {
+            EgressMode::Policies(policies) => self.policed(&policies, query, address, rule),
             EgressMode::RegistryOnly(reason) => Self {
                 decision: "deny",
                 reason: reason.to_string(),
@@ -202,10 +211,50 @@ fn proxied(index: &Index, query: &ExternalQuery, address: Option<&str>) -> Optio
     let ip = address.and_then(|address| address.parse::<SocketAddr>().ok()).map(|address| address.ip());
     let dialled = SocketAddr::new(ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), query.port);
     let target = ProxyTarget { host: query.host.as_deref(), dialled };
-    let rules = NamespaceEgress::new(index, &query.caller);
+    let rules = NamespaceEgress::new(index, &query.caller.namespace);
     let (labels, rule) = rules.iter().find(|(_, rule)| rule.applies(target))?;
     let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
     Some(ProxiedConnection { rule: rule.clone(), labels: labels.join(", ") })
+}
+
+impl ExternalExplanation {
+    /// What policies allow at an address that no object has: any bytes, or TLS or HTTP for the host.
+    fn policed(
+        self,
+        policies: &EgressPolicies,
+        query: &ExternalQuery,
+        address: SocketAddr,
+        config: Option<String>,
+    ) -> Self {
+        let host = query.host.as_deref();
+        let request = HttpRequest::default();
+        let of_request = |host| {
+            let normal = request.normal(policies.needs_normal_path()).ok()?;
+            policies.for_request(address, host, &normal).ok()
+        };
+        let found = policies
+            .for_bytes(address)
+            .map(|rule| (rule, "any bytes to the address"))
+            .or_else(|| Some((policies.for_tls(address, host)?, "TLS with this server name")))
+            .or_else(|| Some((of_request(host?)?, "requests such as GET / for this host")));
+        let found = found.and_then(|(place, what)| Some((policies.rules.get(place)?, what)));
+        match found {
+            Some((rule, what)) => {
+                let reason = format!("{} allows {what}", rule.origin);
+                Self { reason, rule: Some(rule.origin.to_string()), ..self }
+            }
+            None if policies.is_audit => {
+                Self { reason: format!("audit mode: {}", policies.reason), rule: config, ..self }
+            }
+            None => Self {
+                decision: "deny",
+                reason: policies.reason.to_string(),
+                code: Some("destination_unregistered"),
+                rule: config,
+                ..self
+            },
+        }
+    }
 }
 
 /// The first address that a ServiceEntry lists for the host and the port, and that the client sees.
@@ -213,7 +262,7 @@ fn listed_address(index: &Index, query: &ExternalQuery) -> Option<IpAddr> {
     let host = query.host.as_deref()?;
     let entries = index.service_entries().iter();
     let mut ranges = entries
-        .filter(|(name, entry)| entry.spec.is_exported_to(&query.caller, &name.namespace))
+        .filter(|(name, entry)| entry.spec.is_exported_to(&query.caller.namespace, &name.namespace))
         .filter(|(_, entry)| entry.spec.port(query.port).is_some() && is_host(&entry.spec.hosts, host))
         .flat_map(|(_, entry)| entry.spec.ranges());
     ranges.next().map(|range| range.addr())
@@ -227,8 +276,8 @@ fn others(index: &Index, query: &ExternalQuery) -> Vec<String> {
         if let Some(reason) = index.outside_mesh(&name.namespace) {
             return Some(format!("ServiceEntry {name} lists the host, but {reason}"));
         }
-        if !entry.spec.is_exported_to(&query.caller, &name.namespace) {
-            let caller = &query.caller;
+        if !entry.spec.is_exported_to(&query.caller.namespace, &name.namespace) {
+            let caller = &query.caller.namespace;
             return Some(format!(
                 "ServiceEntry {name} lists the host, but is not exported to namespace {caller}"
             ));
@@ -311,7 +360,7 @@ spec:
 
     fn explained(egress: bool, caller: &str, host: &str, address: &str, port: u16) -> ExternalExplanation {
         let query = ExternalQuery {
-            caller: caller.to_owned(),
+            caller: ObjectName::new(caller, "client"),
             host: (!host.is_empty()).then(|| host.to_owned()),
             address: address.parse().ok(),
             port,
@@ -357,6 +406,30 @@ spec:
     }
 
     #[test]
+    fn an_egress_for_the_service_account_allows_what_it_lists() {
+        let policy = "apiVersion: v1\nkind: Pod\nmetadata: {name: client, namespace: web}\nspec: {serviceAccountName: curl}\n---\n\
+                      apiVersion: policy.openservicemesh.io/v1alpha1\nkind: Egress\nmetadata: {name: out, namespace: web}\nspec: \
+                      {sources: [{kind: ServiceAccount, name: curl, namespace: web}], hosts: [b.example.com], ports: [{number: 443, \
+                      protocol: https}, {number: 80, protocol: http}]}\n";
+        let objects = index(&[OBJECTS, &mesh_config(false), policy]);
+        let explained = |host: &str, port| {
+            let host = Some(host.to_owned());
+            let query = ExternalQuery { caller: ObjectName::new("web", "client"), host, address: None, port };
+            explain_external(&objects, &TrustDomain::default(), &query).unwrap()
+        };
+        let tls = explained("b.example.com", 443);
+        assert_eq!((tls.decision, tls.rule.as_deref()), ("allow", Some("Egress web/out")));
+        assert_eq!(tls.reason, "Egress web/out allows TLS with this server name");
+        assert_eq!(
+            explained("b.example.com", 80).reason,
+            "Egress web/out allows requests such as GET / for this host"
+        );
+        let refused = explained("c.example.com", 443);
+        assert_eq!(refused.decision, "deny");
+        assert!(refused.reason.ends_with("no Egress for service account web/curl allows it"), "{refused:?}");
+    }
+
+    #[test]
     fn entries_that_list_the_host_and_do_not_decide_say_why() {
         let found = explained(false, "web", "api.example.com", "", 443);
         assert_eq!((found.decision, found.code), ("deny", Some("destination_unregistered")));
@@ -371,7 +444,7 @@ spec:
     #[test]
     fn the_name_of_a_service_is_refused_as_an_external_host() {
         let query = ExternalQuery {
-            caller: "web".to_owned(),
+            caller: ObjectName::new("web", "client"),
             host: Some("cart.shop.svc.cluster.local".to_owned()),
             address: None,
             port: 80,

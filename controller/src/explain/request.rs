@@ -41,7 +41,7 @@ impl HttpRequest {
     }
 
     /// The request as rules see it. The error is that sidecars answer it with 400.
-    pub(super) fn normal(&self, needs_normal_path: bool) -> Result<ExplainedRequest<'_>, PathError> {
+    pub(crate) fn normal(&self, needs_normal_path: bool) -> Result<ExplainedRequest<'_>, PathError> {
         let target = self.path.as_bytes();
         let target = if needs_normal_path && target != b"*" {
             path::normalize(target)?
@@ -65,7 +65,7 @@ impl fmt::Display for HttpRequest {
 }
 
 /// A request with its path in normal form.
-pub(super) struct ExplainedRequest<'r> {
+pub(crate) struct ExplainedRequest<'r> {
     request: &'r HttpRequest,
     target: Cow<'r, [u8]>,
 }

@@ -53,7 +53,7 @@ pub(crate) enum Effect {
     Opened(Vec<ObjectName>),
     /// The Pods of a service account.
     Account(ObjectName),
-    /// The TrafficTargets and TrafficSplits that refer to the object of this kind and name, and limits of its paths.
+    /// The TrafficTargets, TrafficSplits and Egresses that refer to the object of this kind and name, and limits of its paths.
     Target(Kind, ObjectName),
     /// The workloads on a node.
     Node(Arc<str>),

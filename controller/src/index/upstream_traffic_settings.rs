@@ -14,7 +14,7 @@ use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
 use crate::object::stored::{CustomKind, Stored};
-use crate::object::{Object, ObjectName};
+use crate::object::{Kind, Object, ObjectName};
 
 /// The objects by name, with references from their Services.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +69,10 @@ impl Indexed for UpstreamTrafficSetting {
     }
 
     fn effects(part: &UpstreamTrafficSettings, name: &ObjectName) -> Vec<Effect> {
-        let mut effects = vec![Effect::Statuses(name.namespace.clone())];
+        let mut effects = vec![
+            Effect::Statuses(name.namespace.clone()),
+            Effect::Target(Kind::UpstreamTrafficSetting, name.clone()),
+        ];
         let service = part.by_name.get(name).and_then(|object| setting_service(name, object));
         effects.extend(service.map(|service| Effect::Opened(vec![service])));
         effects

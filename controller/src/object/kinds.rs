@@ -40,6 +40,8 @@ macro_rules! kinds {
             EgressProxy(tidegate_crds::EgressProxy): egress_proxies,
             /// Basic credentials for forward proxies; of other Secrets nothing is kept; `v1`.
             Secret(crate::object::secret::BasicAuthSecret): secrets,
+            /// What the workloads of service accounts may reach outside the mesh; `policy.openservicemesh.io/v1alpha1`.
+            Egress(tidegate_crds::Egress): egresses,
             /// Where HTTP requests for a Service go; `gateway.networking.k8s.io/v1`.
             HTTPRoute(tidegate_crds::gateway_api::GatewayRoute<tidegate_crds::gateway_api::Http>): http_routes,
             /// Where gRPC calls for a Service go; `gateway.networking.k8s.io/v1`.

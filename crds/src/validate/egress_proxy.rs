@@ -109,7 +109,8 @@ fn check_timeouts(timeouts: &ProxyTimeoutsSpec, findings: &mut Findings) {
         match go_duration::parse(text) {
             Err(error) => findings.add("timeout", || Finding::error(path, error.to_string())),
             Ok(time) if !TIMEOUTS.contains(&time) => {
-                findings.add("timeout", || Finding::error(path, format!("expected 100ms to 60s, got {text}")));
+                findings
+                    .add("timeout", || Finding::error(path, format!("expected 100ms to 60s, got {text}")));
             }
             Ok(_) => {}
         }

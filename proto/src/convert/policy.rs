@@ -10,6 +10,7 @@
 //! error, not "any peer". Rules for mesh peers and rate limits are lists of the whole policy, to which its ports refer. Principals are the exception to strictness: one that cannot be parsed is kept as a
 //! principal that matches no certificate, because the others of its list still hold.
 
+mod egress;
 mod egress_proxy;
 mod external_authorization;
 mod peers;
@@ -26,6 +27,7 @@ use tidegate_core::policy::{
 };
 use tidegate_core::{CidrSet, EgressMode, Principal};
 
+use self::egress::{egress_from_wire, egress_to_wire};
 use self::egress_proxy::{egress_proxy_from_wire, egress_proxy_to_wire};
 use self::external_authorization::{external_from_wire, external_to_wire};
 use self::peers::{PeerRuleList, peer_rules_from_wire, referred};
@@ -59,6 +61,11 @@ impl From<&InboundPolicy> for wire::InboundPolicy {
             registry_only: match &policy.egress {
                 EgressMode::AllowAny => None,
                 EgressMode::RegistryOnly(reason) => Some(reason.to_string()),
+                EgressMode::Policies(policies) => Some(policies.reason.to_string()),
+            },
+            egress_policies: match &policy.egress {
+                EgressMode::AllowAny | EgressMode::RegistryOnly(_) => None,
+                EgressMode::Policies(policies) => Some(egress_to_wire(policies)),
             },
             retries: policy.retries.iter().map(|retry| retry_of_service_to_wire(retry)).collect(),
             egress_proxies: policy.egress_proxies.iter().map(|rule| egress_proxy_to_wire(rule)).collect(),
@@ -87,9 +94,13 @@ impl TryFrom<wire::InboundPolicy> for InboundPolicy {
         let external = policy.external_authorization.map(external_from_wire).transpose()?;
         let external_authorization = external.map(Arc::new);
         let workload = policy.workload.into();
-        let egress = match policy.registry_only {
-            None => EgressMode::AllowAny,
-            Some(reason) => EgressMode::RegistryOnly(reason.into()),
+        let egress = match (policy.registry_only, policy.egress_policies) {
+            (None, None) => EgressMode::AllowAny,
+            (None, Some(_)) => return Err(missing("registry_only")),
+            (Some(reason), None) => EgressMode::RegistryOnly(reason.into()),
+            (Some(reason), Some(policies)) => {
+                EgressMode::Policies(egress_from_wire(reason.into(), policies)?.into())
+            }
         };
         let retry = |(i, retry)| retry_of_service_from_wire(&format!("retries[{i}]"), retry).map(Arc::new);
         let retries = policy.retries.into_iter().enumerate().map(retry).collect::<Result<_, _>>()?;

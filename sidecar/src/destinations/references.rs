@@ -137,6 +137,13 @@ impl References {
         match &self.caller.egress {
             EgressMode::AllowAny => ResolvedDestination::unknown(dialled),
             EgressMode::RegistryOnly(reason) => ResolvedDestination::unregistered(dialled, reason.clone()),
+            EgressMode::Policies(policies) => ResolvedDestination::by_policies(dialled, policies, || {
+                let proxied = self.caller.proxies.at(dialled);
+                proxied.map_or_else(
+                    || ResolvedDestination::unknown(dialled),
+                    |proxied| ResolvedDestination::proxied(dialled, proxied),
+                )
+            }),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tidegate_core::egress::policies::{EgressPolicies, EgressRule};
 use tidegate_core::policy::AppProtocol;
 
 use super::attempt_limits::AttemptLimits;
@@ -38,12 +39,31 @@ pub(crate) enum ResolvedTarget {
     Unregistered(Arc<str>),
     /// They may go through a forward proxy, by the host that they name.
     Proxied(Box<ProxiedDestination>),
+    /// No object has the address, and policies decide by the server that a connection or request names.
+    Policies(PolicedAddress),
     /// All go to this backend.
     Backend(Arc<BalancedBackend>),
     /// The rule that applies to a request.
     Routes(ResolvedRoutes),
     /// What is known about the host that a connection or request is for; of one that names none, this.
     ByHost(Arc<ResolvedDestination>),
+}
+
+/// An address that no object has, at which policies allow some servers.
+#[derive(Debug)]
+pub(crate) struct PolicedAddress {
+    pub(crate) policies: Arc<EgressPolicies>,
+    /// By the places of rules: where connections go that one allows.
+    allowed: Box<[Arc<ResolvedDestination>]>,
+    /// Where those go that audit mode lets through.
+    audited: Arc<ResolvedDestination>,
+}
+
+impl PolicedAddress {
+    /// Where connections go that the rule at this place allows; `None`: that audit mode lets through.
+    pub(crate) fn allowed(&self, rule: Option<usize>) -> &Arc<ResolvedDestination> {
+        rule.and_then(|place| self.allowed.get(place)).unwrap_or(&self.audited)
+    }
 }
 
 impl ResolvedDestination {
@@ -55,6 +75,32 @@ impl ResolvedDestination {
     /// The same, where no object has the address.
     pub(crate) fn unknown(dialled: SocketAddr) -> Self {
         Self { owner: AddressOwner::Unregistered, ..Self::outside(dialled) }
+    }
+
+    /// What policies make of an address that no object has. `open`: where connections go that they allow. Where they allow any
+    /// bytes, none are looked at.
+    pub(super) fn by_policies(
+        dialled: SocketAddr,
+        policies: &Arc<EgressPolicies>,
+        open: impl Fn() -> Self,
+    ) -> Self {
+        let allowed_by = |rule: &EgressRule| Self {
+            owner: AddressOwner::Object(rule.origin.to_string().into()),
+            ..open()
+        };
+        if let Some(rule) = policies.for_bytes(dialled).and_then(|place| policies.rules.get(place)) {
+            return allowed_by(rule);
+        }
+        if !policies.depends_on_server(dialled) && !policies.is_audit {
+            return Self::unregistered(dialled, policies.reason.clone());
+        }
+        let target = ResolvedTarget::Policies(PolicedAddress {
+            policies: policies.clone(),
+            allowed: policies.rules.iter().map(|rule| Arc::new(allowed_by(rule))).collect(),
+            audited: Arc::new(open()),
+        });
+        let owner = AddressOwner::Unregistered;
+        Self { protocol: AppProtocol::Undeclared, owner, ..Self::with(dialled, None, target) }
     }
 
     /// Connections are refused.
@@ -109,7 +155,9 @@ impl ResolvedDestination {
 
     /// The address is this ServiceEntry's.
     pub(super) fn of_entry(self) -> Self {
-        let owner = self.name.clone().map_or(AddressOwner::Cluster, AddressOwner::Entry);
+        let owner = self.name.as_ref().map_or(AddressOwner::Cluster, |name| {
+            AddressOwner::Object(format!("ServiceEntry {name}").into())
+        });
         Self { owner, ..self }
     }
 
@@ -148,6 +196,11 @@ impl ResolvedDestination {
         &self.owner
     }
 
+    /// Whether everything is refused but what policies allow for the server that the first bytes name: these are waited for.
+    pub(crate) fn is_closed_but_for_servers(&self) -> bool {
+        matches!(&self.target, ResolvedTarget::Policies(address) if !address.policies.is_audit)
+    }
+
     /// What access logs call it: a ServiceEntry's host, or `<namespace>/<name>`; `None`: outside the mesh.
     pub(crate) fn service(&self) -> Option<&Arc<str>> {
         self.host.as_ref().or(self.name.as_ref())
@@ -163,6 +216,7 @@ impl ResolvedDestination {
             ResolvedTarget::Blocked(reason) => Some(reason),
             ResolvedTarget::Unregistered(_)
             | ResolvedTarget::Proxied(_)
+            | ResolvedTarget::Policies(_)
             | ResolvedTarget::Backend(_)
             | ResolvedTarget::Routes(_)
             | ResolvedTarget::ByHost(_) => None,
@@ -188,7 +242,9 @@ impl ResolvedDestination {
     pub(crate) fn choose_for_connection(&self, server: Option<&str>) -> Result<EndpointChoice, NoEndpoint> {
         let routes = match &self.target {
             ResolvedTarget::Blocked(_) => return Err(NoEndpoint::Blocked),
-            ResolvedTarget::Unregistered(_) => return Err(NoEndpoint::Unregistered),
+            ResolvedTarget::Unregistered(_) | ResolvedTarget::Policies(_) => {
+                return Err(NoEndpoint::Unregistered);
+            }
             ResolvedTarget::Proxied(proxied) => return proxied.choose_for_connection(server),
             ResolvedTarget::Backend(backend) => return self.choose(backend),
             ResolvedTarget::ByHost(otherwise) => return otherwise.choose_for_connection(server),
@@ -232,7 +288,7 @@ impl ResolvedDestination {
 
     fn backends(&self) -> &[Arc<BalancedBackend>] {
         match &self.target {
-            ResolvedTarget::Blocked(_) | ResolvedTarget::Unregistered(_) => &[],
+            ResolvedTarget::Blocked(_) | ResolvedTarget::Unregistered(_) | ResolvedTarget::Policies(_) => &[],
             ResolvedTarget::ByHost(otherwise) => otherwise.backends(),
             ResolvedTarget::Proxied(proxied) => std::slice::from_ref(proxied.direct()),
             ResolvedTarget::Backend(backend) => std::slice::from_ref(backend),

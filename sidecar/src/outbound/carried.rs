@@ -5,6 +5,8 @@
 //! its server to speak first. Where the name of the server decides where a connection goes, its ClientHello is read; where hosts
 //! tell all connections to an address apart, TLS, HTTP and neither may come.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use tidegate_core::policy::AppProtocol;
 use tokio::net::TcpStream;
@@ -38,7 +40,10 @@ pub(super) async fn carried(
         _ if destination.needs_server_name() => named(io, line, limits).await?,
         AppProtocol::Tcp | AppProtocol::TcpServerFirst => Carried::Opaque(BytesMut::new()),
         AppProtocol::Http | AppProtocol::H2c => declared(io, line, limits).await?,
-        AppProtocol::Undeclared => detected(io, line, limits).await?,
+        AppProtocol::Undeclared if destination.is_closed_but_for_servers() => {
+            detected(io, line, limits.headers).await?
+        }
+        AppProtocol::Undeclared => detected(io, line, limits.outbound_detect).await?,
     };
     line.at_ease();
     if matches!(carried, Carried::Opaque(_)) {
@@ -75,7 +80,7 @@ async fn named(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Carri
 
 /// HTTP, or bytes that begin with the whole of a ClientHello if they begin as TLS, if they come in time.
 async fn told_apart(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Carried> {
-    let mut bytes = match detected(io, line, limits).await? {
+    let mut bytes = match detected(io, line, limits.outbound_detect).await? {
         Carried::Opaque(bytes) => bytes,
         http => return Some(http),
     };
@@ -93,8 +98,8 @@ async fn told_apart(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<
 }
 
 /// HTTP if the first bytes are, and come in time.
-async fn detected(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Carried> {
-    let deadline = Instant::now() + limits.outbound_detect;
+async fn detected(io: &TcpStream, line: &Lifeline, patience: Duration) -> Option<Carried> {
+    let deadline = Instant::now() + patience;
     let mut bytes = BytesMut::new();
     loop {
         match detect::http_start(&bytes) {

@@ -43,9 +43,17 @@ impl OutboundConnection<'_> {
     /// Connects to an endpoint of the destination, and forwards bytes until both are done. `received`: what was already
     /// read from the app.
     pub(super) async fn opaque(&self, io: TcpStream, received: BytesMut, target: Arc<ResolvedDestination>) {
-        if let ResolvedTarget::Unregistered(reason) = target.target() {
-            return Box::pin(self.refuse(io, received, &target, reason)).await;
-        }
+        let (target, received) = match target.target() {
+            ResolvedTarget::Unregistered(reason) => {
+                return Box::pin(self.refuse(io, received, &target, reason)).await;
+            }
+            ResolvedTarget::Policies(address) => {
+                let allowed = Box::pin(self.by_policies(&io, received, &target, address)).await;
+                let Some((allowed, received)) = allowed else { return io.abort() };
+                (allowed, received)
+            }
+            _ => (target, received),
+        };
         let named = server_name(&target, &received);
         let server = named.as_ref().map(DnsName::as_str);
         let attempt = self.line.guard(Box::pin(self.connect(&target, server))).await;
@@ -159,7 +167,7 @@ impl Told<'_> {
         let mut tunnel = Tunnel::new(&received, &[]);
         let mut client = match self.target.owner() {
             AddressOwner::Cluster => ObservedClient::unobserved(client),
-            AddressOwner::Entry(_) | AddressOwner::Unregistered => {
+            AddressOwner::Object(_) | AddressOwner::Unregistered => {
                 ObservedClient::observed(client, &received)
             }
         };

@@ -77,7 +77,7 @@ struct KnownServer {
     key: ServerKey,
     /// Of those that the cell has, to be compared without a lock.
     addresses: Vec<IpAddr>,
-    entry: Option<Arc<str>>,
+    object: Option<Arc<str>>,
     cell: Arc<ServerCell>,
 }
 
@@ -99,7 +99,7 @@ struct ServerCell {
 #[derive(Clone, Debug, Default)]
 struct ServerNames {
     addresses: Vec<IpAddr>,
-    entry: Option<Arc<str>>,
+    object: Option<Arc<str>>,
 }
 
 impl Default for EgressUsage {
@@ -135,20 +135,20 @@ impl EgressRecorder {
     pub(super) fn count(&self, record: &Record<'_>) {
         let Some(outbound) = &record.outbound else { return };
         let of_host = outbound.hosts.and_then(|hosts| hosts.of(record.authority));
-        let entry = match of_host.as_ref().map_or(outbound.owner, |host| &host.owner) {
+        let object = match of_host.as_ref().map_or(outbound.owner, |host| &host.owner) {
             AddressOwner::Cluster => return,
-            AddressOwner::Entry(_) if outbound.endpoint.is_some_and(|endpoint| endpoint.is_mutual_tls) => {
+            AddressOwner::Object(_) if outbound.endpoint.is_some_and(|endpoint| endpoint.is_mutual_tls) => {
                 return;
             }
-            AddressOwner::Entry(entry) => Some(entry),
+            AddressOwner::Object(object) => Some(object),
             AddressOwner::Unregistered => None,
         };
         let mut servers = self.servers.borrow_mut();
         let Some(known) = self.find(&mut servers, SeenServer::of(record, outbound)) else {
             return self.shard.unlisted.add(1);
         };
-        known.see(outbound.dialled.ip(), entry);
-        known.cell.count(record, entry.is_some());
+        known.see(outbound.dialled.ip(), object);
+        known.cell.count(record, object.is_some());
     }
 
     /// The server's place in the table; `None` if there is no room for it.
@@ -171,7 +171,7 @@ impl EgressRecorder {
             Err(place) => {
                 let (key, cell) = (seen.key(), Arc::<ServerCell>::default());
                 locked(&self.shard.servers).push((key.clone(), cell.clone()));
-                table.insert(place, KnownServer { key, addresses: Vec::new(), entry: None, cell });
+                table.insert(place, KnownServer { key, addresses: Vec::new(), object: None, cell });
                 table.get_mut(place)
             }
         }
@@ -213,29 +213,29 @@ impl<'a> SeenServer<'a> {
 }
 
 impl KnownServer {
-    /// Notes where the server was dialled, and by which ServiceEntry.
-    fn see(&mut self, address: IpAddr, entry: Option<&Arc<str>>) {
+    /// Notes where the server was dialled, and by which object.
+    fn see(&mut self, address: IpAddr, object: Option<&Arc<str>>) {
         if !self.addresses.contains(&address) && self.addresses.len() < MOST_ADDRESSES {
             self.addresses.push(address);
             locked(&self.cell.names).addresses.push(address);
         }
-        if self.entry.as_ref() != entry {
-            self.entry = entry.cloned();
-            locked(&self.cell.names).entry = entry.cloned();
+        if self.object.as_ref() != object {
+            self.object = object.cloned();
+            locked(&self.cell.names).object = object.cloned();
         }
     }
 }
 
 impl ServerCell {
-    fn count(&self, record: &Record<'_>, has_entry: bool) {
+    fn count(&self, record: &Record<'_>, has_object: bool) {
         let is_refused = record.details == UNREGISTERED;
         self.count.add(1);
         self.refused.add(u64::from(is_refused));
         self.sent.add(record.received);
         self.received.add(record.sent);
-        let outcome = match (is_refused, has_entry) {
+        let outcome = match (is_refused, has_object) {
             (true, _) => EgressOutcome::Refused,
-            (false, true) => EgressOutcome::ServiceEntry,
+            (false, true) => EgressOutcome::Allowed,
             (false, false) => EgressOutcome::EnableEgress,
         };
         self.outcome.store(outcome.code(), Ordering::Relaxed);
@@ -248,7 +248,7 @@ impl ServerCell {
 
     /// The cell for the page.
     fn reached(&self, key: &ServerKey) -> ReachedHost {
-        let ServerNames { addresses, entry } = locked(&self.names).clone();
+        let ServerNames { addresses, object } = locked(&self.names).clone();
         let time =
             |of: &AtomicU64| SystemTime::UNIX_EPOCH + Duration::from_millis(of.load(Ordering::Relaxed));
         ReachedHost {
@@ -266,7 +266,7 @@ impl ServerCell {
             first_seen: time(&self.first),
             last_seen: time(&self.last),
             outcome: EgressOutcome::of_code(self.outcome.load(Ordering::Relaxed)),
-            entry: entry.map(|entry| entry.to_string()),
+            allowed_by: object.map(|object| object.to_string()),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Check of SMI's objects and UpstreamTrafficSettings: whether each is committed.
+//! Check of SMI's objects, UpstreamTrafficSettings and Egresses: whether each is committed.
 
 use std::collections::BTreeSet;
 
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, ResourceExt};
 use tidegate_crds::injection::namespace_is_in_mesh;
-use tidegate_crds::{HTTPRouteGroup, TCPRoute, TrafficSplit, TrafficTarget, UpstreamTrafficSetting};
+use tidegate_crds::{Egress, HTTPRouteGroup, TCPRoute, TrafficSplit, TrafficTarget, UpstreamTrafficSetting};
 
 use super::{Check, CheckOutcome, CheckReport};
 use crate::cluster::client::Cluster;
@@ -13,7 +13,7 @@ use crate::cluster::namespace;
 const STATUS: Check = Check {
     id: "traffic-targets-committed",
     category: "Policies",
-    title: "each TrafficTarget, TrafficSplit, HTTPRouteGroup, TCPRoute and UpstreamTrafficSetting is committed",
+    title: "each TrafficTarget, TrafficSplit, HTTPRouteGroup, TCPRoute, UpstreamTrafficSetting and Egress is committed",
     hint: "correct the object, or what it refers to; `tidegate policy list` shows every status",
 };
 
@@ -37,6 +37,7 @@ async fn outcome(cluster: &Cluster) -> anyhow::Result<Option<CheckOutcome>> {
         ApiResource::erase::<HTTPRouteGroup>(&()),
         ApiResource::erase::<TCPRoute>(&()),
         ApiResource::erase::<UpstreamTrafficSetting>(&()),
+        ApiResource::erase::<Egress>(&()),
     ];
     let (mut count, mut errors) = (0, Vec::new());
     for resource in kinds {

@@ -142,7 +142,7 @@ fn feature_flags(flags: &FeatureFlags, settings: &mut Vec<Setting>) {
             "spec.featureFlags.enableEgressPolicy",
             flags.enable_egress_policy,
             true,
-            "Egress policies are not read either way",
+            "Egress policies are in force whenever enableEgress is off",
         ),
         (
             "spec.featureFlags.enableMulticlusterMode",

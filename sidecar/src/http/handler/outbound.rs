@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tidegate_core::backend::BackendProtocol;
+use tidegate_core::egress::policies::EgressDenial;
 use tidegate_core::route::filter::{Redirect, RedirectInput, Rewrite, Scheme};
 use tidegate_core::route::{Action, RequestView, RouteMatch, Selected, host_of};
 
@@ -14,8 +15,8 @@ use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, UpstreamPro
 use crate::connection_info::OutboundInfo;
 use crate::destinations::{
     ActiveRule, AppliedRule, AttemptLimits, BalancedBackend, DrawnShare, EndpointChoice, HostLookup,
-    LiveDestination, LiveHosts, NoEndpoint, PendingHost, ProxiedDestination, ResolvedDestination,
-    ResolvedRoutes, ResolvedTarget,
+    LiveDestination, LiveHosts, NoEndpoint, PendingHost, PolicedAddress, ProxiedDestination,
+    ResolvedDestination, ResolvedRoutes, ResolvedTarget,
 };
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::mirror::MirrorTarget;
@@ -26,6 +27,7 @@ use crate::upstream::ConnectFailure;
 /// Where the requests of a connection go.
 pub(super) struct Outbound {
     dialled: SocketAddr,
+    info: Rc<OutboundInfo>,
     destination: LiveDestination,
     /// Of requests, where hosts tell these apart.
     hosts: LiveHosts,
@@ -66,6 +68,7 @@ impl Outbound {
                 Handled::reply(local_reply::unregistered(NoEndpoint::Unregistered.details()))
             }
             ResolvedTarget::Proxied(proxied) => proxy(proxied, request),
+            ResolvedTarget::Policies(address) => self.by_policies(address, request),
             // A host is not told apart further.
             ResolvedTarget::ByHost(_) => {
                 Handled::reply(local_reply::no_endpoint(NoEndpoint::NoneHealthy.details()))
@@ -89,6 +92,33 @@ impl Outbound {
         self.hosts.add(host, &self.destination, target);
     }
 
+    /// What policies allow goes to the address that was dialled. Where they distinguish paths, the request is forwarded with the path
+    /// by which it was matched.
+    fn by_policies(&self, address: &PolicedAddress, request: &Request<'_>) -> Handled {
+        let policies = &address.policies;
+        let host = host_of(request.authority);
+        let Ok(normal) = NormalRequest::new(request, policies.needs_normal_path()) else {
+            return Handled::reply(local_reply::bad_request("path_without_normal_form"));
+        };
+        match policies.for_request(self.dialled, host, &normal) {
+            Ok(rule) => {
+                let allowed = address.allowed(Some(rule));
+                self.info.hosts.set(request.authority, None, allowed.owner());
+                let path = normal.into_other_path();
+                Handled { path, ..leave(allowed, request) }
+            }
+            Err(_) if policies.is_audit => {
+                self.refusals.would_refuse(self.dialled, Some(host), &policies.reason);
+                leave(address.allowed(None), request)
+            }
+            Err(EgressDenial::Request) => Handled::reply(local_reply::no_route()),
+            Err(EgressDenial::Host) => {
+                self.refusals.unregistered(self.dialled, Some(host), &policies.reason);
+                Handled::reply(local_reply::unregistered(NoEndpoint::Unregistered.details()))
+            }
+        }
+    }
+
     /// The endpoint of a request could not be reached: turns to the next one; `false` if there is none.
     pub(super) fn turn(
         &self,
@@ -106,6 +136,15 @@ impl Outbound {
     /// A forward proxy has answered a request in place of the server, with this reason.
     pub(super) fn proxy_refused(&self, choice: &EndpointChoice, reason: &str) {
         self.refusals.unreachable(self.dialled, choice, &reason);
+    }
+}
+
+/// Forwards a request that policies allow to leave the mesh.
+fn leave(allowed: &ResolvedDestination, request: &Request<'_>) -> Handled {
+    match allowed.target() {
+        ResolvedTarget::Proxied(proxied) => proxy(proxied, request),
+        ResolvedTarget::Backend(backend) => forward(allowed.choose(backend), request),
+        _ => Handled::reply(local_reply::no_endpoint(NoEndpoint::NoneHealthy.details())),
     }
 }
 

@@ -53,8 +53,8 @@ pub struct ReachedHost {
     pub last_seen: SystemTime,
     /// What allowed or refused the last one.
     pub outcome: EgressOutcome,
-    /// The ServiceEntry that allowed the last one: `<namespace>/<name>`.
-    pub entry: Option<String>,
+    /// The object that allowed the last one, such as `ServiceEntry shop/api`.
+    pub allowed_by: Option<String>,
 }
 
 /// What allowed or refused a connection that leaves the mesh.
@@ -63,14 +63,14 @@ pub struct ReachedHost {
 pub enum EgressOutcome {
     /// Allowed only because `enableEgress` is on: no object has the address.
     EnableEgress,
-    /// Allowed by a ServiceEntry.
-    ServiceEntry,
+    /// Allowed by an object.
+    Allowed,
     /// Refused: `enableEgress` is off, and no object has the address.
     Refused,
 }
 
 impl EgressOutcome {
-    const ALL: [Self; 3] = [Self::EnableEgress, Self::ServiceEntry, Self::Refused];
+    const ALL: [Self; 3] = [Self::EnableEgress, Self::Allowed, Self::Refused];
 
     pub(super) fn code(self) -> u64 {
         self as u64
@@ -125,7 +125,8 @@ impl ReachedHost {
         self.addresses.dedup();
         self.first_seen = self.first_seen.min(other.first_seen);
         if other.last_seen >= self.last_seen {
-            (self.last_seen, self.outcome, self.entry) = (other.last_seen, other.outcome, other.entry);
+            (self.last_seen, self.outcome, self.allowed_by) =
+                (other.last_seen, other.outcome, other.allowed_by);
         }
     }
 

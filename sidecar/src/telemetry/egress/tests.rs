@@ -64,19 +64,19 @@ fn workers_add_up_one_server_at_several_addresses_with_its_bytes_and_times() {
 fn the_last_outcome_counts_and_refusals_are_counted_apart() {
     let usage = EgressUsage::default();
     let worker = usage.worker();
-    let (nothing, entry) = (AddressOwner::Unregistered, AddressOwner::Entry("shop/api".into()));
+    let (nothing, entry) = (AddressOwner::Unregistered, AddressOwner::Object("ServiceEntry shop/api".into()));
     let at = "192.0.2.1:443";
     let name = Some("a.example");
     let refused = || Record { details: UNREGISTERED, ..opaque(&nothing, at, name) };
     for (record, outcome, by) in [
         (opaque(&nothing, at, name), EgressOutcome::EnableEgress, None),
         (refused(), EgressOutcome::Refused, None),
-        (opaque(&entry, at, name), EgressOutcome::ServiceEntry, Some("shop/api")),
+        (opaque(&entry, at, name), EgressOutcome::Allowed, Some("ServiceEntry shop/api")),
         (refused(), EgressOutcome::Refused, None),
     ] {
         worker.count(&record);
         let reached = report(&usage).reached.remove(0);
-        assert_eq!((reached.outcome, reached.entry.as_deref()), (outcome, by));
+        assert_eq!((reached.outcome, reached.allowed_by.as_deref()), (outcome, by));
     }
     let reached = report(&usage).reached.remove(0);
     assert_eq!((reached.count, reached.refused), (4, 2));
@@ -88,7 +88,7 @@ fn what_stays_in_the_mesh_is_not_recorded() {
     let worker = usage.worker();
     worker.count(&Record::default());
     worker.count(&opaque(&AddressOwner::Cluster, "10.96.0.1:443", Some("a.example")));
-    let entry = AddressOwner::Entry("shop/internal".into());
+    let entry = AddressOwner::Object("ServiceEntry shop/internal".into());
     let mut internal = opaque(&entry, "10.0.0.9:443", None);
     let outbound = internal.outbound.as_mut().unwrap();
     let address: SocketAddr = "10.0.0.9:443".parse().unwrap();
@@ -173,7 +173,7 @@ fn servers_and_addresses_beyond_the_bound_are_counted_and_not_told_apart() {
 fn a_known_server_costs_no_allocation() {
     let usage = EgressUsage::default();
     let worker = usage.worker();
-    let entry = AddressOwner::Entry("shop/api".into());
+    let entry = AddressOwner::Object("ServiceEntry shop/api".into());
     let record = opaque(&entry, "192.0.2.1:443", Some("api.example.com"));
     worker.count(&record);
     let counted = allocation_counter::measure(|| worker.count(&record));

@@ -158,7 +158,7 @@ fn a_mesh_config_of_the_older_version_is_read_and_of_any_other_the_right_one_is_
 
 #[test]
 fn policies_that_are_not_enforced_are_warned_about_by_kind_and_name() {
-    let text = "apiVersion: policy.openservicemesh.io/v1alpha1\nkind: Egress\nmetadata: {name: out, namespace: shop}\n---\n\
+    let text = "apiVersion: policy.openservicemesh.io/v1alpha1\nkind: Telemetry\nmetadata: {name: out, namespace: shop}\n---\n\
                 apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: app}\n";
     let found: Vec<_> = parse("a.yaml", text).problems;
     let found: Vec<_> = found.iter().map(|p| (p.to_string(), p.object.as_deref().unwrap_or(""))).collect();
@@ -167,8 +167,8 @@ fn policies_that_are_not_enforced_are_warned_about_by_kind_and_name() {
         found,
         [
             (
-                "a.yaml:1:1: warning: Egress is not enforced yet: workloads can reach destinations outside the mesh with and without it",
-                "Egress shop/out"
+                "a.yaml:1:1: warning: Telemetry is not enforced yet: the MeshConfig and flags configure logs and metrics",
+                "Telemetry shop/out"
             ),
             ("a.yaml:5:1: info: apps/v1 Deployment is not used by the mesh and is ignored", ""),
         ]

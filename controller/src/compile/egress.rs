@@ -1,0 +1,71 @@
+//! Whether an Egress is in force. What it allows is in `rules`.
+
+pub(crate) mod rules;
+
+use tidegate_core::contract::annotations::AUDIT;
+use tidegate_crds::{Egress, Finding, validate};
+
+use self::rules::{EgressFault, audit_annotation, fault, is_audit};
+use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
+use crate::index::Index;
+use crate::object::OfKind;
+
+/// Why a policy has no effect at a workload that has no room for it.
+const TOO_LARGE: &str = "all rules of one workload may take 512 KiB and 1024 regular expressions; this one is beyond that: list fewer \
+                         hosts, or write fewer policies";
+
+impl Compiled for Egress {
+    fn statuses(scope: &StatusScope<'_>) -> Vec<Judged> {
+        let wanted = scope.index.egresses().filter(|(name, _)| Self::is_wanted(scope, name));
+        wanted
+            .map(|(name, object)| {
+                let fault = fault(scope.index, name, object);
+                let has_room = !scope.without_room.contains(&name.to_ref(Self::KIND));
+                Judged {
+                    name: name.clone(),
+                    status: status(scope.index, object, fault.as_ref(), has_room),
+                    uid: object.metadata.uid.clone(),
+                    is_incomplete: matches!(fault, Some(EgressFault::ReferenceNotFound(_))),
+                }
+            })
+            .collect()
+    }
+}
+
+fn status(index: &Index, object: &Egress, fault: Option<&EgressFault>, has_room: bool) -> ObjectStatus {
+    let (error, word) = match fault {
+        Some(fault) => (Some(fault.reason().to_owned()), fault.word()),
+        None if !has_room => (Some(TOO_LARGE.to_owned()), "TooLarge"),
+        None => (None, ACCEPTED),
+    };
+    let findings = validate::egress(&object.spec);
+    let warnings = findings.iter().filter(|finding| !finding.is_error()).map(Finding::to_string);
+    let warnings = warnings.chain(effect(index, object)).collect();
+    ObjectStatus::new(error, warnings, &object.metadata).with_condition(word)
+}
+
+/// What keeps a policy that is in force from having its usual effect.
+fn effect(index: &Index, object: &Egress) -> Vec<String> {
+    let mut effects = Vec::new();
+    if index.mesh_config_spec().is_none_or(|config| config.is_egress_enabled()) {
+        effects.push(
+            "spec.traffic.enableEgress is not false: every server is reachable, and this has no effect"
+                .to_owned(),
+        );
+    } else if is_audit(object) {
+        effects.push(
+            "audit mode: what would be refused is logged, unless another policy for the service account is enforced; then this has \
+             no effect"
+                .to_owned(),
+        );
+    }
+    if let Some(value) = audit_annotation(object).filter(|value| !matches!(*value, "true" | "false")) {
+        effects.push(format!(
+            "annotation {AUDIT}: expected \"true\" or \"false\", got {value:?}; this is enforced"
+        ));
+    }
+    effects
+}
+
+#[cfg(test)]
+mod tests;

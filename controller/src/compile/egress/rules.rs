@@ -1,0 +1,192 @@
+//! The Egress policies of a service account as rules for its workloads.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tidegate_core::contract::annotations::AUDIT;
+use tidegate_core::dns_name::DnsPattern;
+use tidegate_core::egress::policies::{EgressPolicies, EgressRule, EgressTraffic};
+use tidegate_core::route::RouteMatch;
+use tidegate_core::{CidrSet, EgressMode};
+use tidegate_crds::egress::{EgressProtocol, EgressReference};
+use tidegate_crds::{Egress, validate};
+
+use crate::compile::traffic_target::rules::match_bytes;
+use crate::index::Index;
+use crate::object::{Kind, ObjectName, OfKind};
+
+/// Why an Egress allows nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum EgressFault {
+    /// It is wrong by itself.
+    Invalid(String),
+    /// An object that it refers to is wrong.
+    InvalidReference(String),
+    /// An object that it refers to is not there.
+    ReferenceNotFound(String),
+}
+
+impl EgressFault {
+    /// In a sentence.
+    pub(crate) fn reason(&self) -> &str {
+        match self {
+            Self::Invalid(reason) | Self::InvalidReference(reason) | Self::ReferenceNotFound(reason) => {
+                reason
+            }
+        }
+    }
+
+    /// In one word.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "Invalid",
+            Self::InvalidReference(_) => "InvalidReference",
+            Self::ReferenceNotFound(_) => "ReferenceNotFound",
+        }
+    }
+}
+
+/// What the workloads of a service account reach that no object has: `mode`, and what policies allow beyond it. `take`: whether
+/// there is room for a rule.
+pub(crate) fn egress_of(
+    index: &Index,
+    mode: &EgressMode,
+    account: &ObjectName,
+    mut take: impl FnMut(&EgressRule) -> bool,
+) -> EgressMode {
+    let EgressMode::RegistryOnly(reason) = mode else { return mode.clone() };
+    let in_force = |(name, object): &(&ObjectName, &Arc<Egress>)| fault(index, name, object).is_none();
+    let mut policies: Vec<_> = index.egresses_of(account).filter(in_force).collect();
+    if policies.is_empty() {
+        return mode.clone();
+    }
+    policies.sort_by(|(_, a), (_, b)| a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp));
+    let is_audit_only = policies.iter().all(|(_, object)| is_audit(object));
+    let wanted = policies.into_iter().filter(|(_, object)| is_audit(object) == is_audit_only);
+    let rules = wanted.flat_map(|(name, object)| rules(index, name, object)).filter(|rule| take(rule));
+    let reason = format!("{reason}, and no Egress for service account {account} allows it");
+    EgressMode::Policies(Arc::new(EgressPolicies {
+        rules: rules.collect(),
+        is_audit: is_audit_only,
+        reason: reason.into(),
+    }))
+}
+
+/// Whether a policy is in audit mode. Only `true` is: another value enforces, as its status says.
+pub(crate) fn is_audit(object: &Egress) -> bool {
+    audit_annotation(object) == Some("true")
+}
+
+/// The value of the annotation for audit mode.
+pub(crate) fn audit_annotation(object: &Egress) -> Option<&str> {
+    object.metadata.annotations.as_ref()?.get(AUDIT).map(String::as_str)
+}
+
+/// What keeps a policy from allowing anything.
+pub(crate) fn fault(index: &Index, name: &ObjectName, object: &Egress) -> Option<EgressFault> {
+    if let Some(reason) = index.outside_mesh(&name.namespace) {
+        return Some(EgressFault::Invalid(reason));
+    }
+    let findings = validate::egress(&object.spec);
+    if let Some(error) = findings.iter().find(|finding| finding.is_error()) {
+        return Some(EgressFault::Invalid(error.to_string()));
+    }
+    requests(index, name, object).err()
+}
+
+/// The requests that the HTTPRouteGroups of a policy name; `None` without any. A reference to an object that is missing
+/// invalidates the whole policy, as in Open Service Mesh: without it, the policy would allow more or less than its author knows.
+fn requests(
+    index: &Index,
+    name: &ObjectName,
+    object: &Egress,
+) -> Result<Option<Vec<Arc<RouteMatch>>>, EgressFault> {
+    let mut requests: Option<Vec<_>> = None;
+    for reference in &object.spec.matches {
+        let target = ObjectName::new(name.namespace.clone(), reference.name.as_str());
+        match reference.refers_to() {
+            Some(EgressReference::HttpRouteGroup) => {
+                let group = index
+                    .route_group(&target)
+                    .ok_or_else(|| missing(index, Kind::HTTPRouteGroup, &target))?;
+                let invalid =
+                    |why: &str| EgressFault::InvalidReference(format!("HTTPRouteGroup {target}: {why}"));
+                let matches = group.matches.as_ref().map_err(|why| invalid(why))?;
+                for one in matches.all() {
+                    requests.get_or_insert_default().push(one.as_ref().map_err(|why| invalid(why))?.clone());
+                }
+            }
+            Some(EgressReference::UpstreamTrafficSetting) if index.has_upstream_traffic_setting(&target) => {}
+            Some(EgressReference::UpstreamTrafficSetting) => {
+                return Err(missing(index, Kind::UpstreamTrafficSetting, &target));
+            }
+            None => {}
+        }
+    }
+    Ok(requests)
+}
+
+fn missing(index: &Index, kind: Kind, name: &ObjectName) -> EgressFault {
+    match index.unreadable_reason(kind, name) {
+        Some(reason) => EgressFault::InvalidReference(format!("{kind} {name}: {reason}")),
+        None => EgressFault::ReferenceNotFound(format!("{kind} {name} does not exist")),
+    }
+}
+
+/// The rules of a policy that is in force, one for each protocol.
+fn rules(index: &Index, name: &ObjectName, object: &Egress) -> Vec<EgressRule> {
+    let spec = &object.spec;
+    let requests = requests(index, name, object).ok().flatten();
+    let hosts: Vec<_> = spec.hosts.iter().filter_map(|host| DnsPattern::parse(host).ok()).collect();
+    let ranges = CidrSet::parse(spec.ip_addresses.iter().map(String::as_str)).unwrap_or_default();
+    let addresses = (!spec.ip_addresses.is_empty()).then_some(ranges);
+    let rule = |protocol| {
+        let ports = spec.ports.iter().filter(|port| port.carries() == Some(protocol));
+        let ports: BTreeSet<u16> = ports.map(|port| port.number).collect();
+        let traffic = match protocol {
+            EgressProtocol::Tcp => EgressTraffic::Tcp,
+            EgressProtocol::Https => EgressTraffic::Tls(hosts.clone()),
+            EgressProtocol::Http => EgressTraffic::Http { hosts: hosts.clone(), requests: requests.clone() },
+        };
+        (!ports.is_empty()).then(|| EgressRule {
+            origin: name.to_ref(Egress::KIND),
+            ports: ports.into_iter().collect(),
+            addresses: addresses.clone(),
+            traffic,
+        })
+    };
+    let protocols = [EgressProtocol::Tcp, EgressProtocol::Https, EgressProtocol::Http];
+    protocols.into_iter().filter_map(rule).collect()
+}
+
+/// Bytes of a rule on the wire, about.
+pub(crate) fn wire_bytes(rule: &EgressRule) -> usize {
+    let hosts = |hosts: &[DnsPattern]| hosts.iter().map(|host| host.to_string().len() + 2).sum::<usize>();
+    let traffic = match &rule.traffic {
+        EgressTraffic::Tcp => 0,
+        EgressTraffic::Tls(names) => hosts(names),
+        EgressTraffic::Http { hosts: names, requests } => {
+            let requests = requests.iter().flatten().map(|one| match_bytes(one));
+            hosts(names) + requests.sum::<usize>()
+        }
+    };
+    let ranges = rule.addresses.as_ref().map_or(0, |ranges| 24 * ranges.ranges().len());
+    let origin = &rule.origin;
+    origin.kind.len()
+        + origin.namespace.len()
+        + origin.name.len()
+        + 3 * rule.ports.len()
+        + ranges
+        + traffic
+        + 24
+}
+
+/// Number of regular expressions of a rule.
+pub(crate) fn expressions(rule: &EgressRule) -> usize {
+    match &rule.traffic {
+        EgressTraffic::Http { requests: Some(requests), .. } => {
+            requests.iter().map(|one| one.expressions()).sum()
+        }
+        _ => 0,
+    }
+}
