@@ -16,7 +16,6 @@ use tidegate_crds::service_entry::ServiceEntry;
 use super::{ExplainError, HttpRequest};
 use crate::compile::destination::Resolver;
 use crate::compile::egress::rules::egress_of;
-use crate::compile::egress_mode;
 use crate::compile::route_features::Features;
 use crate::compile::{NamespaceEgress, egress_mode};
 use crate::index::{Index, service_named};
@@ -120,7 +119,7 @@ impl ExternalExplanation {
         match found {
             Destination::Unknown => match proxied(index, query, self.address.as_deref()) {
                 Some(proxied) if egress_mode(index) == EgressMode::AllowAny => self.through(proxied),
-                _ => self.unregistered(index),
+                _ => self.unregistered(index, query, address),
             },
             // Hosts were looked up before.
             Destination::InCluster | Destination::ByHost(_) => self.unregistered(index, query, address),

@@ -27,7 +27,6 @@ use crate::upstream::ConnectFailure;
 /// Where the requests of a connection go.
 pub(super) struct Outbound {
     dialled: SocketAddr,
-    info: Rc<OutboundInfo>,
     destination: LiveDestination,
     /// Of requests, where hosts tell these apart.
     hosts: LiveHosts,
