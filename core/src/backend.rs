@@ -15,10 +15,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use self::dns::{DnsAnswers, DnsEndpoint, DnsEndpoints};
-pub use self::endpoint::{
-    Endpoint, ForwardProxy, ProxyRequest, ServerName, ServerVerification, TlsOrigination, Transport,
-    TrustRoots,
-};
+pub use self::endpoint::{Endpoint, ForwardProxy, ProxyRequest, Transport};
 pub use self::topology::{Locality, Topology, TopologyHints, UsableEndpoints};
 use crate::dns_name::DnsPattern;
 use crate::object_ref::ObjectRef;
@@ -113,6 +110,7 @@ impl fmt::Display for BackendRef {
 mod tests {
     use super::*;
     use crate::dns_name::DnsName;
+    use crate::tls_origination::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
 
     #[test]
     fn a_backend_is_shown_with_its_port() {

@@ -30,6 +30,7 @@ pub mod route;
 pub mod san;
 mod service_retry;
 pub mod telemetry;
+pub mod tls_origination;
 pub mod token_bucket;
 pub mod weighted;
 

@@ -25,7 +25,7 @@ use tidegate_core::DnsName;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use self::client::{DnsClient, Found, LookupError};
+use self::client::{DnsClient, FoundAddresses, LookupError};
 use self::schedule::NameState;
 use crate::destinations::{Destinations, NameAnswer};
 
@@ -117,7 +117,7 @@ impl NameTable {
     }
 
     /// Takes over the result of a look-up.
-    fn take(&mut self, name: &DnsName, found: Result<Found, LookupError>) {
+    fn take(&mut self, name: &DnsName, found: Result<FoundAddresses, LookupError>) {
         // It may not be used any more.
         let Some(state) = self.states.get_mut(name) else { return };
         let before = state.answer().cloned();

@@ -252,8 +252,8 @@ fn daemons_serve_and_find_each_other_where_the_contract_says() {
 fn docs_name_the_contract_s_keys_and_ports_and_no_others() {
     // Only the cert-manager reads and writes this one.
     let unlisted = [annotations::GATEWAY_SECRETS];
-    // A comment in trust bundles, and a name in the status of routes.
-    let others = ["tidegate.io/retired-root", names::GATEWAY_CONTROLLER];
+    // A comment in trust bundles, a name in the status of routes, and a version of objects.
+    let others = ["tidegate.io/retired-root", names::GATEWAY_CONTROLLER, "tidegate.io/v1alpha1"];
     let (keys, known_ports) = (keys(), values("ports"));
     let (mut wrong, mut named) = (Vec::new(), BTreeSet::new());
     for file in files("docs", "md").into_iter().chain(["README.md".to_owned()]) {

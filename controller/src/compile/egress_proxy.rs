@@ -11,9 +11,9 @@ use k8s_openapi::api::core::v1::Pod;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tidegate_core::DnsName;
-use tidegate_core::backend::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::forward_proxy::{EgressProxyRule, NoProxy, ProxyCredentials, ProxySettings};
+use tidegate_core::tls_origination::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
 use tidegate_crds::egress_proxy::{EgressProxySpec, ProxyTlsSpec};
 use tidegate_crds::{EgressProxy, Finding, validate};
 
@@ -149,7 +149,7 @@ fn rule(index: &Index, name: &ObjectName, proxy: &EgressProxy) -> EgressProxyRul
     }
 }
 
-/// The credentials of an object. If they cannot be had, the proxy gets none and refuses: that is what the log then says.
+/// The credentials of an object. If they cannot be read, the proxy gets none and refuses: that is what the log then says.
 fn credentials(index: &Index, proxy: &EgressProxy) -> (Option<ProxyCredentials>, Arc<str>) {
     let secret = secret_of(proxy).and_then(|name| index.credentials(&name));
     let credentials = secret.and_then(|secret| secret.credentials.as_ref().ok()).cloned();

@@ -211,7 +211,7 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
         TelemetrySettings { workload: Some(pod::workload(pod).into()), tracing: rules.tracing.clone() };
     let services = ports.values().flat_map(|port| &port.services);
     let external_authorization = rules.external.for_workload(&name, services);
-    let of_account = ObjectName::new(name.namespace.clone(), account);
+    let of_account = ObjectName::new(name.namespace, account);
     let egress = egress_of(rules.index, &rules.egress, &of_account, |rule| room.take_egress(rule));
     let mut left_out = room.left_out;
     let retries = rules.retries.of(account, &mut left_out);

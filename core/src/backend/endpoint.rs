@@ -1,16 +1,14 @@
 //! Endpoints: the addresses behind a backend, and how to connect to each.
 
-use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::dns_name::DnsName;
 use crate::forward_proxy::ProxySettings;
 use crate::identity::Identity;
-use crate::object_ref::ObjectRef;
+use crate::tls_origination::TlsOrigination;
 
 /// One endpoint of a backend. The key of connection pools: requests share a connection only if their endpoints are
 /// equal.
@@ -35,49 +33,6 @@ pub enum Transport {
     Mesh(Identity),
     /// TLS to a server outside the mesh.
     Tls(Box<TlsOrigination>),
-}
-
-/// TLS origination for an app that sends plaintext (Gateway API: `BackendTLSPolicy`, GEP-1897).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TlsOrigination {
-    /// Server name to send (RFC 6066 §3); `None` for an address.
-    pub sni: Option<Arc<str>>,
-    /// Verification of the server's certificate, which cannot be disabled.
-    pub verify: ServerVerification,
-    /// Secret with the client certificate for servers that request one.
-    pub client_certificate: Option<ObjectRef>,
-}
-
-/// Requirements on a server's certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ServerVerification {
-    /// Trusted roots.
-    pub roots: TrustRoots,
-    /// Accepted names. One of them must be in the certificate.
-    pub names: Vec<ServerName>,
-}
-
-/// Roots of trust for servers outside the mesh.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
-pub enum TrustRoots {
-    /// The system's roots (`wellKnownCACertificates: System`).
-    System,
-    /// The roots in these objects.
-    Bundles(Vec<ObjectRef>),
-    /// These certificates, in PEM.
-    Pem(Arc<str>),
-}
-
-/// An accepted name of a server. Compared only with names of the same type.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum ServerName {
-    /// A DNS name; a wildcard in the certificate stands for one label (RFC 9525 §6.3).
-    Dns(DnsName),
-    /// A URI, compared exactly.
-    Uri(Box<str>),
 }
 
 /// An HTTP forward proxy, whose address is the endpoint's.
@@ -115,21 +70,5 @@ impl Hash for Endpoint {
         if let Some(ForwardProxy { request: ProxyRequest::Tunnel(target), .. }) = &self.via {
             target.hash(state);
         }
-    }
-}
-
-impl fmt::Display for ServerName {
-    /// As `openssl` prints names: `DNS:a.example`, `URI:spiffe://…`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Dns(name) => write!(f, "DNS:{name}"),
-            Self::Uri(uri) => write!(f, "URI:{uri}"),
-        }
-    }
-}
-
-impl Serialize for ServerName {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }

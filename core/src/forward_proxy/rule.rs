@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{NoProxy, ProxyCredentials};
-use crate::backend::TlsOrigination;
 use crate::dns_name::DnsPattern;
 use crate::object_ref::ObjectRef;
+use crate::tls_origination::TlsOrigination;
 
 /// Which connections that leave the mesh go through forward proxies, and which proxies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

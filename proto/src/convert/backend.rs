@@ -11,11 +11,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use tidegate_core::backend::{
-    Backend, BackendRef, Endpoint, OriginalDestination, ServerName, ServerVerification, TlsOrigination,
-    Transport, TrustRoots,
-};
+use tidegate_core::backend::{Backend, BackendRef, Endpoint, OriginalDestination, Transport};
 use tidegate_core::dns_name::DnsPattern;
+use tidegate_core::tls_origination::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
 use tidegate_core::{DnsName, ObjectRef};
 
 use super::dns_endpoints::{dns_from_wire, dns_to_wire};

@@ -7,7 +7,7 @@ use tidegate_core::backend::Locality;
 use tidegate_core::{EgressMode, ServiceRetry};
 
 use super::attempt_limits::AttemptLimits;
-use super::egress_proxies::EgressProxies;
+use super::egress_proxies::ProxyRules;
 use crate::remotes::Remotes;
 
 /// The workload whose connections are balanced.
@@ -22,7 +22,7 @@ pub(super) struct ClientWorkload {
     /// Where its connections to addresses that no object has go.
     pub(super) egress: EgressMode,
     /// Through which proxies.
-    pub(super) proxies: Arc<EgressProxies>,
+    pub(super) proxies: Arc<ProxyRules>,
     /// How its requests to Services are retried.
     pub(super) retries: CallerRetries,
 }

@@ -17,7 +17,7 @@ use super::{EndpointChoice, NoEndpoint};
 
 /// The rules of this workload, in the order in which they count.
 #[derive(Debug, Default)]
-pub(super) struct EgressProxies(Vec<ProxiedRule>);
+pub(super) struct ProxyRules(Vec<ProxiedRule>);
 
 /// A rule with its proxies as they are balanced.
 #[derive(Debug)]
@@ -32,12 +32,12 @@ struct ProxiedRule {
 #[derive(Debug)]
 pub(crate) struct ProxiedDestination {
     dialled: SocketAddr,
-    rules: Arc<EgressProxies>,
+    rules: Arc<ProxyRules>,
     /// Where they go otherwise.
     direct: Arc<BalancedBackend>,
 }
 
-impl EgressProxies {
+impl ProxyRules {
     /// Proxies that were there before keep their load and their ejection.
     pub(super) fn new(rules: &[Arc<EgressProxyRule>], caller: &ClientWorkload, before: &Self) -> Self {
         let prepared = |rule: &Arc<EgressProxyRule>| {

@@ -14,7 +14,7 @@ use tidegate_proto::ResourceName;
 use super::attempt_limits::AttemptLimits;
 use super::backend::BalancedBackend;
 use super::caller::{CallerRetries, ClientWorkload};
-use super::egress_proxies::EgressProxies;
+use super::egress_proxies::ProxyRules;
 use super::looked_up::{DnsUse, LookedUp, NameAnswer};
 use super::resolved::ResolvedDestination;
 use super::routes::{ActiveRoutes, ResolvedRoutes};
@@ -118,7 +118,7 @@ impl References {
         if self.caller.proxies.are(rules) {
             return false;
         }
-        self.caller.proxies = Arc::new(EgressProxies::new(rules, &self.caller, &self.caller.proxies));
+        self.caller.proxies = Arc::new(ProxyRules::new(rules, &self.caller, &self.caller.proxies));
         true
     }
 

@@ -26,7 +26,7 @@ pub(super) struct DnsClient(Arc<[SocketAddr]>);
 
 /// The addresses of a name, at least one.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundAddresses {
     /// In the order of the answers.
     pub(super) addresses: Vec<IpAddr>,
     /// The least of the answers.
@@ -60,9 +60,9 @@ impl DnsClient {
     }
 
     /// The addresses of a name. It is complete: no search domain is added to it.
-    pub(super) async fn look_up(&self, name: &DnsName) -> Result<Found, LookupError> {
+    pub(super) async fn look_up(&self, name: &DnsName) -> Result<FoundAddresses, LookupError> {
         let (v4, v6) = tokio::join!(self.ask(name, AddressType::V4), self.ask(name, AddressType::V6));
-        let mut found = Found { addresses: Vec::new(), ttl: Duration::MAX };
+        let mut found = FoundAddresses { addresses: Vec::new(), ttl: Duration::MAX };
         let (mut failure, mut is_gone) = (None, false);
         for answer in [v4, v6] {
             match answer {

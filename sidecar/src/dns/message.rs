@@ -99,7 +99,7 @@ pub(super) fn response(
     name: &DnsName,
     wanted: AddressType,
 ) -> Result<Response, MessageError> {
-    let mut reader = Reader { bytes, at: 0 };
+    let mut reader = MessageReader { bytes, at: 0 };
     let header = reader.take(HEADER)?;
     let [id_high, id_low, flags, code, ..] = *header else { return Err(MessageError::Malformed) };
     if [id_high, id_low] != id.to_be_bytes() || flags & IS_RESPONSE == 0 {
@@ -131,7 +131,7 @@ pub(super) fn response(
             continue;
         }
         if kind == TYPE_CNAME {
-            Reader { bytes, at: data }.name(&mut current)?;
+            MessageReader { bytes, at: data }.name(&mut current)?;
         } else if kind == wanted.code() {
             addresses.push(address(value).ok_or(MessageError::Malformed)?);
         } else {
@@ -142,10 +142,10 @@ pub(super) fn response(
     Ok(Response::Addresses(addresses, ttl))
 }
 
-/// The name at the beginning of a question, as [`Reader::name`] reads it.
+/// The name at the beginning of a question, as [`MessageReader::name`] reads it.
 fn wire_name(question: &[u8]) -> Vec<u8> {
     let mut name = Vec::new();
-    let _ = Reader { bytes: question, at: 0 }.name(&mut name);
+    let _ = MessageReader { bytes: question, at: 0 }.name(&mut name);
     name
 }
 
@@ -158,12 +158,12 @@ fn address(value: &[u8]) -> Option<IpAddr> {
 }
 
 /// Reads a message from front to back.
-struct Reader<'m> {
+struct MessageReader<'m> {
     bytes: &'m [u8],
     at: usize,
 }
 
-impl<'m> Reader<'m> {
+impl<'m> MessageReader<'m> {
     fn take(&mut self, count: usize) -> Result<&'m [u8], MessageError> {
         let taken = self.at.checked_add(count).and_then(|end| self.bytes.get(self.at..end));
         let taken = taken.ok_or(MessageError::Malformed)?;
@@ -181,7 +181,7 @@ impl<'m> Reader<'m> {
         name.clear();
         // Where the part that is being read begins; a pointer leads before it, so that each is followed once at most.
         let mut start = self.at;
-        let mut part = Reader { bytes: self.bytes, at: self.at };
+        let mut part = MessageReader { bytes: self.bytes, at: self.at };
         let mut is_elsewhere = false;
         loop {
             let length = *part.take(1)?.first().ok_or(MessageError::Malformed)?;

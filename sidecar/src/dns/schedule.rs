@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::{Found, LookupError};
+use super::client::{FoundAddresses, LookupError};
 use crate::destinations::NameAnswer;
 
 /// Bounds of how long an answer is used, whatever its TTL.
@@ -52,13 +52,13 @@ impl NameState {
     }
 
     /// A look-up has ended.
-    pub(super) fn take(&mut self, found: Result<Found, LookupError>, now: Instant) -> &NameAnswer {
+    pub(super) fn take(&mut self, found: Result<FoundAddresses, LookupError>, now: Instant) -> &NameAnswer {
         let found = found.and_then(|found| match usable(&found.addresses) {
             addresses if addresses.is_empty() => Err(LookupError::NoAddresses("no usable address")),
-            addresses => Ok(Found { addresses, ..found }),
+            addresses => Ok(FoundAddresses { addresses, ..found }),
         });
         let failure = match found {
-            Ok(Found { addresses, ttl }) => {
+            Ok(FoundAddresses { addresses, ttl }) => {
                 (self.failures, self.missing_since) = (0, None);
                 self.due = Some(now + ttl.clamp(LEAST_TTL, MOST_TTL));
                 return self.answer.insert(NameAnswer { addresses, failure: None });
@@ -99,9 +99,9 @@ fn usable(addresses: &[IpAddr]) -> Vec<IpAddr> {
 mod tests {
     use super::*;
 
-    fn found(ttl: u64, addresses: &[&str]) -> Result<Found, LookupError> {
+    fn found(ttl: u64, addresses: &[&str]) -> Result<FoundAddresses, LookupError> {
         let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        Ok(Found { addresses, ttl: Duration::from_secs(ttl) })
+        Ok(FoundAddresses { addresses, ttl: Duration::from_secs(ttl) })
     }
 
     /// How long after `now` the name is due.
@@ -153,7 +153,7 @@ mod tests {
         let answer = state.take(found(5, &odd), Instant::now());
         assert_eq!(answer.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
         let many = (0..4000_u32).map(|i| IpAddr::from((0x0a00_0000 + i).to_be_bytes())).collect();
-        let many = Ok(Found { addresses: many, ttl: Duration::ZERO });
+        let many = Ok(FoundAddresses { addresses: many, ttl: Duration::ZERO });
         assert_eq!(state.take(many, Instant::now()).addresses.len(), MOST_ADDRESSES);
         let none = state.take(found(5, &["0.0.0.0"]), Instant::now());
         assert_eq!(none.failure.as_deref(), Some("no usable address"));

@@ -15,8 +15,8 @@ use rustls::{
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tidegate_core::backend::{ServerName as Name, TlsOrigination, TrustRoots};
 use tidegate_core::policy::MeshProtocol;
+use tidegate_core::tls_origination::{ServerName as Name, TlsOrigination, TrustRoots};
 use tidegate_core::{ObjectRef, PeerCertificate, San};
 
 use super::peer::verify_chain;

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tidegate_core::backend::{Endpoint, ForwardProxy, ProxyRequest, TlsOrigination, Transport};
+use tidegate_core::backend::{Endpoint, ForwardProxy, ProxyRequest, Transport};
 use tidegate_core::forward_proxy::ProxySettings;
 use tidegate_core::policy::MeshProtocol;
+use tidegate_core::tls_origination::TlsOrigination;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;

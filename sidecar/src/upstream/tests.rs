@@ -9,11 +9,10 @@ use http_body_util::{BodyExt, Empty};
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
-use tidegate_core::backend::{
-    ForwardProxy, ProxyRequest, ServerName, ServerVerification, TlsOrigination, Transport, TrustRoots,
-};
+use tidegate_core::backend::{ForwardProxy, ProxyRequest, Transport};
 use tidegate_core::forward_proxy::{ForwardedHeaders, ProxySettings};
 use tidegate_core::policy::Terms;
+use tidegate_core::tls_origination::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
 use tidegate_core::{DnsName, Identity, ObjectRef, TrustDomain};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};

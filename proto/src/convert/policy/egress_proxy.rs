@@ -104,7 +104,7 @@ fn addresses_from_wire(
 pub(super) mod tests {
     use std::time::Duration;
 
-    use tidegate_core::backend::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
+    use tidegate_core::tls_origination::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
     use tidegate_core::{DnsName, ObjectRef};
 
     use super::*;

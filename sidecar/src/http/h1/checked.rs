@@ -125,7 +125,7 @@ where
     }
 }
 
-/// The body is none of HTTP/1.
+/// The body is malformed.
 fn malformed(error: BodyError) -> Unchecked {
     Unchecked::Answered(local_reply::bad_request(error.details()))
 }
