@@ -135,7 +135,7 @@ fn hosts_of_one_address_are_each_recorded_by_what_has_them() {
     let worker = usage.worker();
     let nothing = AddressOwner::Unregistered;
     let hosts = HostServices::default();
-    hosts.set(b"api.example", None, &AddressOwner::Entry("shop/api".into()));
+    hosts.set(b"api.example", None, &AddressOwner::Object("ServiceEntry shop/api".into()));
     hosts.set(b"other.example", None, &nothing);
     for authority in ["api.example", "other.example"] {
         let mut request = Record {
@@ -147,9 +147,9 @@ fn hosts_of_one_address_are_each_recorded_by_what_has_them() {
         worker.count(&request);
     }
     let found: Vec<_> =
-        report(&usage).reached.into_iter().map(|reached| (reached.host, reached.entry)).collect();
+        report(&usage).reached.into_iter().map(|reached| (reached.host, reached.allowed_by)).collect();
     let host = |name: &str| Some(name.to_owned());
-    assert_eq!(found, [(host("api.example"), host("shop/api")), (host("other.example"), None)]);
+    assert_eq!(found, [(host("api.example"), host("ServiceEntry shop/api")), (host("other.example"), None)]);
 }
 
 #[test]
