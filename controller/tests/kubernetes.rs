@@ -202,6 +202,7 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
         json!({"source": account, "destinations": [retried], "retryPolicy": {"retryOn": "5xx"}}),
         json!({"hosts": ["a.example"]}),
         json!({"proxies": [{"address": "192.0.2.1", "port": 3128}]}),
+        json!({"sources": [account], "hosts": ["a.example"], "ports": [{"number": 443, "protocol": "https"}]}),
         json!({"parentRefs": [service]}),
         json!({"parentRefs": [service]}),
         json!({"parentRefs": [service]}),

@@ -101,9 +101,9 @@ impl<'h> LearnedEntry<'h> {
             && !self.addresses.is_disjoint(&other.addresses)
     }
 
-    /// Takes over the other's servers. What is spoken in more than one way at a port is bytes.
+    /// Takes over the servers of an earlier entry. What is spoken in more than one way at a port is bytes.
     fn join(&mut self, other: Self) {
-        self.servers.extend(other.servers);
+        self.servers.splice(..0, other.servers);
         self.addresses.extend(other.addresses);
         for (port, protocol) in other.ports {
             let known = self.ports.entry(port).or_insert(protocol);

@@ -336,7 +336,7 @@ spec:
         };
         let asked = |spec: &str, port: u16| {
             let query = ExternalQuery {
-                caller: "shop".to_owned(),
+                caller: ObjectName::new("shop", "cart"),
                 host: Some("www.example.com".to_owned()),
                 address: None,
                 port,

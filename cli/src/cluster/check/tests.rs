@@ -74,6 +74,9 @@ async fn healthy() -> (TestCluster, String) {
         crd("httproutegroups", "specs.smi-spec.io", "v1alpha4"),
         crd("tcproutes", "specs.smi-spec.io", "v1alpha4"),
         crd("upstreamtrafficsettings", "policy.openservicemesh.io", "v1alpha1"),
+        crd("retries", "policy.openservicemesh.io", "v1alpha1"),
+        crd("egresses", "policy.openservicemesh.io", "v1alpha1"),
+        crd("egressproxies", "tidegate.io", "v1alpha1"),
         webhooks("MutatingWebhookConfiguration", "tidegate-injector", "pods", &pem),
         webhooks("ValidatingWebhookConfiguration", "tidegate-controller", "ingressbackends", &pem),
         bundle("tidegate-system", &pem),
@@ -543,11 +546,11 @@ async fn what_belongs_to_another_mesh_is_not_looked_at_and_a_mesh_that_is_not_th
 #[tokio::test]
 async fn policies_of_kinds_that_are_not_enforced_are_named_where_they_are_in_the_mesh() {
     let (fake, _) = healthy().await;
-    let mut definition = crd("egresses", "policy.openservicemesh.io", "v1alpha1");
-    definition["spec"]["names"]["kind"] = "Egress".into();
+    let mut definition = crd("egressgateways", "policy.openservicemesh.io", "v1alpha1");
+    definition["spec"]["names"]["kind"] = "EgressGateway".into();
     fake.put(definition);
     let egress = |namespace: &str| {
-        json!({"apiVersion": "policy.openservicemesh.io/v1alpha1", "kind": "Egress",
+        json!({"apiVersion": "policy.openservicemesh.io/v1alpha1", "kind": "EgressGateway",
                "metadata": {"name": "out", "namespace": namespace}, "spec": {}})
     };
     fake.put(namespace("elsewhere", json!({})));
@@ -556,14 +559,14 @@ async fn policies_of_kinds_that_are_not_enforced_are_named_where_they_are_in_the
     assert_eq!(faults(&report), Vec::<String>::new());
     assert!(
         text(&report, false).contains(
-            "all policies in the mesh are of kinds that are enforced: the cluster defines Egress (policy.openservicemesh.io)"
+            "all policies in the mesh are of kinds that are enforced: the cluster defines EgressGateway (policy.openservicemesh.io)"
         )
     );
     fake.put(egress("httpbin"));
     assert_eq!(
         faults(&checked(&fake).await),
         [
-            "Warning policies-not-enforced: Egress httpbin/out: workloads can reach destinations outside the mesh with and without it"
+            "Warning policies-not-enforced: EgressGateway httpbin/out: traffic leaves the mesh from each Pod itself"
         ]
     );
 }
