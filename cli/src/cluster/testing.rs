@@ -33,6 +33,7 @@ const KINDS: &[(&str, &str)] = &[
     ("ServiceEntry", "networking.istio.io/v1/serviceentries"),
     ("EgressProxy", "tidegate.io/v1alpha1/egressproxies"),
     ("Egress", "policy.openservicemesh.io/v1alpha1/egresses"),
+    ("EgressGateway", "policy.openservicemesh.io/v1alpha1/egressgateways"),
     ("CustomResourceDefinition", "apiextensions.k8s.io/v1/customresourcedefinitions"),
     ("MutatingWebhookConfiguration", "admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"),
     ("ValidatingWebhookConfiguration", "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"),
