@@ -156,14 +156,19 @@ impl World {
         let ip = &self.origin.ips()[0];
         let output = self.caller.namespace().run(|| {
             let mut command = Command::new("curl");
-            command.args(["-s", "-o", "/dev/null", "-w", "%{http_code}\\n", "--max-time", "120"]);
+            command.args(["-s", "-w", "%{http_code}\\n", "--max-time", "120"]);
             command.arg("--cacert").arg(self.root());
             for host in ["api.test", "other.test", "denied.test", "refused.test"] {
                 for port in [80, 443] {
                     command.args(["--resolve", &format!("{host}:{port}:{ip}")]);
                 }
             }
-            command.args(arguments).output().unwrap()
+            for argument in arguments {
+                // Of each URL by itself.
+                let discards = argument.starts_with("http");
+                command.args(discards.then_some(["-o", "/dev/null"]).into_iter().flatten()).arg(argument);
+            }
+            command.output().unwrap()
         });
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
     }
