@@ -67,7 +67,9 @@ impl World {
         let mut pod = objects::pod("caller", "caller", &mesh.target().ip().to_string(), &[]);
         pod["status"]["podIPs"] = caller.ips().iter().map(|ip| json!({"ip": ip})).collect();
         mesh.apply("pod", &[pod]);
-        let further = ["--pod-ips", &ips, "--health-address", "[::]:15010"];
+        // A client on a busy machine may be slow to send its first bytes, without which Squid gets an address.
+        let slow = ["--outbound-detect-timeout", "10s"];
+        let further = ["--pod-ips", &ips, "--health-address", "[::]:15010", slow[0], slow[1]];
         let mut sidecar = mesh.another_transparent_sidecar("caller", SIDECAR_USER, &further);
         caller.namespace().run(|| sidecar.start_ready());
         let world = Self { node, caller, origin, sidecar, mesh, folder, _nginx: nginx };
@@ -156,14 +158,19 @@ impl World {
         let ip = &self.origin.ips()[0];
         let output = self.caller.namespace().run(|| {
             let mut command = Command::new("curl");
-            command.args(["-s", "-o", "/dev/null", "-w", "%{http_code}\\n", "--max-time", "120"]);
+            command.args(["-s", "-w", "%{http_code}\\n", "--max-time", "120"]);
             command.arg("--cacert").arg(self.root());
             for host in ["api.test", "other.test", "denied.test", "refused.test"] {
                 for port in [80, 443] {
                     command.args(["--resolve", &format!("{host}:{port}:{ip}")]);
                 }
             }
-            command.args(arguments).output().unwrap()
+            for argument in arguments {
+                // Of each URL by itself.
+                let discards = argument.starts_with("http");
+                command.args(discards.then_some(["-o", "/dev/null"]).into_iter().flatten()).arg(argument);
+            }
+            command.output().unwrap()
         });
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
     }

@@ -19,6 +19,8 @@ use crate::object::{Change, Kind, Object, ObjectKey, ObjectName, OfKind};
 
 /// How often Secrets are read again.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// The most Secrets that are read, each with a request: the first by namespace and name.
+const MOST: usize = 256;
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -65,7 +67,8 @@ impl ReferencedSecrets {
                 Change::Apply { .. } | Change::Delete(_) => {}
             }
         }
-        let names: BTreeSet<_> = self.by_proxy.values().cloned().collect();
+        let all: BTreeSet<_> = self.by_proxy.values().collect();
+        let names: BTreeSet<_> = all.into_iter().take(MOST).cloned().collect();
         self.wanted.send_if_modified(|wanted| {
             let is_news = *wanted != names;
             *wanted = names;
