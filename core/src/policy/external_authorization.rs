@@ -92,7 +92,7 @@ impl ServerAddress {
     }
 }
 
-/// The most bytes of a body that a server may get: what HTTP/2 clients may send without being asked for more.
+/// The most bytes of a body that a server may get: as much as the initial window of an HTTP/2 stream lets clients send.
 pub const MOST_CHECKED_BODY: u32 = 32 * 1024;
 
 /// The longest timeout of a check. A request waits for so long at most.
