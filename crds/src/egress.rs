@@ -6,7 +6,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bounded;
-use crate::smi_status::SmiStatus;
+use crate::ingress_backend::port_number;
+use crate::policy_object_status::PolicyObjectStatus;
 
 /// Maximum sources of one Egress.
 const MOST_SOURCES: usize = 256;
@@ -33,7 +34,7 @@ const WORD: usize = 63;
     singular = "egress",
     shortname = "egress",
     namespaced,
-    status = "SmiStatus",
+    status = "PolicyObjectStatus",
     derive = "PartialEq",
     doc = "Lets the workloads of service accounts reach servers outside the mesh, while spec.traffic.enableEgress is off.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")
@@ -86,7 +87,7 @@ pub struct EgressSource {
 #[serde(rename_all = "camelCase")]
 pub struct EgressPort {
     /// Its number.
-    #[schemars(range(min = 1, max = 65535))]
+    #[schemars(schema_with = "port_number")]
     pub number: u16,
     /// `http`, `https`, `tcp` or `tcp-server-first`.
     #[serde(deserialize_with = "bounded::text::<_, WORD>")]

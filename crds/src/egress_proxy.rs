@@ -13,7 +13,7 @@ use tidegate_core::forward_proxy::ForwardedHeaders;
 use tidegate_core::go_duration;
 
 use crate::bounded;
-use crate::smi_status::SmiStatus;
+use crate::policy_object_status::PolicyObjectStatus;
 
 /// Maximum proxies of a list.
 pub const MOST_PROXIES: usize = 8;
@@ -46,7 +46,7 @@ const RESPONSE: Duration = Duration::from_secs(15);
     singular = "egressproxy",
     shortname = "egp",
     namespaced,
-    status = "SmiStatus",
+    status = "PolicyObjectStatus",
     derive = "PartialEq",
     doc = "Sends traffic that leaves the mesh through an HTTP forward proxy of which apps have no knowledge.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string"),

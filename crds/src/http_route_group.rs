@@ -10,7 +10,7 @@ use tidegate_core::route::matching::{HeaderMatch, PathMatch, RouteMatch};
 use tidegate_core::route::{Method, RouteError};
 
 use crate::bounded::{self, too_many};
-use crate::smi_status::SmiStatus;
+use crate::policy_object_status::PolicyObjectStatus;
 
 /// Maximum matches of one HTTPRouteGroup.
 pub(crate) const MOST_MATCHES: usize = 256;
@@ -35,7 +35,7 @@ const WORD: usize = 63;
     singular = "httproutegroup",
     shortname = "htr",
     namespaced,
-    status = "SmiStatus",
+    status = "PolicyObjectStatus",
     derive = "PartialEq",
     doc = "Names sets of HTTP requests for the TrafficTargets of its namespace.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")

@@ -5,7 +5,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bounded;
-use crate::smi_status::SmiStatus;
+use crate::policy_object_status::PolicyObjectStatus;
 
 /// Maximum destinations of one Retry.
 pub const MOST_DESTINATIONS: usize = 64;
@@ -26,7 +26,7 @@ const FAILURES: usize = 1024;
     singular = "retry",
     shortname = "retry",
     namespaced,
-    status = "SmiStatus",
+    status = "PolicyObjectStatus",
     derive = "PartialEq",
     doc = "Has failed requests of a workload of its namespace sent again.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bounded;
-use crate::smi_status::SmiStatus;
+use crate::policy_object_status::PolicyObjectStatus;
 
 /// Maximum ports of one TCPRoute.
 pub const MOST_PORTS: usize = 1024;
@@ -20,7 +20,7 @@ pub const MOST_PORTS: usize = 1024;
     singular = "tcproute",
     shortname = "tr",
     namespaced,
-    status = "SmiStatus",
+    status = "PolicyObjectStatus",
     derive = "PartialEq",
     doc = "Names ports for the TrafficTargets of its namespace.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")

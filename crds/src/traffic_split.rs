@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tidegate_core::route::MAX_WEIGHT;
 
 use crate::bounded;
-use crate::smi_status::SmiStatus;
+use crate::policy_object_status::PolicyObjectStatus;
 
 /// The `apiVersion` that Open Service Mesh served. It has the same fields, but for `matches`.
 pub const OLDER_TRAFFIC_SPLIT: &str = "split.smi-spec.io/v1alpha2";
@@ -29,7 +29,7 @@ const WORD: usize = 63;
     singular = "trafficsplit",
     shortname = "ts",
     namespaced,
-    status = "SmiStatus",
+    status = "PolicyObjectStatus",
     derive = "PartialEq",
     doc = "Splits what clients send to a Service among several Services of its namespace, by weight.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")

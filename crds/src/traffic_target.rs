@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bounded;
-use crate::smi_status::SmiStatus;
+use crate::policy_object_status::PolicyObjectStatus;
 
 /// Maximum sources of one TrafficTarget.
 pub(crate) const MOST_SOURCES: usize = 1024;
@@ -29,7 +29,7 @@ const WORD: usize = 63;
     singular = "traffictarget",
     shortname = "tt",
     namespaced,
-    status = "SmiStatus",
+    status = "PolicyObjectStatus",
     derive = "PartialEq",
     doc = "Lets workloads of the mesh reach the Pods of a service account of its namespace, while permissive mode is off.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")

@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bounded;
-use crate::smi_status::SmiStatus;
+use crate::policy_object_status::PolicyObjectStatus;
 
 /// Maximum routes with a limit.
 pub const MOST_ROUTES: usize = 64;
@@ -36,7 +36,7 @@ const CLUSTER: &str = ".svc.cluster.local";
     singular = "upstreamtrafficsetting",
     shortname = "upstreamtrafficsetting",
     namespaced,
-    status = "SmiStatus",
+    status = "PolicyObjectStatus",
     derive = "PartialEq",
     doc = "Limits what workloads of the mesh send to a Service of its namespace.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")

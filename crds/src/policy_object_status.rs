@@ -1,5 +1,5 @@
-//! The status of objects of the Service Mesh Interface, which has none of its own, of Retries and UpstreamTrafficSettings, for
-//! which OSM defines `currentStatus` and `reason` at most, and of EgressProxies.
+//! The status of policies whose authors define none, or `currentStatus` and `reason` at most: SMI's objects, those of Open
+//! Service Mesh other than IngressBackend, and EgressProxies.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::mesh_config::Condition;
 
-/// Status of a TrafficTarget, TrafficSplit, HTTPRouteGroup, TCPRoute, Retry, UpstreamTrafficSetting or EgressProxy.
+/// Status of a policy.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub struct SmiStatus {
+pub struct PolicyObjectStatus {
     /// `committed` or `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_status: Option<String>,
