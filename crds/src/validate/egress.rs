@@ -65,10 +65,10 @@ fn check_ports(spec: &EgressSpec, findings: &mut Findings) {
                 );
                 Finding::warning(format!("{path}.protocol"), message)
             }),
-            Some(EgressProtocol::Http) if spec.hosts.is_empty() => findings.add("http without hosts", || {
+            Some(EgressProtocol::Http) if spec.hosts.is_empty() => findings.add("http_hosts", || {
                 Finding::warning(&path, "http needs hosts, and none is listed, so this port has no effect")
             }),
-            Some(EgressProtocol::Tcp) if !spec.hosts.is_empty() => findings.add("hosts of tcp", || {
+            Some(EgressProtocol::Tcp) if !spec.hosts.is_empty() => findings.add("tcp_hosts", || {
                 let message = format!("{} is not looked at, so hosts do not restrict this port", port.protocol);
                 Finding::warning(&path, message)
             }),
@@ -117,7 +117,7 @@ fn check_matches(spec: &EgressSpec, findings: &mut Findings) {
     let is_http = spec.ports.iter().any(|port| port.carries() == Some(EgressProtocol::Http));
     let names_group = spec.matches.iter().any(|one| one.refers_to() == Some(EgressReference::HttpRouteGroup));
     if names_group && !is_http {
-        findings.add("groups without http", || {
+        findings.add("http_groups", || {
             Finding::warning("spec.matches", "an HTTPRouteGroup restricts http ports, and none is listed")
         });
     }
