@@ -67,9 +67,7 @@ impl World {
         let mut pod = objects::pod("caller", "caller", &mesh.target().ip().to_string(), &[]);
         pod["status"]["podIPs"] = caller.ips().iter().map(|ip| json!({"ip": ip})).collect();
         mesh.apply("pod", &[pod]);
-        // A client on a busy machine may be slow to send its first bytes, without which Squid gets an address.
-        let slow = ["--outbound-detect-timeout", "10s"];
-        let further = ["--pod-ips", &ips, "--health-address", "[::]:15010", slow[0], slow[1]];
+        let further = ["--pod-ips", &ips, "--health-address", "[::]:15010"];
         let mut sidecar = mesh.another_transparent_sidecar("caller", SIDECAR_USER, &further);
         caller.namespace().run(|| sidecar.start_ready());
         let world = Self { node, caller, origin, sidecar, mesh, folder, _nginx: nginx };

@@ -166,6 +166,11 @@ impl ResolvedDestination {
         Self { host, ..self }
     }
 
+    /// The port that the app dialled.
+    pub(crate) fn port(&self) -> u16 {
+        self.dialled.port()
+    }
+
     /// Connections carry this protocol.
     pub(crate) fn carrying(self, protocol: AppProtocol) -> Self {
         Self { protocol, ..self }

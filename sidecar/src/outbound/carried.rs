@@ -18,6 +18,10 @@ use crate::first_bytes::{self, Received};
 use crate::lifeline::{Lifeline, Phase, Wait};
 use crate::limits::Limits;
 
+/// Ports of protocols in which clients speak first (IANA: `http`, `https`): where the host in the first bytes decides, these
+/// are waited for as long as for a head.
+const CLIENT_FIRST: [u16; 2] = [80, 443];
+
 /// What a connection carries, and what was read of it.
 pub(super) enum Carried {
     Http1(BytesMut),
@@ -35,7 +39,12 @@ pub(super) async fn carried(
 ) -> Option<Carried> {
     let carried = match destination.protocol() {
         _ if destination.is_proxied() || destination.told_apart_by_host().is_some() => {
-            told_apart(io, line, limits).await?
+            let patience = if CLIENT_FIRST.contains(&destination.port()) {
+                limits.headers
+            } else {
+                limits.outbound_detect
+            };
+            told_apart(io, line, limits, patience).await?
         }
         _ if destination.needs_server_name() => named(io, line, limits).await?,
         AppProtocol::Tcp | AppProtocol::TcpServerFirst => Carried::Opaque(BytesMut::new()),
@@ -79,8 +88,8 @@ async fn named(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Carri
 }
 
 /// HTTP, or bytes that begin with the whole of a ClientHello if they begin as TLS, if they come in time.
-async fn told_apart(io: &TcpStream, line: &Lifeline, limits: &Limits) -> Option<Carried> {
-    let mut bytes = match detected(io, line, limits.outbound_detect).await? {
+async fn told_apart(io: &TcpStream, line: &Lifeline, limits: &Limits, patience: Duration) -> Option<Carried> {
+    let mut bytes = match detected(io, line, patience).await? {
         Carried::Opaque(bytes) => bytes,
         http => return Some(http),
     };

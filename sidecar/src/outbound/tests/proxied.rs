@@ -119,14 +119,27 @@ async fn tls_goes_through_a_tunnel_by_its_server_name_and_nothing_of_it_is_lost(
 }
 
 #[tokio::test]
-async fn bytes_that_name_no_host_go_through_a_tunnel_to_their_address() {
+async fn an_app_that_is_slow_to_speak_at_the_port_of_https_is_waited_for() {
     let directory = tempfile::tempdir().unwrap();
     let proxy = FakeProxy::start(tunnel).await;
     let client = client(443, &directory.path().join("log"), rule(&[proxy.address]));
+    let mut io = client.dial().await;
+    tokio::time::sleep(Limits::default().outbound_detect * 2).await;
+    io.write_all(&client_hello()).await.unwrap();
+    io.read_u8().await.unwrap();
+    assert!(proxy.heads()[0].starts_with("CONNECT a.example:443 HTTP/1.1\r\n"));
+}
+
+#[tokio::test]
+async fn bytes_that_name_no_host_go_through_a_tunnel_to_their_address() {
+    let directory = tempfile::tempdir().unwrap();
+    let proxy = FakeProxy::start(tunnel).await;
+    let rule = EgressProxyRule { ports: vec![25], ..rule(&[proxy.address]) };
+    let client = client(25, &directory.path().join("log"), rule);
     let mut greeting = [0; 11];
     client.dial().await.read_exact(&mut greeting).await.unwrap();
     assert_eq!(&greeting, b"220 hello\r\n", "a server that speaks first");
-    assert!(proxy.heads()[0].starts_with("CONNECT 192.0.2.1:443 HTTP/1.1\r\n"));
+    assert!(proxy.heads()[0].starts_with("CONNECT 192.0.2.1:25 HTTP/1.1\r\n"));
 }
 
 /// Sends requests over one connection, one after the other; the answers' first lines.
@@ -308,9 +321,10 @@ async fn what_the_rule_excepts_goes_to_the_address_that_was_dialled() {
 async fn a_change_of_the_rules_reaches_addresses_that_are_known() {
     let directory = tempfile::tempdir().unwrap();
     let (first, second) = (FakeProxy::start(tunnel).await, FakeProxy::start(tunnel).await);
-    let client = client(443, &directory.path().join("log"), rule(&[first.address]));
+    let by = |proxy: &FakeProxy| EgressProxyRule { ports: vec![25], ..rule(&[proxy.address]) };
+    let client = client(25, &directory.path().join("log"), by(&first));
     client.dial().await.read_u8().await.unwrap();
-    client.destinations.set_egress(EgressMode::AllowAny, &[Arc::new(rule(&[second.address]))]);
+    client.destinations.set_egress(EgressMode::AllowAny, &[Arc::new(by(&second))]);
     client.destinations.settle(true);
     client.dial().await.read_u8().await.unwrap();
     assert_eq!((first.heads().len(), second.heads().len()), (1, 1));
