@@ -182,18 +182,12 @@ fn has_status(api: &FakeApi, namespace: &str, name: &str) -> bool {
     object.is_some_and(|object| object["status"]["currentStatus"].is_string())
 }
 
-#[tokio::test]
-async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over() {
-    let api = FakeApi::start().await;
-    populate(&api, 10);
-    let metadata = json!({"namespace": NAMESPACE, "name": "osm-mesh-config"});
-    let version = "config.openservicemesh.io/v1alpha2";
-    let config = json!({"apiVersion": version, "kind": "MeshConfig", "metadata": metadata, "spec": {}});
-    api.apply(CONFIGS, config);
+/// A spec of each of [`OTHERS`], in their order.
+fn specs_of_others() -> [Value; OTHERS.len()] {
     let account = json!({"kind": "ServiceAccount", "name": "app", "namespace": "ns-0"});
     let service = json!({"group": "", "kind": "Service", "name": "none"});
     let retried = json!({"kind": "Service", "name": "app-0", "namespace": "ns-0"});
-    let specs: [_; OTHERS.len()] = [
+    [
         json!({"destination": account, "sources": [account], "rules": [{"kind": "TCPRoute", "name": "other"}]}),
         json!({"service": "none", "backends": []}),
         json!({"matches": [{"name": "all", "methods": ["GET"]}]}),
@@ -207,8 +201,18 @@ async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over(
         json!({"parentRefs": [service]}),
         json!({"parentRefs": [service]}),
         json!({"parentRefs": [service]}),
-    ];
-    for ((collection, version, kind), spec) in OTHERS.into_iter().zip(specs) {
+    ]
+}
+
+#[tokio::test]
+async fn the_program_needs_all_of_its_role_and_no_more_and_hands_its_lease_over() {
+    let api = FakeApi::start().await;
+    populate(&api, 10);
+    let metadata = json!({"namespace": NAMESPACE, "name": "osm-mesh-config"});
+    let version = "config.openservicemesh.io/v1alpha2";
+    let config = json!({"apiVersion": version, "kind": "MeshConfig", "metadata": metadata, "spec": {}});
+    api.apply(CONFIGS, config);
+    for ((collection, version, kind), spec) in OTHERS.into_iter().zip(specs_of_others()) {
         let metadata = json!({"namespace": "ns-0", "name": "other"});
         api.apply(
             collection,

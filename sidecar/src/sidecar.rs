@@ -89,7 +89,6 @@ impl Sidecar {
         let blockers = ReadinessBlockers::new(&readiness);
         let (publisher, snapshots) = snapshot::channel();
         let publisher = Arc::new(publisher);
-
         let access_log = open_access_log(&options)?;
         let (spans, finished_spans) = span_queue();
         let (recent_sink, recorded) = recent_queue();
@@ -101,8 +100,7 @@ impl Sidecar {
 
         let recent = RecentRequests::new(remotes.clone());
         let destinations = Arc::new(Destinations::of_workload(&options.workload, remotes));
-        let count =
-            options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from);
+        let count = worker_count(&options);
         let workers = Workers::start(WorkersConfig {
             count,
             listeners: listeners(&options),
@@ -125,15 +123,9 @@ impl Sidecar {
             .await?;
         let (drain, draining) = drain::channel();
         let mut control = JoinSet::new();
-        if let Some(address) = options.pod.health_address {
-            let health = AdminServer::health(PROCESS, metrics.clone(), readiness.clone(), log);
-            control.spawn(health.bind(address).await?.serve(draining.clone()));
-        }
-        let probes = ProbeServer::bind_all(&options.pod.probes)?;
+        let health = AdminServer::health(PROCESS, metrics.clone(), readiness.clone(), log);
+        serve_kubelet(&options, health, &draining, &mut control).await?;
         let admin_address = admin.local_addr();
-        for server in probes {
-            control.spawn(server.serve(draining.clone()));
-        }
         control.spawn(admin.serve(draining));
         control.spawn(exporter.run());
         control.spawn(recent.collect(recorded));
@@ -188,6 +180,27 @@ fn open_access_log(options: &Options) -> Result<Option<AccessLogSink>, SidecarSt
     let target = options.access_log_target();
     let sink = AccessLogSink::open(&target);
     sink.map(Some).map_err(|error| SidecarStartError::AccessLog(format!("{target:?}"), error))
+}
+
+/// Data workers: by default one for each processor.
+fn worker_count(options: &Options) -> usize {
+    options.workers.map_or_else(|| available_parallelism().map_or(1, Into::into), usize::from)
+}
+
+/// Serves kubelet: the health address, if there is one, and the probes of the app.
+async fn serve_kubelet(
+    options: &Options,
+    health: AdminServer,
+    draining: &drain::Watch,
+    control: &mut JoinSet<()>,
+) -> Result<(), SidecarStartError> {
+    if let Some(address) = options.pod.health_address {
+        control.spawn(health.bind(address).await?.serve(draining.clone()));
+    }
+    for server in ProbeServer::bind_all(&options.pod.probes)? {
+        control.spawn(server.serve(draining.clone()));
+    }
+    Ok(())
 }
 
 /// Creates the HTTP context of each of `workers` workers.

@@ -197,15 +197,7 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
     for port in ports.values_mut() {
         port.rate_limits.retain(|limits| room.take_limits(limits));
     }
-    for object in &rules.unreadable {
-        let (origin, state) = (object.name().to_ref(object.kind), RuleState::Invalid(object.reason().into()));
-        for (number, port) in &mut ports {
-            for service in port.services.iter().filter(|service| object.may_open(service, *number)) {
-                let (origin, backend) = (origin.clone(), service.clone());
-                port.ingress.extend(room.take(&IngressRule { origin, backend, state: state.clone() }));
-            }
-        }
-    }
+    deny_unreadable(rules, &mut ports, &mut room);
     let (workload, locality) = (name.to_shared(), Some(locality(rules.index, pod)));
     let telemetry =
         TelemetrySettings { workload: Some(pod::workload(pod).into()), tracing: rules.tracing.clone() };
@@ -228,6 +220,19 @@ pub(crate) fn workload_by(rules: &NamespaceRules<'_>, pod: &Pod) -> Result<Compi
         external_authorization,
     };
     Ok(CompiledWorkload { policy, left_out })
+}
+
+/// Adds a rule that denies for each object that cannot be read and may be about a port.
+fn deny_unreadable(rules: &NamespaceRules<'_>, ports: &mut BTreeMap<u16, PortPolicy>, room: &mut RuleBudget) {
+    for object in &rules.unreadable {
+        let (origin, state) = (object.name().to_ref(object.kind), RuleState::Invalid(object.reason().into()));
+        for (number, port) in &mut *ports {
+            for service in port.services.iter().filter(|service| object.may_open(service, *number)) {
+                let (origin, backend) = (origin.clone(), service.clone());
+                port.ingress.extend(room.take(&IngressRule { origin, backend, state: state.clone() }));
+            }
+        }
+    }
 }
 
 /// Where a Pod runs.

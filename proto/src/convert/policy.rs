@@ -325,7 +325,8 @@ mod tests {
         vec![Principal::Any, Principal::parse("a.b.c"), Principal::parse("spiffe://td/ns/a/sa/b")]
     }
 
-    fn policy() -> InboundPolicy {
+    /// Ports with each kind of rule.
+    fn ports() -> BTreeMap<u16, PortPolicy> {
         let [requests, any, invalid] = peer_rules();
         let active = |sources, transport| RuleState::Active(ActiveIngressRule { sources, transport });
         let origin = || ObjectRef::new("IngressBackend", "a", "b");
@@ -343,6 +344,41 @@ mod tests {
             ingress,
             rate_limits: vec![limits.clone()],
         };
+        BTreeMap::from([
+            (
+                1,
+                port(
+                    AppProtocol::Http,
+                    MeshRule::AnyPeer,
+                    vec![
+                        rule(active(ranges, https(ClientCheck::Principals(principals().into())))),
+                        rule(active(Sources::Any, https(ClientCheck::Skip))),
+                        rule(RuleState::Invalid("why".into())),
+                    ],
+                ),
+            ),
+            (2, port(AppProtocol::H2c, MeshRule::Deny("off".into()), vec![])),
+            (
+                3,
+                port(
+                    AppProtocol::TcpServerFirst,
+                    MeshRule::Rules(vec![requests.clone(), invalid]),
+                    vec![rule(active(Sources::Ranges(CidrSet::default()), IngressTransport::Tcp))],
+                ),
+            ),
+            (
+                4,
+                port(
+                    AppProtocol::Tcp,
+                    MeshRule::AnyPeer,
+                    vec![rule(active(Sources::Any, IngressTransport::Http))],
+                ),
+            ),
+            (5, port(AppProtocol::Undeclared, MeshRule::Audit(vec![requests, any]), vec![])),
+        ])
+    }
+
+    fn policy() -> InboundPolicy {
         InboundPolicy {
             workload: "a/pod".into(),
             identity: Identity::new(TrustDomain::default(), "a", "b").unwrap(),
@@ -356,38 +392,7 @@ mod tests {
                 policy: RetryPolicy::unprocessed(),
             })],
             egress_proxies: vec![Arc::new(egress_proxy())],
-            ports: BTreeMap::from([
-                (
-                    1,
-                    port(
-                        AppProtocol::Http,
-                        MeshRule::AnyPeer,
-                        vec![
-                            rule(active(ranges, https(ClientCheck::Principals(principals().into())))),
-                            rule(active(Sources::Any, https(ClientCheck::Skip))),
-                            rule(RuleState::Invalid("why".into())),
-                        ],
-                    ),
-                ),
-                (2, port(AppProtocol::H2c, MeshRule::Deny("off".into()), vec![])),
-                (
-                    3,
-                    port(
-                        AppProtocol::TcpServerFirst,
-                        MeshRule::Rules(vec![requests.clone(), invalid]),
-                        vec![rule(active(Sources::Ranges(CidrSet::default()), IngressTransport::Tcp))],
-                    ),
-                ),
-                (
-                    4,
-                    port(
-                        AppProtocol::Tcp,
-                        MeshRule::AnyPeer,
-                        vec![rule(active(Sources::Any, IngressTransport::Http))],
-                    ),
-                ),
-                (5, port(AppProtocol::Undeclared, MeshRule::Audit(vec![requests, any]), vec![])),
-            ]),
+            ports: ports(),
             external_authorization: None,
         }
     }

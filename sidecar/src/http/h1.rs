@@ -327,9 +327,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                     Err(None) => continue,
                 };
                 let (exchange, client, inbound) = (&mut self.exchange, &mut self.client, &mut self.inbound);
-                if let Some(repeatable) = &mut exchange.repeatable {
-                    repeatable.is_reused = is_reused;
-                }
+                exchange.note_reuse(is_reused);
                 let around = (self.line, &**self.env);
                 // Once in this future, and not for each layer.
                 let exchanged =
@@ -363,10 +361,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                         AttemptEnd::Retry(wait)
                     }
                     Ok(Ok(ExchangeOutcome::ProxyAuthentication)) => {
-                        self.note_proxy_refusal(&forward);
-                        let reply = local_reply::bad_gateway();
-                        self.tell(&reply);
-                        return self.reply(reply).await;
+                        return self.refuse_for_proxy(&forward).await;
                     }
                     Ok(Ok(outcome)) => AttemptEnd::Broken { outcome, has_vanished: has_vanished(&upstream) },
                     Ok(Err(which)) => AttemptEnd::TimedOut(which),
@@ -380,6 +375,14 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 return after;
             }
         }
+    }
+
+    /// Answers a request that the forward proxy wants credentials for, which the app does not have.
+    async fn refuse_for_proxy(&mut self, forward: &Forward) -> After {
+        self.note_proxy_refusal(forward);
+        let reply = local_reply::bad_gateway();
+        self.tell(&reply);
+        self.reply(reply).await
     }
 
     /// [`Self::connect`] for one attempt; otherwise what follows it: `None` is another attempt.

@@ -228,6 +228,13 @@ impl Exchange {
         self.up.out.rewind(length as usize);
     }
 
+    /// Notes whether the connection of this attempt was used before.
+    pub(super) fn note_reuse(&mut self, is_reused: bool) {
+        if let Some(repeatable) = &mut self.repeatable {
+            repeatable.is_reused = is_reused;
+        }
+    }
+
     /// Whether the request may be sent again on another connection.
     fn is_repeated(&self) -> bool {
         let is_body_unsent = || self.up.moved == 0 && !self.up.decoder.is_done();
@@ -546,22 +553,17 @@ impl Exchange {
     /// Looks for a head in what the app has sent.
     fn read_head(&mut self, line: &Lifeline, env: &HttpContext) -> Result<HeadRead, AnswerError> {
         let Asked { version, upgrade, .. } = self.asked;
-        let is_head = self.asked.is_head();
-        let is_uploaded = self.up.state == UploadState::Done;
-        let is_drainable = self.is_drainable();
+        let (is_uploaded, is_drainable) = (self.up.state == UploadState::Done, self.is_drainable());
+        let (input, is_head) = (self.down.input.bytes(), self.asked.is_head());
         let mut storage = Storage::new();
-        let head = head::parse_response(self.down.input.bytes(), &mut storage, &env.limits, is_head)
-            .map_err(AnswerError::Head)?;
+        let head =
+            head::parse_response(input, &mut storage, &env.limits, is_head).map_err(AnswerError::Head)?;
         let Some(head) = head else { return Ok(HeadRead::Incomplete) };
         if self.endpoint.is_some_and(|endpoint| endpoint.is_http_proxy)
-            && let Some(refusal) = refusal_of_proxy(&head)
+            && note_proxy_refusal(&head, &mut self.cause) == Some(ProxyFailure::Authentication)
         {
-            let failure = ProxyFailure::of_status(head.status);
-            self.cause = Some(format!("{}{{{refusal}}}", failure.details()).into());
-            if failure == ProxyFailure::Authentication {
-                self.down.status = head.status;
-                return Ok(HeadRead::Ended(ExchangeOutcome::ProxyAuthentication));
-            }
+            self.down.status = head.status;
+            return Ok(HeadRead::Ended(ExchangeOutcome::ProxyAuthentication));
         }
         if let Some(wait) = wait_to_retry(self.attempts.as_deref_mut(), self.up.replay.as_deref(), &head, env)
         {
@@ -578,9 +580,8 @@ impl Exchange {
         let (status, length, framing) = (head.status, head.length, head.framing);
         match status {
             101 if upgrade => {
-                let Span { start, length } = self.notes.upgrade;
                 let sent = if self.noted.size() > 0 { &self.noted } else { &self.up.out };
-                check_switch(&head, sent.past(start as usize, length as usize))?;
+                check_switch(&head, self.notes.upgrade, sent)?;
                 forward::write_switch(&head, edits, out);
                 self.down.is_websocket = forward::is_websocket(head.fields);
                 self.down.state = DownloadState::Switching;
@@ -590,9 +591,7 @@ impl Exchange {
                 if version == Version::Http11 {
                     forward::write_interim(&head, out);
                 }
-                self.down.input.consume(length);
-                self.down.is_new = !self.down.input.is_empty();
-                return Ok(HeadRead::Done);
+                return Ok(self.pass_interim(length));
             }
             _ => {
                 let is_delimited = matches!(framing, Framing::Length(_));
@@ -601,8 +600,7 @@ impl Exchange {
                     || line.is_finishing()
                     || !(is_uploaded || is_drainable)
                     || !(is_delimited || self.down.chunked);
-                let persistence = Persistence::new(self.down.close, version);
-                let form = (self.down.chunked, persistence);
+                let form = (self.down.chunked, Persistence::new(self.down.close, version));
                 forward::write_response(&head, version, form, edits, out);
                 self.down.is_stream = head.is_stream();
                 self.down.keep_alive = head.keep_alive && framing != Framing::UntilClose;
@@ -613,6 +611,13 @@ impl Exchange {
         self.down.status = status;
         self.down.input.consume(length);
         self.begin_body(env)
+    }
+
+    /// An interim answer of this length was written: the next head may be there.
+    fn pass_interim(&mut self, length: usize) -> HeadRead {
+        self.down.input.consume(length);
+        self.down.is_new = !self.down.input.is_empty();
+        HeadRead::Done
     }
 
     /// What is there of the answer's body goes out in the same write as its head.
@@ -755,8 +760,19 @@ fn refusal_of_proxy(head: &ResponseHead<'_>) -> Option<ProxyRefusal> {
     (head.status == 407 || is_squids()).then(|| ProxyRefusal::of_response(head.status, fields()))
 }
 
+/// Notes the proxy's words as the cause of the answer, if it is the proxy's own; returns what it means then.
+fn note_proxy_refusal(head: &ResponseHead<'_>, cause: &mut Option<Box<str>>) -> Option<ProxyFailure> {
+    let refusal = refusal_of_proxy(head)?;
+    let failure = ProxyFailure::of_status(head.status);
+    *cause = Some(format!("{}{{{refusal}}}", failure.details()).into());
+    Some(failure)
+}
+
 /// An app may switch to what the request has asked for, and must say to what (RFC 9110 §7.8).
-fn check_switch(head: &ResponseHead<'_>, asked: &[u8]) -> Result<(), AnswerError> {
+///
+/// `asked`: where the protocols of the request are in `sent`.
+fn check_switch(head: &ResponseHead<'_>, asked: Span, sent: &Buffer) -> Result<(), AnswerError> {
+    let asked = sent.past(asked.start as usize, asked.length as usize);
     let mut named = head.fields.values(Field::Upgrade).flat_map(tokens).peekable();
     if named.peek().is_none() {
         return Err(AnswerError::NamelessSwitch);
