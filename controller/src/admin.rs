@@ -85,15 +85,18 @@ pub(crate) fn routes(shared: ControllerState) -> Router {
         .with_state(shared)
 }
 
+/// `/policies`: each object with its status.
 async fn policies(State(shared): State<ControllerState>) -> Response {
     Json(shared.statuses.list()).into_response()
 }
 
+/// `/problems`: what keeps objects from being read.
 async fn problems(State(shared): State<ControllerState>) -> Response {
     let problems = shared.problems.read().unwrap_or_else(PoisonError::into_inner).clone();
     Json(problems).into_response()
 }
 
+/// `/workloads`: each workload with its policy and its sidecar.
 async fn workloads(State(shared): State<ControllerState>) -> Response {
     Json(shared.workloads.view()).into_response()
 }

@@ -157,6 +157,7 @@ struct ReviewedObject<S> {
     spec: S,
 }
 
+/// What is read of an object's metadata.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct ReviewedMeta {
@@ -200,6 +201,7 @@ where
 
 /// Whether the object is being deleted, decoded without the fields of its kind.
 fn is_going(request: &AdmissionRequest<'_>) -> bool {
+    /// What is read of an object that is about to be deleted.
     #[derive(Deserialize)]
     struct Deletable {
         metadata: ReviewedMeta,

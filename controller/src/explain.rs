@@ -367,6 +367,7 @@ fn is_http(terms: Terms) -> bool {
     !matches!(terms, Terms::Opaque | Terms::BadRequest | Terms::MeshTls(MeshProtocol::Tcp))
 }
 
+/// The terms of a permission in words.
 fn describe(terms: Terms) -> &'static str {
     match terms {
         Terms::IngressPlaintext => "plaintext HTTP",

@@ -36,6 +36,7 @@ pub(super) struct FoundEndpoint<'s> {
 }
 
 impl<'s> FoundEndpoint<'s> {
+    /// The node that the endpoint runs on, if the slice names it.
     fn node(&self) -> Option<&'s str> {
         self.listed.node_name.as_deref()
     }

@@ -32,6 +32,7 @@ impl Compiled for Egress {
     }
 }
 
+/// The status of one policy: its fault, or what it has no effect on.
 fn status(index: &Index, object: &Egress, fault: Option<&EgressFault>, has_room: bool) -> ObjectStatus {
     let (error, word) = match fault {
         Some(fault) => (Some(fault.reason().to_owned()), fault.word()),

@@ -87,6 +87,7 @@ impl Candidate<'_> {
         }
     }
 
+    /// The rule for sidecars, and the Pods that it is for.
     fn compiled(&self, index: &Index) -> SelectedRule {
         match self {
             Self::Read(name, proxy) => {

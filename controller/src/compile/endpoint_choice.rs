@@ -14,6 +14,7 @@ use tidegate_core::backend::{Topology, TopologyHints};
 
 /// Kubernetes' default for `sessionAffinityConfig.clientIP.timeoutSeconds`, and the most that it admits.
 const DEFAULT_AFFINITY: i32 = 10_800;
+/// The longest session affinity in seconds: Kubernetes' limit.
 const MOST_AFFINITY: i32 = 86_400;
 
 /// A missing condition counts as ready, as Kubernetes specifies for `EndpointConditions.ready`.

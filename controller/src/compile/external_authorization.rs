@@ -27,6 +27,7 @@ enum ServerLocation {
 }
 
 impl MeshExternalAuthorization {
+    /// What the MeshConfig says of it.
     pub(super) fn of(index: &Index) -> Self {
         let authorization = in_force(index);
         let server = authorization.as_ref().and_then(|authorization| match &authorization.state {

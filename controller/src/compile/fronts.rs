@@ -147,6 +147,7 @@ fn terms(service: &Service) -> impl Iterator<Item = (&str, &str)> {
 }
 
 impl<'i> ServiceMatch<'i> {
+    /// A Service, before its selector and its slices are looked at.
     fn of(service: &'i Service) -> Self {
         Self { service, is_selected: false, slices: Vec::new() }
     }

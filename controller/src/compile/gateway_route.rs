@@ -66,10 +66,12 @@ fn is_ours(scope: &StatusScope<'_>, object: &RouteObject<'_>) -> bool {
 }
 
 impl<'i> RouteStatuses<'i> {
+    /// All routes of the cluster that have a Service as parent.
     fn new(index: &'i Index, features: Features) -> Self {
         Self { index, features, groups: BTreeMap::new() }
     }
 
+    /// The status of one route, for each of its parents.
     fn judged(&mut self, object: RouteObject<'i>) -> Judged {
         let parents = self.parents(object);
         let wrong = || parents.iter().flat_map(|parent| &parent.conditions).filter(|found| !found.is_well());

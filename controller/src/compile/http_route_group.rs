@@ -19,6 +19,7 @@ impl Compiled for HTTPRouteGroup {
     }
 }
 
+/// The status of one group: the first expression that cannot be compiled.
 fn status(group: &RouteGroup) -> ObjectStatus {
     let error = match &group.matches {
         Err(reason) => Some(reason.to_string()),

@@ -28,6 +28,7 @@ pub(crate) const TOO_LARGE: &str = "all rules of one workload may take 512 KiB, 
 const MOST_CONFLICTS: usize = 8;
 
 impl Compiled for IngressBackend {
+    /// The rules of the IngressBackends of this namespace.
     fn rules(index: &Index, namespace: &str) -> Vec<PortRule> {
         let sources = NamespaceSources::new(index, namespace);
         let mut all = Vec::new();

@@ -89,6 +89,7 @@ pub(crate) fn egress_mode(index: &Index) -> EgressMode {
 }
 
 impl PeerMode {
+    /// The settings of the MeshConfig, or the defaults without one.
     pub(super) fn of(index: &Index) -> Self {
         if let Some(config) = index.unreadable_mesh_config() {
             return Self::Closed(format!("MeshConfig {}: {}", config.name(), config.reason()).into());

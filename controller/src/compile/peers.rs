@@ -16,6 +16,7 @@ pub(super) struct NamespacePeers {
 }
 
 impl NamespacePeers {
+    /// What TrafficTargets and the MeshConfig say of peers in this namespace.
     pub(super) fn new(index: &Index, namespace: &str, trust_domain: &TrustDomain) -> Self {
         Self { mode: PeerMode::of(index), targets: NamespaceTargets::new(index, namespace, trust_domain) }
     }

@@ -26,6 +26,7 @@ pub(super) struct NamespaceRetries {
 }
 
 impl NamespaceRetries {
+    /// The Retries of this namespace, the oldest first.
     pub(super) fn new(index: &Index, namespace: &str) -> Self {
         let mut by_account: HashMap<Arc<str>, BTreeMap<ObjectName, Arc<ServiceRetry>>> = HashMap::new();
         for (name, object) in in_force(index, namespace) {
@@ -80,6 +81,7 @@ impl Compiled for Retry {
     }
 }
 
+/// The status of one Retry: its fault, or which others come first.
 fn judge(scope: &StatusScope<'_>, name: &ObjectName, object: &Retry) -> Judged {
     let findings = validate::retry(&name.namespace, &object.spec);
     let has_room = !scope.without_room.contains(&name.to_ref(Retry::KIND));

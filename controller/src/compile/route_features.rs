@@ -50,6 +50,7 @@ impl Features {
         Self(features)
     }
 
+    /// Whether a feature is among them.
     pub(crate) fn has(self, feature: Feature) -> bool {
         self.0.contains(&feature)
     }

@@ -168,6 +168,7 @@ impl<'s> StatusScope<'s> {
         self.only_ours && self.index.is_of_another_mesh(namespace)
     }
 
+    /// Whether a change of this namespace may change a status.
     fn is_affected(&self, namespace: &str) -> bool {
         self.all || self.namespaces.contains(namespace)
     }

@@ -28,6 +28,7 @@ impl Compiled for TrafficSplit {
     }
 }
 
+/// The status of one split: its fault, or which other split of the Service comes first.
 fn judged(index: &Index, split: Split<'_>) -> Judged {
     let Split { name, object } = split;
     let faults = faults(index, split);

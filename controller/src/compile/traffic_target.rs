@@ -41,6 +41,7 @@ impl Compiled for TrafficTarget {
     }
 }
 
+/// The status of one TrafficTarget: its fault, or a warning.
 fn status(
     index: &Index,
     name: &ObjectName,

@@ -20,6 +20,7 @@ impl Compiled for UpstreamTrafficSetting {
     }
 }
 
+/// The status of one setting: its fault, or what it has no effect on.
 fn judge(scope: &StatusScope<'_>, name: &ObjectName, object: &UpstreamTrafficSetting) -> Judged {
     let findings = validate::upstream_traffic_setting(&name.namespace, &object.spec);
     let fault = fault(scope.index, name, object, &findings);
@@ -75,6 +76,7 @@ fn fault(
     })
 }
 
+/// What the audit annotation means; `None` without it.
 fn audit_effect(object: &UpstreamTrafficSetting) -> Option<String> {
     match object.metadata.annotations.as_ref()?.get(AUDIT)?.as_str() {
         _ if is_audit(object) => {

@@ -305,6 +305,7 @@ impl RuleBudget {
         }
     }
 
+    /// A rule for peers, if there is room for it.
     fn take_peer(&mut self, rule: &Arc<PeerRule>) -> Option<Arc<PeerRule>> {
         // Of one more port that refers to it.
         self.bytes = self.bytes.checked_sub(4)?;

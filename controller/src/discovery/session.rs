@@ -89,6 +89,7 @@ impl NewStream {
         }
     }
 
+    /// Serves the stream until either side ends it.
     pub(super) async fn run(
         self,
         mut requests: Streaming<DiscoveryRequest>,
@@ -111,6 +112,7 @@ impl NewStream {
         }
     }
 
+    /// The first message, and everything after it.
     async fn serve(
         &self,
         requests: &mut Streaming<DiscoveryRequest>,
@@ -138,6 +140,7 @@ impl NewStream {
         result
     }
 
+    /// Sends what changes, and takes what the sidecar sends.
     async fn follow(
         &self,
         workload: &ObjectName,
@@ -208,6 +211,7 @@ impl Following<'_> {
         }
     }
 
+    /// Takes one message of the sidecar.
     async fn take(&mut self, request: DiscoveryRequest) -> Result<(), Status> {
         match request.message {
             Some(Message::Ack(ack)) => self.acknowledge(&ack),
@@ -265,6 +269,7 @@ impl Following<'_> {
         self.session.workloads.connected(&self.workload, follower);
     }
 
+    /// Forgets names that the sidecar does not use any more.
     async fn unsubscribe(&mut self, names: &[String]) {
         self.subscriptions.unsubscribe(names).await;
         self.session.workloads.update(&self.workload, self.session.id, |follower| {
@@ -272,6 +277,7 @@ impl Following<'_> {
         });
     }
 
+    /// Takes what the sidecar reports of its certificate and its roots.
     fn take_report(&mut self, report: wire::Report) -> Result<(), Status> {
         let bad = |field| Status::invalid_argument(format!("Report.{field}"));
         let is_fingerprint = |root: &String| root.len() == 64 && root.bytes().all(|b| b.is_ascii_hexdigit());
@@ -322,6 +328,7 @@ impl Following<'_> {
         Ok(())
     }
 
+    /// Takes the answer to a response.
     fn acknowledge(&mut self, ack: &Ack) {
         let Some(answered) = self.in_flight.take_if(|in_flight| in_flight.nonce == ack.nonce) else {
             debug!(workload = %self.workload, nonce = ack.nonce, "an answer to no question");
@@ -364,14 +371,17 @@ impl Following<'_> {
     }
 }
 
+/// The controller ends; another replica may serve.
 fn shutting_down() -> Status {
     Status::unavailable("the controller is shutting down")
 }
 
+/// A rejection as it is shown.
 fn rejected(rejection: &wire::Rejection) -> Rejected {
     Rejected { version: limited(&rejection.version), reason: limited(&rejection.reason) }
 }
 
+/// A text of the sidecar's, within a bound.
 fn limited(text: &str) -> String {
     text.chars().take(MAX_TEXT_BYTES).collect()
 }

@@ -51,6 +51,7 @@ pub(crate) struct Shares {
     taken: Arc<Mutex<Taken>>,
 }
 
+/// What all streams hold.
 #[derive(Debug, Default)]
 struct Taken {
     identities: BTreeMap<Identity, TakenByIdentity>,
@@ -58,6 +59,7 @@ struct Taken {
     logged: BTreeMap<ShareLimit, Instant>,
 }
 
+/// What the streams of a service account hold.
 #[derive(Debug)]
 struct TakenByIdentity {
     streams: BTreeMap<u64, TakenByStream>,
@@ -66,6 +68,7 @@ struct TakenByIdentity {
     turns: Arc<Semaphore>,
 }
 
+/// What a stream holds.
 #[derive(Debug)]
 struct TakenByStream {
     workload: ObjectName,
@@ -176,6 +179,7 @@ impl Shares {
         Ok(StreamShare { shares: self.clone(), identity: identity.clone(), stream, turns, ended })
     }
 
+    /// Counts that a limit is reached, and logs it now and then.
     fn reached(&self, taken: &mut Taken, identity: &Identity, limit: ShareLimit) -> ShareLimit {
         self.metrics.limit_reached(limit.code());
         let now = Instant::now();
@@ -262,10 +266,12 @@ impl StreamShare {
 }
 
 impl Taken {
+    /// What a stream holds; `None` if it has ended.
     fn stream(&mut self, identity: &Identity, stream: u64) -> Option<&mut TakenByStream> {
         self.identities.get_mut(identity)?.streams.get_mut(&stream)
     }
 
+    /// The stream of an account that holds the most.
     fn largest_stream(&self, identity: &Identity) -> Option<(u64, usize)> {
         let streams = self.identities.get(identity)?.streams.iter();
         streams.map(|(id, stream)| (*id, stream.destinations)).max_by_key(|(_, count)| *count)

@@ -26,6 +26,7 @@ const PIECE: usize = 64;
 /// The most characters of a version; ours have fewer.
 const VERSION_CHARACTERS: usize = 64;
 
+/// The names that a stream follows.
 pub(super) struct Subscriptions {
     subscriber: Subscriber,
     share: StreamShare,
@@ -76,6 +77,7 @@ impl Subscriptions {
         Ok(())
     }
 
+    /// Adds some names, so that others are served in between.
     fn subscribe_piece(&mut self, names: &[String]) -> Result<(), Status> {
         for name in names {
             let parsed = ResourceName::parse(name).filter(|name| !is_listener(name));
@@ -144,6 +146,7 @@ impl Subscriptions {
         }
     }
 
+    /// Adds some of what has changed to a response; whether there is more.
     fn add_piece_of_news(&mut self, response: &mut DiscoveryResponse) -> Result<bool, Status> {
         let (mut size, mut seen) = (0, 0);
         while size < RESPONSE_BYTES
@@ -181,6 +184,7 @@ impl Subscriptions {
         Ok(is_sent)
     }
 
+    /// Follows one more name.
     fn add(&mut self, name: Arc<ResourceName>) -> Result<(), Status> {
         if !self.subscriber.wants(&name) {
             if self.subscriber.len() > MOST {
@@ -193,6 +197,7 @@ impl Subscriptions {
     }
 }
 
+/// Whether it is the policy of a workload.
 fn is_listener(name: &ResourceName) -> bool {
     matches!(name, ResourceName::Listener { .. })
 }

@@ -68,6 +68,7 @@ impl FarSideDecision {
         }
     }
 
+    /// What is shown of an explanation.
     fn of(explanation: Explanation) -> Self {
         let Explanation { decision, reason, code, rule, request, limits, authorizer, .. } = explanation;
         Self { endpoints: Vec::new(), decision, reason, code, rule, request, limits, authorizer }
@@ -140,6 +141,7 @@ impl<'i> FarSide<'i> {
         Ok(decisions)
     }
 
+    /// What the sidecar of an endpoint decides about a request.
     fn decision(&self, endpoint: &Endpoint, request: &HttpRequest) -> Result<FarSideDecision, ExplainError> {
         let Transport::Mesh(server) = &endpoint.transport else {
             return Ok(FarSideDecision::outside_the_mesh());
@@ -171,6 +173,7 @@ impl<'i> FarSide<'i> {
         }))
     }
 
+    /// The rules of a namespace, compiled once.
     fn rules(&self, namespace: &Arc<str>) -> Arc<NamespaceRules<'i>> {
         let compile = || {
             let OutboundView { index, trust_domain, .. } = self.view;

@@ -210,6 +210,7 @@ impl Unrouted {
         OutboundExplanation { code: Some(code), route, ..self.answer("deny", reason.to_owned()) }
     }
 
+    /// The explanation with this decision.
     fn answer(self, decision: &'static str, reason: String) -> OutboundExplanation {
         let Self { request, client_identity, port } = self;
         OutboundExplanation {

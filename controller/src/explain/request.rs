@@ -95,6 +95,7 @@ impl ExplainedRequest<'_> {
     }
 }
 
+/// The rewrite that a filter is.
 fn rewrite(filter: &Filter) -> Option<&Rewrite> {
     match filter {
         Filter::Rewrite(rewrite) => Some(rewrite),

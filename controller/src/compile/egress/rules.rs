@@ -126,6 +126,7 @@ fn requests(
     Ok(requests)
 }
 
+/// An object that a policy refers to does not exist.
 fn missing(index: &Index, kind: Kind, name: &ObjectName) -> EgressFault {
     match index.unreadable_reason(kind, name) {
         Some(reason) => EgressFault::InvalidReference(format!("{kind} {name}: {reason}")),

@@ -39,6 +39,7 @@ struct Member<'i> {
 }
 
 impl<'i> NamespaceRoutes<'i> {
+    /// What a route of this namespace finds at a Service.
     pub(super) fn of(index: &'i Index, service: &ObjectName, namespace: &str) -> Self {
         let of_namespace = index.routes_of(service).filter(|object| *object.name.namespace == *namespace);
         let members = of_namespace.map(|object| Member { object, ports: attached(index, &object, service) });

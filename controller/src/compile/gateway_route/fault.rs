@@ -27,6 +27,7 @@ pub(super) struct RouteFault {
 }
 
 impl RouteFault {
+    /// A fault with one of Gateway API's reasons.
     pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if message.len() > LONGEST_MESSAGE {

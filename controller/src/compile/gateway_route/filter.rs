@@ -60,6 +60,7 @@ pub(super) fn filters(
     Ok((filters, redirect))
 }
 
+/// The feature that a sidecar needs for a filter.
 fn feature(filter: &written::FilterSpec) -> Feature {
     match filter {
         written::FilterSpec::RequestHeaderModifier { .. } => Feature::RequestHeaderModifier,
@@ -70,15 +71,18 @@ fn feature(filter: &written::FilterSpec) -> Feature {
     }
 }
 
+/// Header edits, in the order set, add, remove.
 fn edits(modifier: &written::HeaderModifier) -> Result<HeaderEdits, RouteError> {
     let remove: Vec<_> = modifier.remove.iter().map(String::as_str).collect();
     HeaderEdits::new(&lines(&modifier.set), &lines(&modifier.add), &remove)
 }
 
+/// Names and values of headers.
 fn lines(headers: &[written::Header]) -> Vec<(&str, &str)> {
     headers.iter().map(|header| (header.name.as_str(), header.value.as_str())).collect()
 }
 
+/// A redirect; what it does not set stays that of the request.
 fn redirect(written: &written::RequestRedirect) -> Result<Redirect, RouteError> {
     let mut redirect = Redirect::new(written.status_code.unwrap_or(302))?;
     if let Some(scheme) = &written.scheme {
@@ -103,6 +107,7 @@ fn redirect(written: &written::RequestRedirect) -> Result<Redirect, RouteError> 
     Ok(redirect)
 }
 
+/// A replacement of the whole path, or of the prefix that has matched.
 fn path_edit(path: &PathModifier) -> Result<PathEdit, RouteError> {
     match path {
         PathModifier::ReplaceFullPath { replace_full_path } => PathEdit::full(replace_full_path),

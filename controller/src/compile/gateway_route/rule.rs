@@ -181,6 +181,7 @@ impl Rules<'_> {
         Err(RouteFault::unsupported(field, &format!("this version does not support {}", feature.what())))
     }
 
+    /// The matches of a rule; none in the object is one that matches everything.
     fn matches(&self, rule: &written::RuleSpec) -> Result<Vec<RouteMatch>, RouteFault> {
         let any = || {
             if self.object.routed == Routed::Http {
@@ -229,6 +230,7 @@ impl Rules<'_> {
         Ok(shares)
     }
 
+    /// The timeouts of a rule. Zero disables one, as GEP-2257 has it.
     fn timeouts(&self, part: &Lenient<written::TimeoutsSpec>) -> Result<Timeouts, RouteFault> {
         let timeouts = part.read().map_err(|reason| RouteFault::unsupported("timeouts", reason))?;
         let parse = |text: &Option<String>, field, feature| {
@@ -296,6 +298,7 @@ pub(super) fn speaks_http(port: &ServicePort) -> bool {
     !port_protocol(port).carried().is_opaque()
 }
 
+/// A duration in the form of GEP-2257.
 fn parse_duration(text: &str, field: &str) -> Result<Duration, RouteFault> {
     let problem =
         "is not a duration: write up to four numbers of up to five digits with h, m, s or ms, such as 1m30s";
@@ -328,6 +331,7 @@ fn http_match(found: &written::RuleMatchSpec) -> Result<RouteMatch, RouteError> 
     Ok(RouteMatch::new(Some(path), method, headers(found)?, query.collect::<Result<_, _>>()?))
 }
 
+/// A match of gRPC: service and method as a path.
 fn grpc_match(found: &written::RuleMatchSpec) -> Result<RouteMatch, RouteError> {
     let path = match &found.method {
         Some(MethodMatch::Grpc(call)) => {
@@ -353,6 +357,7 @@ fn misplaced_method(value: &str) -> RouteError {
     RouteError { field: "method".to_owned(), value: value.to_owned(), problem }
 }
 
+/// Header matches, in the order of the object.
 fn headers(found: &written::RuleMatchSpec) -> Result<Vec<HeaderMatch>, RouteError> {
     let header = |(at, value): (usize, &written::ValueMatchSpec)| {
         let header = match value.how {

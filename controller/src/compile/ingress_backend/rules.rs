@@ -69,6 +69,7 @@ pub(crate) struct NamespaceSources<'i> {
 }
 
 impl<'i> NamespaceSources<'i> {
+    /// What rules of this namespace refer to.
     pub(crate) fn new(index: &'i Index, namespace: &str) -> Self {
         let mut sources = Self { index, addresses: RefCell::default(), beyond: BTreeSet::new() };
         let mut objects: Vec<_> = index.ingress_backends_in(namespace).collect();

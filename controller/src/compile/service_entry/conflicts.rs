@@ -106,10 +106,12 @@ fn rivals<'i>(index: &'i Index, place: &EntryMatch<'i>) -> Option<Vec<EntryMatch
     Some(rivals)
 }
 
+/// The first address of a range; 0.0.0.0 without one.
 fn first_address(range: Option<IpNet>) -> IpAddr {
     range.map_or_else(|| [0_u8; 4].into(), |range| range.addr())
 }
 
+/// An entry's place as statuses name it.
 fn shown(place: &EntryMatch<'_>) -> String {
     let number = place.port.number;
     let host = place.host.map(|host| format!("{host} at ")).unwrap_or_default();

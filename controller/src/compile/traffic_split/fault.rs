@@ -11,6 +11,7 @@ pub(super) struct SplitFault {
     pub(super) reason: String,
 }
 
+/// The reason of a Service or an HTTPRouteGroup that does not exist.
 const REFERENCE_NOT_FOUND: &str = "ReferenceNotFound";
 
 impl SplitFault {

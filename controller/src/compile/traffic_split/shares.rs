@@ -121,6 +121,7 @@ impl<'i> Split<'i> {
         backends.iter().enumerate().map(|(i, backend)| self.share(index, i, backend, port)).collect()
     }
 
+    /// What a backend gets of a port.
     fn share(
         &self,
         index: &Index,
@@ -201,6 +202,7 @@ impl<'i> Split<'i> {
         self.object.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
     }
 
+    /// The oldest first, then by name: the first one counts.
     fn by_age(&self, other: &Self) -> Ordering {
         self.created().cmp(&other.created()).then_with(|| self.name.cmp(other.name))
     }

@@ -184,6 +184,7 @@ pub(crate) fn beyond_bound<'i>(index: &'i Index, namespace: &str) -> BTreeSet<&'
     beyond
 }
 
+/// The TrafficTargets of a namespace, the oldest first.
 fn by_age<'i>(index: &'i Index, namespace: &str) -> Vec<(&'i ObjectName, &'i Arc<TrafficTarget>)> {
     let mut objects: Vec<_> = index.traffic_targets_in(namespace).collect();
     objects.sort_by(|(_, a), (_, b)| a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp));
@@ -222,6 +223,7 @@ pub(crate) fn fault(index: &Index, name: &ObjectName, object: &TrafficTarget) ->
     traffic(index, name, object).err()
 }
 
+/// The identities of its sources, without those that no certificate can have.
 fn sources(
     trust_domain: &TrustDomain,
     name: &ObjectName,
@@ -287,6 +289,7 @@ fn named<'m>(
     Ok(all)
 }
 
+/// An object that a target refers to does not exist.
 fn missing(index: &Index, kind: Kind, name: &ObjectName) -> TargetFault {
     match index.unreadable_reason(kind, name) {
         Some(reason) => TargetFault::InvalidReference(format!("{kind} {name}: {reason}")),
@@ -336,6 +339,7 @@ pub(crate) fn expressions(rule: &PeerRule) -> usize {
     }
 }
 
+/// What an identity takes on the wire.
 fn identity_bytes(identity: &Identity) -> usize {
     identity.trust_domain().as_str().len()
         + identity.namespace().len()

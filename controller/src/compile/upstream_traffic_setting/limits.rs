@@ -106,10 +106,12 @@ fn compile(name: &ObjectName, object: &UpstreamTrafficSetting, paths: &RoutePath
     is_any.then_some(limits)
 }
 
+/// The rate of new connections.
 fn connection_rate(spec: &TcpRateLimitSpec) -> TokenRate {
     TokenRate { tokens: spec.connections, per: spec.unit.duration(), burst: spec.burst.unwrap_or_default() }
 }
 
+/// The limit of requests to a path.
 fn request_limit(origin: &ObjectRef, path: &str, spec: &HttpRateLimitSpec) -> LocalRateLimit {
     LocalRateLimit {
         origin: origin.clone(),
@@ -144,10 +146,12 @@ pub(crate) fn expressions(limits: &RateLimits) -> usize {
     limits.routes.iter().map(|route| route.requests.expressions()).sum()
 }
 
+/// What a reference takes on the wire.
 fn ref_bytes(ObjectRef { kind, namespace, name }: &ObjectRef) -> usize {
     kind.len() + namespace.len() + name.len() + 8
 }
 
+/// What the response headers of a limit take on the wire.
 fn header_bytes(limit: &LocalRateLimit) -> usize {
     let appended =
         limit.headers.appended().map(|(name, value)| name.as_str().len() + value.as_str().len() + 8);
