@@ -17,25 +17,25 @@ pub use prost::Message;
 pub use resource_name::ResourceName;
 
 /// `istio.v1.auth`: takes a certificate signing request and a bearer token, returns a certificate chain.
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
 pub mod istio_ca {
     tonic::include_proto!("istio.v1.auth");
 }
 
 /// `opentelemetry.proto.collector.trace.v1`: what sidecars send to a collector of spans.
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
 pub mod otlp {
     tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
 }
 
 /// `envoy.service.auth.v3`: authorization of requests by a server that users run.
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
 pub mod external_authorization {
     tonic::include_proto!("envoy.service.auth.v3");
 }
 
 /// `tidegate.discovery.v1`: the policy stream.
-#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
 pub mod discovery {
     tonic::include_proto!("tidegate.discovery.v1");
 
