@@ -149,7 +149,8 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
         let app = format!("{mesh}-app");
         let unreadable = format!("IngressBackend {app}/unreadable: spec.backends[0].port.number");
         assert!(said.contains(&unreadable), "{said}");
-        let stored = &cluster.get_json(&["crd", DEFINITIONS[1].0])["status"]["storedVersions"];
+        let stored =
+            &cluster.get_json(&["crd", "meshconfigs.config.openservicemesh.io"])["status"]["storedVersions"];
         assert_eq!(*stored, json!(["v1alpha2"]));
 
         assert_mesh_config_of_both_versions(&cluster, mesh);

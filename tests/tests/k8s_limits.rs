@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use serde_json::{Value, json};
-use tidegate_tests::kubernetes::mesh::Mesh;
+use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, Mesh};
 use tidegate_tests::kubernetes::namespace::Namespace;
 use tidegate_tests::kubernetes::pod::Pod;
 use tidegate_tests::kubernetes::workload::Workload;
@@ -113,7 +113,8 @@ fn connections_over_a_limit_are_reset_and_explain_names_it() {
 
     let name = shop.namespace.name();
     let (backend, client) = (format!("{name}/server"), format!("{name}/{}", shop.client.name()));
-    let arguments = ["explain", &backend, "--from", &client, "--port", "80", "-o", "json"];
+    let explain = ["explain", &backend, "--from", &client, "--port", "80", "-o", "json"];
+    let arguments = explain.into_iter().chain(["--tidegate-namespace", CONTROL_PLANE]);
     let answer: Value = serde_json::from_str(&shop.namespace.cluster().tidegate(arguments)).unwrap();
     let there = &answer["backends"][0]["farSide"][0];
     assert_eq!(there["decision"], "allow", "{answer:#}");
