@@ -385,8 +385,10 @@ impl Exchange {
                     env.buffers.give(&mut up.out);
                 }
             }
+            // TLS may have accepted more than the socket takes: that goes on while the client is read.
+            let flushed = Pin::new(&mut *upstream).poll_flush(context).map_err(|_| UploadError::Upstream)?;
             if up.decoder.is_done() {
-                return Poll::Ready(Ok(()));
+                return flushed.map(Ok);
             }
             up.moved += up
                 .decoder
