@@ -790,3 +790,62 @@ pub(super) fn make_room(buffer: &mut Buffer, env: &HttpContext) {
         env.buffers.reserve(buffer, buffer.size() * 4);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::snapshot;
+    use crate::telemetry::Telemetry;
+
+    /// An upstream that takes bytes and holds them until it is flushed, as TLS does while its socket is full.
+    #[derive(Default)]
+    struct Holding {
+        held: Vec<u8>,
+        sent: Vec<u8>,
+    }
+
+    impl AsyncWrite for Holding {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.held.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            let held = std::mem::take(&mut self.held);
+            self.sent.extend(held);
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_upstream_holds_is_flushed_before_the_client_is_waited_for_and_at_the_end() {
+        let env = HttpContext::new(Rc::default(), Rc::new(Telemetry::default()), snapshot::channel().1);
+        let mut exchange = Exchange::new();
+        exchange.up.state = UploadState::Active;
+        exchange.up.decoder = Decoder::new(Framing::Length(10));
+        exchange.up.out = env.buffers.take(64);
+        exchange.up.out.push(b"POST / HTTP/1.1\r\n\r\n");
+        let (mut client, mut app) = tokio::io::duplex(64);
+        let (mut inbound, mut upstream) = (Buffer::default(), Holding::default());
+        for (piece, expected) in [("hello", "POST / HTTP/1.1\r\n\r\nhello"), ("world", "helloworld")] {
+            app.write_all(piece.as_bytes()).await.unwrap();
+            let polled = std::future::poll_fn(|context| {
+                Poll::Ready(exchange.poll_upload(&mut client, &mut inbound, &mut upstream, &env, context))
+            });
+            assert_eq!(polled.await.is_ready(), piece == "world");
+            assert!(upstream.sent.ends_with(expected.as_bytes()), "{}", upstream.sent.escape_ascii());
+        }
+    }
+}
