@@ -43,14 +43,20 @@ pub struct ProxySsl {
     pub protocols: &'static str,
 }
 
-/// nginx in the foreground; killed when dropped.
+/// nginx in the foreground, as an ingress controller runs it; ended when dropped.
 #[derive(Debug)]
 pub struct Nginx {
-    folder: PathBuf,
+    process: NginxProcess,
     source: IpAddr,
     front: SocketAddr,
-    child: Child,
     reloads: usize,
+}
+
+/// nginx in the foreground with a configuration of the caller's; ended with its workers when dropped.
+#[derive(Debug)]
+pub struct NginxProcess {
+    folder: PathBuf,
+    child: Child,
 }
 
 impl ProxySsl {
@@ -88,27 +94,16 @@ impl ProxySsl {
 impl Nginx {
     /// Starts in `folder`, listens at `front`, connects from `source`.
     pub fn start(folder: &Path, front: SocketAddr, source: IpAddr, backend: &Backend) -> Self {
-        assert!(Path::new(PROGRAM).exists(), "{PROGRAM} is missing; on Debian: apt-get install nginx");
-        let folder = folder.join("nginx");
-        fs::create_dir_all(folder.join("logs")).unwrap();
-        fs::write(folder.join("nginx.conf"), configuration(front, source, backend)).unwrap();
-        let mut command = Command::new(PROGRAM);
-        command.arg("-p").arg(&folder).args(["-c", "nginx.conf", "-e", "logs/error.log"]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let mut nginx = Self { folder, source, front, child, reloads: 0 };
-        wait::until_true("nginx listens", SOON, || {
-            assert!(nginx.child.try_wait().unwrap().is_none(), "nginx ended: {}", nginx.error_log());
-            Client::to(nginx.front).connect().is_ok()
-        });
-        nginx
+        let process =
+            NginxProcess::start(&folder.join("nginx"), front, &configuration(front, source, backend));
+        Self { process, source, front, reloads: 0 }
     }
 
     /// Switches to another backend by a reload, as ingress-nginx does.
     pub fn reload(&mut self, backend: &Backend) {
-        fs::write(self.folder.join("nginx.conf"), configuration(self.front, self.source, backend)).unwrap();
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        self.process.configure(&configuration(self.front, self.source, backend));
         self.reloads += 1;
-        rustix::process::kill_process(pid, Signal::HUP).unwrap();
+        self.process.signal(Signal::HUP);
         wait::until_true("nginx has reloaded", SOON, || {
             let log = self.error_log();
             // Old workers still accept until they receive the signal; the reload is over when they have ended.
@@ -132,11 +127,43 @@ impl Nginx {
 
     /// Its error log.
     pub fn error_log(&self) -> String {
+        self.process.error_log()
+    }
+}
+
+impl NginxProcess {
+    /// Starts in `folder`, in the network namespace of the thread, and waits until it listens at `front`. The configuration
+    /// has `daemon off` and `error_log logs/error.log`.
+    pub fn start(folder: &Path, front: SocketAddr, configuration: &str) -> Self {
+        assert!(Path::new(PROGRAM).exists(), "{PROGRAM} is missing; on Debian: apt-get install nginx");
+        fs::create_dir_all(folder.join("logs")).unwrap();
+        fs::write(folder.join("nginx.conf"), configuration).unwrap();
+        let mut command = Command::new(PROGRAM);
+        command.arg("-p").arg(folder).args(["-c", "nginx.conf", "-e", "logs/error.log"]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut nginx = Self { folder: folder.to_owned(), child };
+        wait::until_true("nginx listens", SOON, || {
+            assert!(nginx.child.try_wait().unwrap().is_none(), "nginx ended: {}", nginx.error_log());
+            Client::to(front).connect().is_ok()
+        });
+        nginx
+    }
+
+    fn configure(&self, configuration: &str) {
+        fs::write(self.folder.join("nginx.conf"), configuration).unwrap();
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    fn error_log(&self) -> String {
         fs::read_to_string(self.folder.join("logs/error.log")).unwrap_or_default()
     }
 }
 
-impl Drop for Nginx {
+impl Drop for NginxProcess {
     fn drop(&mut self) {
         // The master stops its workers only when it is terminated by a signal that it can handle.
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {

@@ -5,7 +5,8 @@ use std::fs::{self, Permissions};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use rustix::process::{Pid, Signal};
@@ -20,6 +21,8 @@ const PROGRAM: &str = "/usr/sbin/squid";
 #[derive(Debug)]
 pub struct Squid {
     folder: TempDir,
+    /// Names its segments of shared memory, so that several can run at once.
+    service: String,
     address: SocketAddr,
     child: Option<Child>,
 }
@@ -38,7 +41,9 @@ impl Squid {
             lines
         });
         fs::write(folder.path().join("hosts"), lines).unwrap();
-        let mut squid = Self { folder, address, child: None };
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let service = format!("tgt{}x{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut squid = Self { folder, service, address, child: None };
         squid.configure(rules);
         squid.run();
         squid
@@ -59,7 +64,7 @@ impl Squid {
 
     fn run(&mut self) {
         let mut command = Command::new(PROGRAM);
-        command.arg("-N").arg("-f").arg(self.folder.path().join("squid.conf"));
+        command.args(["-N", "-n", &self.service, "-f"]).arg(self.folder.path().join("squid.conf"));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         self.child = Some(child);
         wait::until_true("squid listens", SOON, || {
@@ -83,8 +88,13 @@ impl Squid {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
         let _ = child.wait();
-        // It is removed only at an orderly end.
+        // These are removed only at an orderly end.
         let _ = fs::remove_file(self.folder.path().join("squid.pid"));
+        for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&format!("{}-", self.service)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// Where it listens.

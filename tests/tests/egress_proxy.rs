@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::thread;
 
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ use tidegate_tests::daemon::Daemon;
 use tidegate_tests::mesh::{Mesh, Options};
 use tidegate_tests::netns::node::{Node, NodePod, bring};
 use tidegate_tests::netns::{NetworkNamespace, SIDECAR_USER};
+use tidegate_tests::nginx::NginxProcess;
 use tidegate_tests::objects;
 use tidegate_tests::pki::{Authority, Leaf};
 use tidegate_tests::squid::Squid;
@@ -31,7 +32,7 @@ struct World {
     sidecar: Daemon,
     mesh: Mesh,
     folder: TempDir,
-    _nginx: Nginx,
+    _nginx: NginxProcess,
 }
 
 /// Debian's rule for `CONNECT`, and one of a company.
@@ -42,16 +43,6 @@ const RULES: &str = "acl tunnel_ports port 443\nhttp_access deny CONNECT !tunnel
 const CHECK: &str = r#"#!/bin/sh
 while read -r line; do grep -qxF "$line" "$1" && echo OK || echo ERR; done
 "#;
-
-/// nginx in the origin's namespace.
-struct Nginx(Child);
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 impl World {
     fn start() -> Self {
@@ -207,27 +198,18 @@ impl World {
 }
 
 /// nginx with a page over HTTP and HTTPS, whose root is in `root.pem` of the folder.
-fn serve(namespace: &NetworkNamespace, folder: &Path) -> Nginx {
+fn serve(namespace: &NetworkNamespace, folder: &Path) -> NginxProcess {
     let root = Authority::root("outside");
     let leaf = root.issue(&Leaf::dns("api.test").with_dns("other.test").with_dns("refused.test"));
     fs::write(folder.join("root.pem"), root.pem()).unwrap();
     fs::write(folder.join("tls.pem"), leaf.chain_pem()).unwrap();
     fs::write(folder.join("tls.key"), leaf.key_pem()).unwrap();
-    let configuration = "worker_processes 1;\npid nginx.pid;\nerror_log error.log;\ndaemon off;\nuser root;\n\
+    let configuration = "worker_processes 1;\npid nginx.pid;\nerror_log logs/error.log;\ndaemon off;\nuser root;\n\
         events { worker_connections 4096; }\nhttp {\n  access_log off;\n  keepalive_requests 100000;\n\
         server {\n    listen 80;\n    listen 443 ssl;\n    ssl_certificate tls.pem;\n    ssl_certificate_key tls.key;\n\
         location / { return 200 ok; }\n  }\n}\n";
-    fs::write(folder.join("nginx.conf"), configuration).unwrap();
-    let mut nginx = Nginx(namespace.run(|| {
-        let mut command = Command::new("/usr/sbin/nginx");
-        command.arg("-p").arg(folder).args(["-c", "nginx.conf", "-e", "error.log"]);
-        command.stderr(Stdio::null()).spawn().unwrap()
-    }));
-    wait::until_true("nginx listens", SOON, || {
-        assert!(nginx.0.try_wait().unwrap().is_none(), "nginx ended");
-        namespace.run(|| std::net::TcpStream::connect(("127.0.0.1", 443)).is_ok())
-    });
-    nginx
+    let front = SocketAddr::from(([127, 0, 0, 1], 443));
+    namespace.run(|| NginxProcess::start(folder, front, configuration))
 }
 
 /// `currentStatus` and `reason` of the EgressProxy.
