@@ -110,3 +110,23 @@ pub fn mesh_config(permissive: bool) -> Value {
         "spec": {"traffic": {"enablePermissiveTrafficPolicyMode": permissive}},
     })
 }
+
+/// The ServiceEntry of Istio's example "Using an External HTTPS Proxy", as users have it; `$PROXY_IP` and `$PROXY_PORT` are to
+/// be filled in.
+pub const COMPANY_PROXY: &str = "\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: proxy
+spec:
+  hosts:
+  - my-company-proxy.com # ignored
+  addresses:
+  - $PROXY_IP/32
+  ports:
+  - number: $PROXY_PORT
+    name: tcp
+    protocol: TCP
+  location: MESH_EXTERNAL
+  resolution: NONE
+";

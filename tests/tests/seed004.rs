@@ -19,25 +19,6 @@ use tidegate_tests::pki::{Authority, Leaf};
 use tidegate_tests::squid::Squid;
 use tidegate_tests::wait::{self, SOON};
 
-/// The example's manifest.
-const ENTRY: &str = "\
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata:
-  name: proxy
-spec:
-  hosts:
-  - my-company-proxy.com # ignored
-  addresses:
-  - $PROXY_IP/32
-  ports:
-  - number: $PROXY_PORT
-    name: tcp
-    protocol: TCP
-  location: MESH_EXTERNAL
-  resolution: NONE
-";
-
 /// The example's configuration of Squid, without `http_port` and the folders.
 const RULES: &str = "\
 acl SSL_ports port 443
@@ -200,7 +181,9 @@ fn a_pod_reaches_a_page_through_a_company_s_proxy_with_the_example_s_manifest_an
     });
     assert!(!world.squid.access_log().contains("CONNECT"), "nothing has reached the proxy");
 
-    let entry = ENTRY.replace("$PROXY_IP", &world.proxy_ip).replace("$PROXY_PORT", &PORT.to_string());
+    let entry = objects::COMPANY_PROXY
+        .replace("$PROXY_IP", &world.proxy_ip)
+        .replace("$PROXY_PORT", &PORT.to_string());
     world.mesh.apply_text("entry", &entry);
     let mut output = String::new();
     wait::until_true("the page is there", SOON, || {
@@ -261,7 +244,9 @@ fn check_line(world: &World) {
 #[test]
 fn a_hundred_tunnels_at_once_get_through() {
     let mut world = World::start();
-    let entry = ENTRY.replace("$PROXY_IP", &world.proxy_ip).replace("$PROXY_PORT", &PORT.to_string());
+    let entry = objects::COMPANY_PROXY
+        .replace("$PROXY_IP", &world.proxy_ip)
+        .replace("$PROXY_PORT", &PORT.to_string());
     world.mesh.apply_text("entry", &entry);
     wait::until_true("the page is there", SOON, || world.curl().0);
     let world = &world;

@@ -23,25 +23,6 @@ fn closed_mesh() -> Mesh {
     mesh
 }
 
-/// The entry of Istio's example "Using an External HTTPS Proxy", as users have it.
-const PROXY: &str = "\
-apiVersion: networking.istio.io/v1
-kind: ServiceEntry
-metadata:
-  name: proxy
-spec:
-  hosts:
-  - my-company-proxy.com # ignored
-  addresses:
-  - $PROXY_IP/32
-  ports:
-  - number: $PROXY_PORT
-    name: tcp
-    protocol: TCP
-  location: MESH_EXTERNAL
-  resolution: NONE
-";
-
 /// `currentStatus` and `reason` of an entry.
 fn status(mesh: &Mesh, name: &str) -> [String; 2] {
     let policies = mesh.controller.admin_json("/policies");
@@ -68,7 +49,7 @@ fn an_external_proxy_is_reached_by_its_address_with_an_entry_and_refused_with_th
             .any(|line| line.contains("en.wikipedia.org:443") && line.contains("spec.traffic.enableEgress"))
     });
 
-    let entry = PROXY.replace("$PROXY_IP", &address.ip().to_string());
+    let entry = objects::COMPANY_PROXY.replace("$PROXY_IP", &address.ip().to_string());
     mesh.apply_text("entry", &entry.replace("$PROXY_PORT", &PROXY_PORT.to_string()));
     assert_eq!(status(&mesh, "proxy")[0], "committed");
     let mut connection = None;
