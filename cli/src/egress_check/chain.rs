@@ -110,7 +110,7 @@ pub(super) async fn handshake<T: ByteStream>(
     }
 }
 
-/// Whether a server has ended the handshake because there is no client certificate: `certificate_required`, or with TLS 1.2
+/// Whether a server has ended the handshake because the client sent no certificate: `certificate_required`, or with TLS 1.2
 /// and older libraries `handshake_failure` or `bad_certificate`.
 fn is_for_client_certificate(error: &std::io::Error) -> bool {
     let alert = error.get_ref().and_then(|error| error.downcast_ref::<Error>());

@@ -44,7 +44,7 @@ pub(super) enum ProbeFailure {
     /// The network has no way there.
     #[error("{0} cannot be reached: {1}")]
     Network(String, io::Error),
-    /// There is no tunnel.
+    /// The proxy did not open a tunnel.
     #[error("{0}")]
     ByProxy(ProxyTunnelError),
     /// The TLS handshake has failed before a certificate came.

@@ -32,7 +32,7 @@ struct ProbedRoute {
     url: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     chain: Option<SeenChain>,
-    /// Why there is no chain.
+    /// Why the chain could not be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -192,7 +192,7 @@ fn alone(chain: &SeenChain, good: EgressVerdict, how: &str) -> (EgressVerdict, S
     match (&chain.untrusted, chain.client_certificate) {
         (Some(reason), _) => {
             let from_proxy = if good == EgressVerdict::ReachableByProxyOnly {
-                "; there is no direct connection to compare with, so it may be the proxy's own"
+                "; without a direct connection to compare with, it may be the proxy's own"
             } else {
                 ""
             };

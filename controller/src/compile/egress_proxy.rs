@@ -220,7 +220,7 @@ fn judge(index: &Index, name: &ObjectName, proxy: &EgressProxy) -> ObjectStatus 
     ObjectStatus::new(error, warnings, &proxy.metadata).with_condition(condition.unwrap_or(ACCEPTED))
 }
 
-/// Why there are no credentials although the object names some.
+/// Why the credentials that the object names cannot be used.
 fn missing_credentials(index: &Index, proxy: &EgressProxy) -> Option<String> {
     let name = secret_of(proxy)?;
     let reason = match index.credentials(&name) {

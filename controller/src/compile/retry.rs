@@ -46,7 +46,7 @@ impl NamespaceRetries {
         Self { by_account }
     }
 
-    /// Those of a service account's workloads. `left_out` gets the objects that there is no room for.
+    /// The Retries of a service account's workloads. Objects beyond the limit are added to `left_out`.
     pub(super) fn of(&self, account: &str, left_out: &mut BTreeSet<ObjectRef>) -> Vec<Arc<ServiceRetry>> {
         let all = self.by_account.get(account).into_iter().flat_map(BTreeMap::values);
         left_out.extend(all.clone().skip(MOST_SERVICES).map(|retry| retry.origin.clone()));

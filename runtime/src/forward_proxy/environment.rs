@@ -91,7 +91,7 @@ impl ProxyEnvironment {
     ///
     /// # Errors
     ///
-    /// If there is no connection.
+    /// If it cannot connect.
     pub async fn connect(&self, host: &str, port: u16) -> io::Result<Proxied> {
         let Some(proxy) = self.for_tunnel(host, port) else { return direct(host, port).await };
         let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
@@ -103,7 +103,7 @@ impl ProxyEnvironment {
     ///
     /// # Errors
     ///
-    /// If there is no connection.
+    /// If it cannot connect.
     pub async fn connect_http(&self, host: &str, port: u16) -> io::Result<(Proxied, Option<&HttpProxy>)> {
         match self.for_http(host, port) {
             Some(proxy) => {

@@ -62,7 +62,7 @@ impl ControlPlaneProxyOptions {
     ///
     /// # Errors
     ///
-    /// If there is no connection; the text names the proxy and says what it answered.
+    /// If it cannot connect; the text names the proxy and says what it answered.
     pub(crate) async fn connect(&self, target: &str) -> io::Result<Proxied> {
         let Some(proxy) = &self.control_plane_proxy else {
             let tcp = TcpStream::connect(target).await?;
