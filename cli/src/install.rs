@@ -91,6 +91,9 @@ struct ChangeOptions {
     /// Leave the custom resource definitions alone: another mesh of the cluster has installed them
     #[arg(long)]
     skip_crds: bool,
+    /// Install the definitions of Gateway API's routes, too, if the cluster has none; later upgrades keep the choice
+    #[arg(long, conflicts_with = "skip_crds")]
+    gateway_api: bool,
     /// Wait until everything is ready, and report what is missing
     #[arg(long)]
     wait: bool,
@@ -216,6 +219,7 @@ impl ChangeOptions {
         let crds = || {
             let mut arguments = words(["template", CRDS_RELEASE]);
             arguments.push(charts.crds().into());
+            arguments.extend(self.crds_values());
             helm.run(arguments)
         };
         if crds_only {
@@ -243,12 +247,19 @@ impl ChangeOptions {
         }
         let mut arguments = words(["upgrade", "--install", CRDS_RELEASE]);
         arguments.extend([charts.crds().into(), "--create-namespace".into()]);
+        arguments.push("--reset-then-reuse-values".into());
+        arguments.extend(self.crds_values());
         arguments.extend(helm.forcing().iter().map(OsString::from));
         helm.run(arguments).context("custom resource definitions")?;
         Ok(())
     }
 
-    /// Helm's flags for values; later ones override earlier ones.
+    /// Helm's flags for values of the definitions' chart.
+    fn crds_values(&self) -> Vec<OsString> {
+        if self.gateway_api { words(["--set", "gatewayApi.enabled=true"]) } else { Vec::new() }
+    }
+
+    /// Helm's flags for values of the control plane's chart; later ones override earlier ones.
     fn values(&self, charts: &Charts) -> anyhow::Result<Vec<OsString>> {
         let mut arguments = Vec::new();
         let mut add = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);

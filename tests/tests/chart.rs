@@ -86,6 +86,29 @@ fn the_crds_chart_renders_the_crds_and_helm_keeps_them() {
 }
 
 #[test]
+fn the_crds_chart_has_gateway_api_s_routes_on_request() {
+    for helm in Helm::all() {
+        let (without, with) = (
+            helm.template(CRDS, NAMESPACE, &[]),
+            helm.template(CRDS, NAMESPACE, &["--set", "gatewayApi.enabled=true"]),
+        );
+        let added: Vec<_> = with.iter().filter(|crd| !without.iter().any(|other| other == *crd)).collect();
+        assert_eq!(added.len(), 4);
+        for crd in added {
+            let name = crd["metadata"]["name"].as_str().unwrap();
+            let (plural, group) = name.split_once('.').unwrap();
+            let file = read(&format!("{CRDS}/gateway-api/{group}_{plural}.yaml"));
+            let expected = Objects::parse(&file);
+            let expected = expected.one("CustomResourceDefinition", name);
+            assert!(crd["spec"] == expected["spec"], "{name}");
+            let annotations = &crd["metadata"]["annotations"];
+            assert_eq!(annotations["helm.sh/resource-policy"], "keep");
+            assert_eq!(annotations["gateway.networking.k8s.io/bundle-version"], "v1.7.0");
+        }
+    }
+}
+
+#[test]
 fn invalid_values_are_refused_by_name() {
     // A value, and a part of the error from both versions of Helm.
     let cases = [

@@ -69,6 +69,23 @@ impl Suite {
         self.folder.join("crds").display().to_string()
     }
 
+    /// Asserts that the chart's definitions are these, byte for byte.
+    fn assert_chart_has_definitions(&self) {
+        let chart = repository().join("charts/tidegate-crds/gateway-api");
+        for file in std::fs::read_dir(chart).unwrap().map(|file| file.unwrap().path()) {
+            if file.extension().is_some_and(|extension| extension == "yaml") {
+                let original = self.folder.join("crds").join(file.file_name().unwrap());
+                let read = |file: &Path| std::fs::read(file).unwrap();
+                assert!(
+                    read(&file) == read(&original),
+                    "{} differs from {}",
+                    file.display(),
+                    original.display()
+                );
+            }
+        }
+    }
+
     /// Loads the image that the suite's Pods run.
     fn load_image(&self, cluster: &Cluster) {
         let tar = programs().join("images/echo-advanced.tar");
@@ -115,6 +132,7 @@ impl Suite {
 fn routes_of_services_conform_to_gateway_api() {
     let suite = Suite::build();
     let cluster = Mesh::get().cluster();
+    suite.assert_chart_has_definitions();
     suite.load_image(cluster);
     cluster.kubectl(["apply", "--server-side", "-f", &suite.definitions()]);
     let report = programs().join("conformance.yaml");

@@ -97,6 +97,39 @@ fn objects(mesh: &str) -> String {
     documents.concat()
 }
 
+/// Asserts that an upgrade installs the definitions of Gateway API's routes on request, except those that the cluster
+/// has, and that a later one keeps them.
+fn assert_gateway_api_on_request(cluster: &Cluster, helm: &Helm, mesh: &str) {
+    const ROUTES: [&str; 4] = ["httproutes", "grpcroutes", "tcproutes", "tlsroutes"];
+    let definition = |kind: &str| ["crd".to_owned(), format!("{kind}.gateway.networking.k8s.io")];
+    let mut foreign = bare("grpcroutes.gateway.networking.k8s.io", "GRPCRoute", &["v1"]);
+    foreign["metadata"]["annotations"] = json!({"api-approved.kubernetes.io": "unapproved, for a test"});
+    cluster.apply(&foreign.to_string());
+    for arguments in [["upgrade", "--gateway-api"].as_slice(), &["upgrade"]] {
+        tidegate(cluster, helm, mesh, arguments);
+        for kind in ROUTES {
+            let [crd, name] = definition(kind);
+            cluster.kubectl(["wait", &crd, &name, "--for=condition=Established", "--timeout=60s"]);
+            let labels = &cluster.get_json(&[&crd, &name])["metadata"]["labels"];
+            let owner = if kind == "grpcroutes" { Value::Null } else { "tidegate".into() };
+            assert_eq!(labels["app.kubernetes.io/part-of"], owner, "{kind}");
+        }
+    }
+    cluster.apply(
+        &json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "httpbin", "namespace": format!("{mesh}-app")},
+            "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "httpbin", "port": 80}],
+                     "rules": [{"backendRefs": [{"name": "httpbin", "port": 80}]}]},
+        })
+        .to_string(),
+    );
+    for kind in ROUTES {
+        let [crd, name] = definition(kind);
+        cluster.kubectl(["delete", &crd, &name]);
+    }
+}
+
 /// Asserts that the MeshConfig that was there is kept, and that a manifest of the older version means the same.
 fn assert_mesh_config_of_both_versions(cluster: &Cluster, mesh: &str) {
     let config = cluster.get_json(&["meshconfig", "osm-mesh-config", "-n", mesh]);
@@ -170,6 +203,7 @@ fn an_installation_takes_over_the_definitions_that_are_there_and_their_objects_s
         // Now there is nothing left to take over.
         let said = tidegate(&cluster, &helm, mesh, &["upgrade"]);
         assert!(!said.contains("Taken over"), "{said}");
+        assert_gateway_api_on_request(&cluster, &helm, mesh);
         tidegate(&cluster, &helm, mesh, &["uninstall", "--yes", "--delete-mesh-config"]);
         cluster.kubectl(["delete", "namespace", mesh, &app, "--wait=false"]);
     }
