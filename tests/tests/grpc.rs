@@ -3,7 +3,7 @@
 // Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,6 @@ use tidegate_tests::app::h2_faults::{FaultyGrpcServer, H2Fault};
 use tidegate_tests::go;
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects::{backend, policy, range};
-use tidegate_tests::wait::{self, SOON};
 
 /// The cases that need no special server.
 const CASES: [&str; 16] = [
@@ -44,6 +43,10 @@ const NEGATIVE_CASES: [(&str, H2Fault); 6] = [
     ("ping", H2Fault::Pings),
     ("max_streams", H2Fault::OneStream),
 ];
+/// Bounds on each call of the soak cases, and on all of them, that no machine reaches. The client's own, a second and ten, would
+/// fail on a busy one.
+const NO_HURRY: [&str; 2] =
+    ["-soak_per_iteration_max_acceptable_latency_ms=600000", "-soak_overall_timeout_seconds=600"];
 /// The address of the Service in front of the server.
 const CLUSTER_IP: &str = "10.96.0.10:80";
 
@@ -51,16 +54,17 @@ const CLUSTER_IP: &str = "10.96.0.10:80";
 struct Server(Child);
 
 impl Server {
-    /// Starts it, and forwards connections to `address`: its only setting is the port, of all addresses.
+    /// Starts it at a free port, and forwards connections to `address`: all that it can be given is a port of all addresses.
     fn start(address: SocketAddr) -> Self {
         let program = go::build("grpc", "google.golang.org/grpc/interop/server");
-        let free = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap();
-        let port = free.port().to_string();
-        let child =
-            Command::new(program).args(["-use_tls=false", "-port", &port]).stderr(Stdio::null()).spawn();
-        let server = Self(child.unwrap());
-        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, free.port()));
-        wait::until_true("the gRPC server listens", SOON, || TcpStream::connect(target).is_ok());
+        let mut command = Command::new(program);
+        command.args(["-use_tls=false", "-port=0"]).env("GRPC_GO_LOG_SEVERITY_LEVEL", "info");
+        let mut server = Self(command.stderr(Stdio::piped()).spawn().unwrap());
+        let mut log = BufReader::new(server.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let port = log.find_map(|line| port_in(&line)).expect("the gRPC server logs where it listens");
+        // A process whose log cannot be written ends.
+        thread::spawn(move || log.for_each(drop));
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let listener = TcpListener::bind(address).unwrap();
         thread::spawn(move || {
             for near in listener.incoming() {
@@ -71,6 +75,11 @@ impl Server {
         });
         server
     }
+}
+
+/// The port in a line such as `… interop server listening on [::]:39041`.
+fn port_in(line: &str) -> Option<u16> {
+    line.split_once(" listening on ")?.1.rsplit_once(':')?.1.parse().ok()
 }
 
 impl Drop for Server {
@@ -94,7 +103,8 @@ fn forward(mut from: TcpStream, mut to: TcpStream) {
 fn pass_all(client: &Path, target: SocketAddr) {
     let mut failed = String::new();
     for case in CASES {
-        if let Err(error) = passes(client, &["-use_tls=false"], target, case) {
+        let arguments = ["-use_tls=false", NO_HURRY[0], NO_HURRY[1]];
+        if let Err(error) = passes(client, &arguments, target, case) {
             failed += &format!("{case}: {error}\n");
         }
     }

@@ -7,6 +7,8 @@ use tidegate_crds::injection;
 use super::*;
 use crate::testing::cluster_index;
 
+mod naive;
+
 /// A Pod with a sidecar unless `more` says otherwise; its service account has its name.
 fn pod(name: &str, ips: &[&str], more: &str) -> String {
     let list: Vec<_> = ips.iter().map(|ip| format!("{{ip: '{ip}'}}")).collect();

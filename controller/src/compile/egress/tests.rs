@@ -7,6 +7,8 @@ use crate::explain::HttpRequest;
 use crate::object::ObjectName;
 use crate::testing::index;
 
+mod naive;
+
 const CLOSED: &str = "apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\nmetadata: {name: osm-mesh-config, \
                       namespace: tidegate-system}\nspec: {traffic: {enableEgress: false}}\n";
 const OPEN: &str = "apiVersion: config.openservicemesh.io/v1alpha2\nkind: MeshConfig\nmetadata: {name: osm-mesh-config, \

@@ -13,6 +13,7 @@ use crate::compile::status::CurrentStatus;
 use crate::testing::{cluster_index, index};
 
 mod filters;
+mod naive;
 mod rules;
 mod statuses;
 mod tcp;
@@ -96,7 +97,7 @@ fn table(documents: &[&str], caller: &str) -> RouteTable {
 }
 
 /// A request's head.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Request {
     method: &'static str,
     authority: &'static str,

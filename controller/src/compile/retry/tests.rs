@@ -10,6 +10,8 @@ use crate::object::{Change, Kind, ObjectKey, ObjectName};
 use crate::source::folder::FolderSource;
 use crate::testing::{HTTPBIN, PERMISSIVE, cluster_index, index};
 
+mod naive;
+
 fn policy(index: &Index) -> InboundPolicy {
     let pod = index.pod(&ObjectName::new("httpbin", "httpbin-1")).unwrap();
     workload(index, pod, &TrustDomain::default()).unwrap()

@@ -5,6 +5,8 @@ use tidegate_core::backend::{BackendProtocol, Locality, TopologyHints};
 
 use super::*;
 
+mod naive;
+
 fn address(number: u8) -> SocketAddr {
     ([10, 0, 0, number], 80).into()
 }

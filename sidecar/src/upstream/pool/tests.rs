@@ -6,6 +6,8 @@ use super::*;
 use crate::stream::MaybeTls;
 use crate::upstream::UpstreamTls;
 
+mod naive;
+
 async fn pair(listener: &TcpListener) -> (MaybeTls<UpstreamTls>, TcpStream) {
     let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     (MaybeTls::Plain(near), listener.accept().await.unwrap().0)
