@@ -602,6 +602,9 @@ impl Index {
             }
             Effect::Pod(pod) => {
                 self.affect_sources_on(&pod, affected);
+                if let Some(found) = self.pod(&pod) {
+                    affected.entries.extend(self.service_entries().selecting(&pod, found).cloned());
+                }
                 affected.pods.insert(pod);
             }
         }

@@ -8,6 +8,8 @@ use tidegate_core::PortProtocol;
 use tidegate_core::contract::names;
 use tidegate_core::policy::AppProtocol;
 
+use crate::object::pod::has_labels;
+
 /// The label of an EndpointSlice that names its Service.
 pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
@@ -71,10 +73,7 @@ impl TargetPort<'_> {
 pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
     let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     let Some(selector) = selector.filter(|selector| !selector.is_empty()) else { return false };
-    let labels = pod.metadata.labels.as_ref();
-    let has = |key: &String, value: &String| labels.and_then(|labels| labels.get(key)) == Some(value);
-    service.metadata.namespace == pod.metadata.namespace
-        && selector.iter().all(|(key, value)| has(key, value))
+    service.metadata.namespace == pod.metadata.namespace && has_labels(pod, selector)
 }
 
 /// A Service's ports that carry TCP.

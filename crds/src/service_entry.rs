@@ -14,7 +14,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use self::meaning::{EntryLocation, EntryProtocol, Resolution};
-pub(crate) use self::meaning::{address_range, port};
+pub(crate) use self::meaning::{SOCKET, address_range, port};
 use crate::bounded;
 use crate::mesh_config::Condition;
 
@@ -32,6 +32,8 @@ const MOST_ENDPOINT_PORTS: usize = 128;
 const MOST_NAMES: usize = 256;
 /// The same, of labels.
 const MOST_LABELS: usize = 256;
+/// Maximum characters of a label's value in `workloadSelector`.
+const LABEL_VALUE: usize = 63;
 /// Maximum characters of a host, of a name or of an endpoint's address.
 const NAME: usize = 256;
 /// Maximum characters of an address.
@@ -97,7 +99,7 @@ pub struct ServiceEntrySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "endpoints")]
     #[schemars(length(max = MOST_ENDPOINTS))]
     pub endpoints: Vec<WorkloadEntry>,
-    /// Pods that are the endpoints of a `MESH_INTERNAL` entry.
+    /// Pods that are the endpoints, instead of `endpoints`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload_selector: Option<WorkloadSelector>,
     /// The namespaces whose workloads see the entry: names, `.` for its own, `*` for all, `~` for none. Default: all.
@@ -185,13 +187,13 @@ pub struct WorkloadEntry {
     pub service_account: Option<String>,
 }
 
-/// Labels of Pods.
+/// Pods of the entry's namespace.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 pub struct WorkloadSelector {
-    /// Labels that a Pod must have.
-    #[serde(default, skip_serializing)]
-    #[schemars(schema_with = "labels")]
-    pub labels: Unused,
+    /// Labels that a Pod must have. None selects no Pod.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "selected_labels")]
+    #[schemars(schema_with = "selector_labels")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A value that is read by nothing, and not kept.
@@ -250,6 +252,12 @@ fn endpoint_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap
     bounded::map::<_, NAME, _>(deserializer, "spec.endpoints[].ports", MOST_ENDPOINT_PORTS)
 }
 
+fn selected_labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let field = "spec.workloadSelector.labels";
+    let labels = bounded::map::<_, NAME, bounded::Text<LABEL_VALUE>>(deserializer, field, MOST_LABELS)?;
+    Ok(labels.into_iter().map(|(name, value)| (name, value.into())).collect())
+}
+
 /// A list of texts that may be absent or null.
 fn texts<'de, D: Deserializer<'de>, const MOST: usize>(
     deserializer: D,
@@ -281,6 +289,11 @@ fn labels(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object", "maxProperties": MOST_LABELS, "additionalProperties": { "type": "string" },
     })
+}
+
+fn selector_labels(_: &mut SchemaGenerator) -> Schema {
+    let value = json_schema!({ "type": "string", "maxLength": LABEL_VALUE });
+    json_schema!({ "type": "object", "maxProperties": MOST_LABELS, "additionalProperties": value })
 }
 
 fn endpoint_port_map(_: &mut SchemaGenerator) -> Schema {

@@ -19,6 +19,7 @@ use tidegate_crds::{EgressProxy, Finding, validate};
 
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, secret_of};
+use crate::object::pod::has_labels;
 use crate::object::unreadable::Unreadable;
 use crate::object::{Kind, ObjectName};
 
@@ -51,10 +52,7 @@ impl NamespaceEgress {
 
     /// Those of a Pod.
     pub(super) fn of(&self, pod: &Pod) -> Vec<Arc<EgressProxyRule>> {
-        let labels = pod.metadata.labels.as_ref();
-        let has =
-            |(name, value): (&String, &String)| labels.and_then(|labels| labels.get(name)) == Some(value);
-        self.0.iter().filter(|selected| selected.labels.iter().all(has)).map(|it| it.rule.clone()).collect()
+        self.0.iter().filter(|selected| has_labels(pod, &selected.labels)).map(|it| it.rule.clone()).collect()
     }
 }
 

@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tidegate_crds::service_entry::ServiceEntry;
 use tidegate_crds::{Finding, validate};
 
+pub(crate) use self::endpoints::selected_pods;
 pub(crate) use self::entries_at::EntriesAt;
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, service_named};
@@ -69,6 +70,11 @@ fn judge(index: &Index, name: &ObjectName, entry: &ServiceEntry) -> ObjectStatus
             conflicts::of_entry(index, name, entry, &mut warnings).map(|reason| ("Conflicted", reason))
         });
     warnings.extend(support::unused(entry));
+    let selects = error.is_none() && entry.spec.selected_pods().is_some();
+    if selects && selected_pods(index, name, &entry.spec).next().is_none() {
+        let namespace = &name.namespace;
+        warnings.push(format!("spec.workloadSelector selects no Pod of namespace {namespace} that is ready"));
+    }
     let (condition, error) = error.unzip();
     ObjectStatus::new(error, warnings, &entry.metadata).with_condition(condition.unwrap_or(ACCEPTED))
 }

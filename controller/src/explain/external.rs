@@ -17,6 +17,7 @@ use super::{ExplainError, HttpRequest};
 use crate::compile::destination::Resolver;
 use crate::compile::egress::rules::egress_of;
 use crate::compile::route_features::Features;
+use crate::compile::service_entry::selected_pods;
 use crate::compile::{NamespaceEgress, egress_mode};
 use crate::index::{Index, service_named};
 use crate::object::ObjectName;
@@ -142,6 +143,13 @@ impl ExternalExplanation {
                     }
                     DestinationTarget::Routes(name) => ("Service", name.owner().to_owned()),
                 };
+                if kind == "ServiceEntry" && selects_none(index, &owner) {
+                    let reason = format!(
+                        "{kind} {owner} has {what}, and its workloadSelector selects no Pod that is ready"
+                    );
+                    let (code, rule) = (Some("no_healthy_upstream"), Some(format!("{kind} {owner}")));
+                    return Self { decision: "deny", reason, code, rule, ..self };
+                }
                 let reason = match (&query.host, kind) {
                     (Some(host), "ServiceEntry") if !lists(index, &owner, host) => {
                         format!("{kind} {owner} has {what}, which decides; {host} is not one of its hosts")
@@ -292,6 +300,14 @@ fn others(index: &Index, query: &ExternalQuery) -> Vec<String> {
 fn lists(index: &Index, owner: &str, host: &str) -> bool {
     let mut entries = index.service_entries().iter();
     entries.any(|(name, entry)| name.to_string() == owner && is_host(&entry.spec.hosts, host))
+}
+
+/// Whether a ServiceEntry, as `<namespace>/<name>`, has Pods as endpoints, and none of them takes connections.
+fn selects_none(index: &Index, owner: &str) -> bool {
+    let entry = ObjectName::parse(owner).and_then(|name| index.service_entries().entry(&name));
+    entry.is_some_and(|(name, entry)| {
+        entry.spec.selected_pods().is_some() && selected_pods(index, name, &entry.spec).next().is_none()
+    })
 }
 
 /// Whether one of these hosts, which may begin with `*.`, is this one.
@@ -453,5 +469,27 @@ spec:
             error.to_string(),
             "cart.shop.svc.cluster.local is service shop/cart: ask about shop/cart"
         );
+    }
+
+    #[test]
+    fn an_entry_whose_selector_selects_no_pod_leads_nowhere() {
+        let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: cart, namespace: shop}\nspec: \
+                     {hosts: [cart.example], addresses: [240.0.0.1], location: MESH_INTERNAL, resolution: STATIC, \
+                     workloadSelector: {labels: {app: cart}}, ports: [{number: 80, name: http, protocol: HTTP}]}\n";
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: cart, namespace: shop, labels: {app: cart}}\nstatus: {podIP: 10.1.0.1}\n";
+        let query = ExternalQuery {
+            caller: ObjectName::new("shop", "web"),
+            host: None,
+            address: Some([240, 0, 0, 1].into()),
+            port: 80,
+        };
+        let explained = |documents: &[&str]| {
+            explain_external(&index(documents), &TrustDomain::default(), &query).unwrap()
+        };
+        let none = explained(&[entry][..]);
+        assert_eq!((none.decision, none.code), ("deny", Some("no_healthy_upstream")));
+        let has = "ServiceEntry shop/cart has 240.0.0.1:80";
+        assert_eq!(none.reason, format!("{has}, and its workloadSelector selects no Pod that is ready"));
+        assert_eq!(explained(&[entry, pod][..]).reason, has);
     }
 }

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
@@ -20,6 +21,7 @@ use tidegate_crds::{Finding, ServiceEntrySpec, validate};
 
 pub(crate) use self::hosts::PortHosts;
 use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
+use crate::object::pod::has_labels;
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
 use crate::object::stored::{CustomKind, Stored};
@@ -38,6 +40,8 @@ pub(crate) struct ServiceEntries {
     hosts: BTreeMap<u16, PortHosts>,
     /// By the Services whose names their hosts are.
     by_service: ReferenceIndex,
+    /// Entries whose endpoints are Pods, by namespace.
+    selecting: BTreeMap<Arc<str>, BTreeSet<ObjectName>>,
 }
 
 impl ServiceEntries {
@@ -91,6 +95,15 @@ impl ServiceEntries {
         self.by_service.to(service)
     }
 
+    /// Entries whose endpoint this Pod is, or may be once it is ready.
+    pub(super) fn selecting(&self, name: &ObjectName, pod: &Pod) -> impl Iterator<Item = &ObjectName> {
+        let selects = |entry: &&ObjectName| {
+            let labels = self.by_name.get(*entry).and_then(|entry| entry.spec.selected_pods());
+            labels.is_some_and(|labels| has_labels(pod, labels))
+        };
+        self.selecting.get(&name.namespace).into_iter().flatten().filter(selects)
+    }
+
     /// The other entries whose status may depend on this one: those that list the same range, or the same port without a
     /// range and, where hosts tell connections apart, one of its hosts.
     fn rivals(&self, entry: &ServiceEntry) -> BTreeSet<ObjectName> {
@@ -124,6 +137,9 @@ impl Indexed for ServiceEntry {
             part.by_service.add(service, &name);
         }
         if is_valid(&name, &object.spec) {
+            if object.spec.selected_pods().is_some() {
+                part.selecting.entry(name.namespace.clone()).or_default().insert(name.clone());
+            }
             for range in object.spec.ranges().collect::<BTreeSet<_>>() {
                 let names = part.by_range.entry(range).or_default();
                 if names.is_empty()
@@ -147,6 +163,12 @@ impl Indexed for ServiceEntry {
         let Some(object) = part.by_name.remove(name) else { return };
         for service in services_of(&object.spec) {
             part.by_service.remove(&service, name);
+        }
+        if let Some(names) = part.selecting.get_mut(&name.namespace) {
+            names.remove(name);
+            if names.is_empty() {
+                part.selecting.remove(&name.namespace);
+            }
         }
         for range in object.spec.ranges().collect::<BTreeSet<_>>() {
             let Some(names) = part.by_range.get_mut(&range) else { continue };
@@ -202,16 +224,19 @@ impl Stored for ServiceEntry {
             location,
             resolution,
             endpoints,
-            workload_selector: _,
+            workload_selector,
             export_to,
             subject_alt_names,
         } = &self.spec;
         let lists = [hosts, addresses, export_to, subject_alt_names].into_iter().flatten();
         let texts: usize = lists.map(|entry| item::<String>() + text(entry)).sum();
-        let references = REFERENCE * (addresses.len() + hosts.len() + ports.len());
+        let references =
+            REFERENCE * (addresses.len() + hosts.len() + ports.len() + workload_selector.iter().len());
         let ports: usize = ports.iter().map(port_size).sum();
         let endpoints: usize = endpoints.iter().map(endpoint_size).sum();
         let words = optional(location) + optional(resolution);
+        let labels = workload_selector.iter().flat_map(|selector| &selector.labels);
+        let labels: usize = labels.map(|(name, value)| 128 + text(name) + text(value)).sum();
         size_of::<Self>()
             + STATUS
             + of_metadata(&self.metadata)
@@ -219,6 +244,7 @@ impl Stored for ServiceEntry {
             + references
             + ports
             + endpoints
+            + labels
             + words
     }
 

@@ -1,10 +1,14 @@
 //! Facts about a Pod, from its spec and status.
 //!
-//! Both are read from what `object/stored/lean.rs` keeps of a Pod: of the phase only the final ones, of the spec the
-//! names of the account and of the node.
+//! Both are read from what `object/stored/lean.rs` keeps of a Pod: of the phase only the final ones, of the conditions that
+//! it is not ready, of the spec the names of the account and of the node.
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
 
+/// The condition that says whether a Pod is ready.
+pub(crate) const READY: &str = "Ready";
 /// Label of a Job's Pods: its name.
 const JOB_LABEL: &str = "batch.kubernetes.io/job-name";
 /// Label of a ReplicaSet's Pods, if a Deployment has made it: the end of its name.
@@ -16,6 +20,21 @@ const NUMBERED_LABELS: [&str; 2] = ["statefulset.kubernetes.io/pod-name", "pod-t
 pub(crate) fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Whether a Pod takes new connections: it is ready and not being deleted. One that does not say whether it is ready, as in a
+/// folder, is.
+pub(crate) fn is_serving(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let is_ready =
+        conditions.filter(|condition| condition.type_ == READY).all(|condition| condition.status == "True");
+    is_ready && !has_ended(pod) && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// Whether a Pod has all of these labels.
+pub(crate) fn has_labels(pod: &Pod, labels: &BTreeMap<String, String>) -> bool {
+    let own = pod.metadata.labels.as_ref();
+    labels.iter().all(|(name, value)| own.and_then(|own| own.get(name)) == Some(value))
 }
 
 /// The service account that a Pod runs as.

@@ -1,5 +1,6 @@
 //! What the texts of a ServiceEntry mean.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -7,6 +8,9 @@ use tidegate_core::destination::HostSource;
 use tidegate_core::{DnsName, PortProtocol};
 
 use super::{EntryPort, ServiceEntrySpec, WorkloadEntry};
+
+/// How the address of a Unix socket begins.
+pub(crate) const SOCKET: &str = "unix://";
 
 /// What connections to a port carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +104,15 @@ impl ServiceEntrySpec {
             self.resolution(),
             Ok(Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns)
         );
-        is_dns && self.endpoints.is_empty()
+        is_dns && self.endpoints.is_empty() && self.workload_selector.is_none()
+    }
+
+    /// The labels of the Pods that are the endpoints; `None` if no Pods are.
+    pub fn selected_pods(&self) -> Option<&BTreeMap<String, String>> {
+        let takes_endpoints =
+            matches!(self.resolution(), Ok(Resolution::Static | Resolution::Dns | Resolution::DnsRoundRobin));
+        let labels = &self.workload_selector.as_ref().filter(|_| takes_endpoints)?.labels;
+        (!labels.is_empty()).then_some(labels)
     }
 
     /// Whether the workloads of a namespace see the entry, which is in the namespace `own`.
@@ -158,6 +170,11 @@ impl WorkloadEntry {
     /// Its DNS name; none for an address or a socket.
     pub fn name(&self) -> Option<DnsName> {
         self.ip().is_none().then(|| DnsName::parse(self.address.as_deref()?).ok()).flatten()
+    }
+
+    /// Its Unix socket, as written; none for an address or a name.
+    pub fn socket(&self) -> Option<&str> {
+        self.address.as_deref().filter(|address| address.starts_with(SOCKET))
     }
 
     /// Its port for one of the entry's.

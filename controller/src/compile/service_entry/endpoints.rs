@@ -1,8 +1,10 @@
 //! The endpoints of a ServiceEntry's port.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use tidegate_core::backend::{
     Backend, BackendRef, DnsAnswers, DnsEndpoint, DnsEndpoints, Endpoint, OriginalDestination, Transport,
 };
@@ -12,7 +14,9 @@ use tidegate_crds::ServiceEntrySpec;
 use tidegate_crds::service_entry::{EntryLocation, EntryPort, Resolution, WorkloadEntry};
 
 use crate::compile::destination::Resolver;
+use crate::index::{Index, pod_addresses};
 use crate::object::ObjectName;
+use crate::object::pod::{has_labels, is_serving, workload};
 
 impl Resolver<'_> {
     /// The endpoints of an entry's port; `None` if the entry lacks that port.
@@ -38,8 +42,7 @@ impl Resolver<'_> {
             Resolution::DnsRoundRobin => Some(DnsAnswers::First),
         };
         let is_internal = spec.location() == Ok(EntryLocation::Internal);
-        let mut endpoints: Vec<Endpoint> = Vec::new();
-        let mut known = BTreeSet::new();
+        let mut found = BTreeMap::new();
         for listed in &spec.endpoints {
             let (Some(ip), Some(number)) = (listed.ip(), endpoint_port(Some(listed), port)) else { continue };
             let address = SocketAddr::new(ip, number);
@@ -48,12 +51,11 @@ impl Resolver<'_> {
             } else {
                 Transport::Plain
             };
-            if known.insert(address) {
-                endpoints.push(Endpoint::new(address, transport));
-            }
+            found.entry(address).or_insert(transport);
         }
+        let workloads = self.selected_endpoints(object, spec, port, &mut found, pods);
         let dns = answers.and_then(|answers| {
-            let names = if spec.endpoints.is_empty() { own_names(spec, port) } else { Vec::new() };
+            let names = if spec.resolves_hosts() { own_names(spec, port) } else { Vec::new() };
             let listed = spec.endpoints.iter().filter_map(|listed| {
                 let (name, number) = (listed.name()?, endpoint_port(Some(listed), port)?);
                 let account = listed.service_account.as_deref().filter(|_| is_internal);
@@ -64,7 +66,33 @@ impl Resolver<'_> {
             let names: Vec<_> = names.into_iter().chain(listed).collect();
             (!names.is_empty()).then_some(DnsEndpoints { names, answers })
         });
-        Some(Backend { endpoints, dns, ..backend })
+        let endpoints = found.into_iter().map(|(address, transport)| Endpoint::new(address, transport));
+        Some(Backend { endpoints: endpoints.collect(), workloads, dns, ..backend })
+    }
+
+    /// Adds the Pods that the entry selects. Returns what they belong to.
+    fn selected_endpoints(
+        &self,
+        entry: &ObjectName,
+        spec: &ServiceEntrySpec,
+        port: &EntryPort,
+        found: &mut BTreeMap<SocketAddr, Transport>,
+        pods: &mut BTreeSet<ObjectName>,
+    ) -> BTreeMap<SocketAddr, Arc<str>> {
+        let mut workloads = BTreeMap::new();
+        let Some(number) = endpoint_port(None, port) else { return workloads };
+        let is_internal = spec.location() == Ok(EntryLocation::Internal);
+        for (name, pod) in selected_pods(self.index, entry, spec) {
+            pods.insert(name.clone());
+            let identity = if is_internal { self.workload(name, pod, number) } else { None };
+            let transport = identity.map_or(Transport::Plain, Transport::Mesh);
+            for ip in pod_addresses(pod) {
+                let address = SocketAddr::new(ip, number);
+                found.entry(address).or_insert_with(|| transport.clone());
+                workloads.entry(address).or_insert_with(|| workload(pod).into());
+            }
+        }
+        workloads
     }
 
     /// Mutual TLS with a service account of the entry's namespace.
@@ -92,6 +120,18 @@ impl Resolver<'_> {
         }
         Transport::Plain
     }
+}
+
+/// The Pods that an entry selects and that take new connections.
+pub(crate) fn selected_pods<'i>(
+    index: &'i Index,
+    entry: &ObjectName,
+    spec: &ServiceEntrySpec,
+) -> impl Iterator<Item = (&'i ObjectName, &'i Arc<Pod>)> {
+    let labels = spec.selected_pods();
+    let pods =
+        labels.into_iter().flat_map(|labels| index.pods_in(&entry.namespace).map(move |pod| (labels, pod)));
+    pods.filter(|(labels, (_, pod))| is_serving(pod) && has_labels(pod, labels)).map(|(_, pod)| pod)
 }
 
 /// What is looked up without endpoints: the entry's host, or of several the one that a connection is for.

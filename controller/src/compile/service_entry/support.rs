@@ -24,17 +24,13 @@ pub(super) fn of_entry(entry: &ServiceEntry) -> Option<String> {
     let spec = &entry.spec;
     match spec.resolution() {
         Ok(Resolution::None) => None,
-        Ok(Resolution::Static) if spec.workload_selector.is_some() => {
-            Some("spec.workloadSelector: not supported yet: list spec.endpoints".to_owned())
-        }
-        Ok(Resolution::Static) => {
-            let at = spec.endpoints.iter().position(|endpoint| endpoint.ip().is_none())?;
-            Some(format!("spec.endpoints[{at}].address: not supported yet: only IP addresses are"))
-        }
-        Ok(Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns) => {
-            let is_unknown = |endpoint: &WorkloadEntry| endpoint.ip().is_none() && endpoint.name().is_none();
-            let at = spec.endpoints.iter().position(is_unknown)?;
-            Some(format!("spec.endpoints[{at}].address: not supported yet: only IP addresses and names are"))
+        Ok(Resolution::Static | Resolution::Dns | Resolution::DnsRoundRobin | Resolution::DynamicDns) => {
+            let sockets =
+                spec.endpoints.iter().enumerate().filter_map(|(i, endpoint)| Some((i, endpoint.socket()?)));
+            let (i, socket) = { sockets }.next()?;
+            Some(format!(
+                "spec.endpoints[{i}].address: '{socket}' is not supported: sidecars connect to IP addresses only"
+            ))
         }
         Err(text) => Some(format!("spec.resolution: '{text}' is not supported")),
     }

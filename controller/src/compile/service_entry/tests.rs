@@ -41,7 +41,7 @@ fn tcp(name: &str, second: u8, addresses: &str, more: &str) -> String {
 
 fn pod(name: &str, ip: &str) -> String {
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{tidegate.io/sidecar: injected}}}}\n\
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}, tidegate.io/sidecar: injected}}}}\n\
          spec: {{serviceAccountName: {name}, containers: [], initContainers: [{{name: tidegate-sidecar, restartPolicy: Always}}]}}\n\
          status: {{podIP: {ip}, phase: Running}}"
     )
@@ -163,30 +163,25 @@ fn each_supported_resolution_protocol_and_location_is_in_force() {
 }
 
 #[test]
-fn what_is_not_supported_yet_is_not_in_force_and_says_so() {
-    let unsupported = [
-        (
-            "TCP",
-            "192.0.2.1",
-            "resolution: STATIC, workloadSelector: {labels: {app: a}}",
-            "spec.workloadSelector: not supported yet",
-        ),
-        (
-            "TCP",
-            "192.0.2.1",
-            "resolution: STATIC, endpoints: [{address: 'unix:///a'}]",
-            "spec.endpoints[0].address: not supported yet: only IP addresses are",
-        ),
-    ];
-    for (protocol, addresses, more, expected) in unsupported {
-        let (index, what) = one(protocol, addresses, more);
-        assert_eq!(seen(&index, "192.0.2.1:443", None), "Unknown", "{what}");
-        let (condition, reason, _) = status(&index, "shop/e");
-        assert!(condition == "NotSupported" && reason.starts_with(expected), "{what}: {reason}");
-        let (index, what) = one(protocol, addresses, &format!("{more}, location: MESH_INTERNAL"));
-        let inside = seen(&index, "192.0.2.1:443", None);
-        assert!(inside.starts_with("blocked: ServiceEntry shop/e: "), "{what}: never in plaintext: {inside}");
-    }
+fn an_entry_with_a_unix_socket_is_not_in_force_and_names_it() {
+    let sockets = "resolution: STATIC, endpoints: [{address: 10.0.0.1}, {address: 'unix:///run/app.sock'}]";
+    let reason = "spec.endpoints[1].address: 'unix:///run/app.sock' is not supported: sidecars connect to IP addresses only";
+    let (index, what) = one("TCP", "192.0.2.1", sockets);
+    assert_eq!(seen(&index, "192.0.2.1:443", None), "Unknown", "{what}");
+    let (condition, said, _) = status(&index, "shop/e");
+    assert_eq!((&*condition, &*said), ("NotSupported", reason));
+    let (index, _) = one("TCP", "192.0.2.1", &format!("{sockets}, location: MESH_INTERNAL"));
+    let inside = seen(&index, "192.0.2.1:443", None);
+    assert_eq!(inside, format!("blocked: ServiceEntry shop/e: {reason}"), "never in plaintext");
+}
+
+#[test]
+fn an_entry_that_selects_no_pod_says_so() {
+    let spec = "resolution: STATIC, location: MESH_INTERNAL, workloadSelector: {labels: {app: cart}}";
+    let (none, _) = one("TCP", "192.0.2.1", spec);
+    assert_eq!(seen(&none, "192.0.2.1:443", None), "Tcp ServiceEntry shop/e");
+    let warning = "spec.workloadSelector selects no Pod of namespace shop that is ready";
+    assert_eq!(status(&none, "shop/e").2, [warning]);
 }
 
 /// An index of one entry for port 443.

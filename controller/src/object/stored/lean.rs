@@ -5,8 +5,8 @@
 //! nothing: an unknown port is refused, an unknown label selects nothing. A selector that is too long selects nothing.
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, Namespace, Node, ObjectReference, Pod, PodIP, PodSpec, PodStatus, Service,
-    ServicePort, ServiceSpec, SessionAffinityConfig,
+    Container, ContainerPort, Namespace, Node, ObjectReference, Pod, PodCondition, PodIP, PodSpec, PodStatus,
+    Service, ServicePort, ServiceSpec, SessionAffinityConfig,
 };
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
@@ -18,6 +18,7 @@ use tidegate_crds::injection::has_sidecar_of;
 use tidegate_kubernetes::lean::{BoundedEntries, First, MembershipLabels, Meta, Only, Wanted};
 
 use crate::object::node::ZONE_LABEL;
+use crate::object::pod::READY;
 use crate::service::SERVICE_NAME_LABEL;
 
 /// Ports of a Pod, of a Service, and of an EndpointSlice.
@@ -28,6 +29,8 @@ const MOST_ENDPOINTS: usize = 1000;
 const MOST_ADDRESSES: usize = 100;
 /// Nodes and zones that an endpoint is meant for: Kubernetes' own bound.
 const MOST_HINTS: usize = 8;
+/// Conditions of a Pod that are read.
+const MOST_CONDITIONS: usize = 64;
 /// Labels of a Pod, and terms of a selector.
 const MOST_LABELS: usize = 256;
 /// Arguments of one of our containers.
@@ -84,20 +87,18 @@ pub(crate) fn endpoint_slice(text: &str) -> serde_json::Result<EndpointSlice> {
     })
 }
 
-/// Decodes a Pod. One without a sidecar of the control plane in this namespace is kept for its addresses alone: they
-/// show whether an endpoint is still the Pod's.
+/// Decodes a Pod. One without a sidecar of the control plane in this namespace is kept for its addresses and labels alone: they
+/// show whether an endpoint is still the Pod's, and which ServiceEntries select it.
 pub(crate) fn pod(text: &str, control_plane: &str) -> serde_json::Result<Pod> {
     let LeanPod { metadata, spec, status } = serde_json::from_str(text)?;
     let labels = metadata.labels.clone().map(|labels| labels.entries);
     let deletion_timestamp = metadata.deletion_timestamp.clone();
     let mut pod = Pod {
-        metadata: metadata.named(),
+        metadata: ObjectMeta { labels, deletion_timestamp, ..metadata.named() },
         spec: spec.map(PodSpec::from),
         status: status.map(PodStatus::from),
     };
     if has_sidecar_of(&pod, control_plane) {
-        pod.metadata.labels = labels;
-        pod.metadata.deletion_timestamp = deletion_timestamp;
         forget_other_arguments(&mut pod);
     } else {
         pod.spec = None;
@@ -250,7 +251,7 @@ struct LeanPort {
     protocol: Option<String>,
 }
 
-/// Of the status: whether the Pod has ended, and its addresses, at most one of each family.
+/// Of the status: whether the Pod has ended, that it is not ready, and its addresses, at most one of each family.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct LeanPodStatus {
@@ -259,6 +260,15 @@ struct LeanPodStatus {
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
     pod_ips: Option<First<PodIP, 2>>,
+    conditions: Option<First<LeanPodCondition, MOST_CONDITIONS>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct LeanPodCondition {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
 }
 
 impl From<LeanEndpoint> for Endpoint {
@@ -329,14 +339,22 @@ fn declaring(containers: impl Iterator<Item = LeanContainer>, room: &mut usize) 
 
 impl From<LeanPodStatus> for PodStatus {
     fn from(status: LeanPodStatus) -> Self {
+        let mut conditions = status.conditions.into_iter().flat_map(|conditions| conditions.0);
+        let is_not_ready = conditions.any(|condition| condition.type_ == READY && condition.status != "True");
         Self {
             phase: status.phase.filter(|phase| phase != "Pending" && phase != "Running"),
             // A single address is in both fields.
             pod_ips: status.pod_ips.map(|ips| ips.0).filter(|ips| ips.len() > 1),
             pod_ip: status.pod_ip,
+            conditions: is_not_ready.then(not_ready),
             ..Self::default()
         }
     }
+}
+
+/// The condition of a Pod that is not ready, which is the only one that is kept: most Pods have it for seconds.
+fn not_ready() -> Vec<PodCondition> {
+    vec![PodCondition { type_: READY.to_owned(), status: "False".to_owned(), ..PodCondition::default() }]
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodIP, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodCondition, PodIP, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice, ForNode, ForZone};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -48,10 +48,20 @@ pub(super) fn of_pod(pod: &Pod) -> usize {
     let status = pod.status.iter();
     let ips = status.clone().flat_map(|status| status.pod_ips.iter().flatten());
     let ips: usize = ips.map(|ip| item::<PodIP>() + REFERENCE + ip.ip.len()).sum();
+    let conditions = status.clone().flat_map(|status| status.conditions.iter().flatten());
+    let conditions: usize = conditions
+        .map(|condition| item::<PodCondition>() + text(&condition.type_) + text(&condition.status))
+        .sum();
     let status: usize =
         status.map(|status| REFERENCE + optional(&status.pod_ip) + optional(&status.phase)).sum();
     let names = pod.spec.iter().map(|spec| optional(&spec.service_account_name) + optional(&spec.node_name));
-    size_of::<Pod>() + of_metadata(&pod.metadata) + containers + ips + status + names.sum::<usize>()
+    size_of::<Pod>()
+        + of_metadata(&pod.metadata)
+        + containers
+        + ips
+        + conditions
+        + status
+        + names.sum::<usize>()
 }
 
 fn of_container(container: &Container) -> usize {
@@ -176,7 +186,7 @@ mod tests {
         let sidecar =
             json!({"name": "tidegate-sidecar", "restartPolicy": "Always", "args": ["--transparent"]});
         let pod = json!({"metadata": metadata, "spec": {"serviceAccountName": "a", "nodeName": "n", "initContainers": [sidecar],
-            "containers": [{"name": "a", "ports": ports}]}, "status": {"phase": "Failed", "podIP": "10.0.0.1"}})
+            "containers": [{"name": "a", "ports": ports}]}, "status": {"phase": "Failed", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "False"}]}})
         .to_string();
         let bare = json!({"metadata": {"namespace": "shop", "name": "a"}}).to_string();
         let service =

@@ -1,3 +1,5 @@
+mod selected_pods;
+
 use tidegate_proto::discovery::resource::Body;
 use tidegate_proto::discovery::weighted_backend::Target;
 

@@ -4,28 +4,13 @@ use std::collections::BTreeSet;
 
 use tidegate_core::DnsName;
 
-use crate::service_entry::{Resolution, ServiceEntrySpec, WorkloadEntry, port};
+use crate::service_entry::{EntryLocation, Resolution, SOCKET, ServiceEntrySpec, WorkloadEntry, port};
 use crate::validate::Finding;
 use crate::validate::findings::Findings;
 
-/// How the address of a socket begins.
-const SOCKET: &str = "unix://";
-
 pub(super) fn check(spec: &ServiceEntrySpec, findings: &mut Findings) {
     let resolution = spec.resolution().ok();
-    if spec.workload_selector.is_some() && !spec.endpoints.is_empty() {
-        findings.add("selector", || {
-            Finding::error(
-                "spec.workloadSelector",
-                "not allowed beside spec.endpoints: one of both says who serves",
-            )
-        });
-    }
-    if spec.workload_selector.is_some() && resolution == Some(Resolution::None) {
-        findings.add("unused selector", || {
-            Finding::warning("spec.workloadSelector", "has no effect with resolution NONE")
-        });
-    }
+    check_selector(spec, resolution, findings);
     let count = spec.endpoints.len();
     match resolution {
         Some(resolution @ (Resolution::None | Resolution::DynamicDns)) if count > 0 => {
@@ -55,6 +40,36 @@ pub(super) fn check(spec: &ServiceEntrySpec, findings: &mut Findings) {
                 });
             }
         }
+    }
+}
+
+fn check_selector(spec: &ServiceEntrySpec, resolution: Option<Resolution>, findings: &mut Findings) {
+    let Some(selector) = &spec.workload_selector else { return };
+    let path = "spec.workloadSelector";
+    if !spec.endpoints.is_empty() {
+        let message = "not allowed beside spec.endpoints: one of both says who serves";
+        findings.add("selector", || Finding::error(path, message));
+    }
+    for (name, value) in
+        selector.labels.iter().filter(|(name, value)| [name, value].iter().any(|text| text.contains('*')))
+    {
+        findings.add("selector label", || {
+            Finding::error(
+                format!("{path}.labels.{name}"),
+                format!("'*' is not allowed in a label, got '{name}: {value}'"),
+            )
+        });
+    }
+    if spec.selected_pods().is_none() {
+        let message = match resolution {
+            Some(Resolution::None) => "has no effect with resolution NONE",
+            Some(Resolution::DynamicDns) => "has no effect with resolution DYNAMIC_DNS",
+            _ => "has no labels, and selects no Pod",
+        };
+        findings.add("unused selector", || Finding::warning(path, message));
+    } else if spec.location() == Ok(EntryLocation::External) && spec.endpoints.is_empty() {
+        let message = "Pods with a sidecar refuse the plaintext of MESH_EXTERNAL: MESH_INTERNAL is for these";
+        findings.add("plaintext to pods", || Finding::warning("spec.location", message));
     }
 }
 

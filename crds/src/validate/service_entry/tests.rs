@@ -155,6 +155,30 @@ fn what_a_resolution_does_not_take_is_refused() {
 }
 
 #[test]
+fn a_selector_needs_labels_without_wildcards_and_a_resolution_that_takes_endpoints() {
+    for (change, expected) in [
+        (
+            json!({"endpoints": [], "workloadSelector": {"labels": {"app": "a*"}}, "location": "MESH_INTERNAL"}),
+            "error: spec.workloadSelector.labels.app: '*' is not allowed in a label, got 'app: a*'",
+        ),
+        (
+            json!({"endpoints": [], "workloadSelector": {}}),
+            "warning: spec.workloadSelector: has no labels, and selects no Pod",
+        ),
+        (
+            json!({"endpoints": [], "workloadSelector": {"labels": {"app": "a"}}}),
+            "warning: spec.location: Pods with a sidecar refuse the plaintext of MESH_EXTERNAL: MESH_INTERNAL is for these",
+        ),
+        (
+            json!({"endpoints": [], "workloadSelector": {"labels": {"app": "a"}}, "resolution": "NONE"}),
+            "warning: spec.workloadSelector: has no effect with resolution NONE",
+        ),
+    ] {
+        assert_eq!(findings(change), [expected]);
+    }
+}
+
+#[test]
 fn endpoints_and_exports_that_istio_refuses_are_refused() {
     for (change, expected) in [
         (

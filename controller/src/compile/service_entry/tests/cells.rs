@@ -25,10 +25,12 @@ const PROTOCOLS: [&str; 9] = ["TCP", "MONGO", "REDIS", "TLS", "HTTPS", "HTTP", "
 const ADDRESSES: [&str; 3] = ["192.0.2.1", "192.0.2.0/24", ""];
 
 /// Resolutions with their endpoints, and what these are in words.
-const RESOLUTIONS: [(&str, &str); 7] = [
+const RESOLUTIONS: [(&str, &str); 9] = [
     ("resolution: NONE", " original"),
     ("resolution: STATIC, endpoints: [{address: 10.0.0.1, serviceAccount: cart}]", " 10.0.0.1:443=cart"),
+    ("resolution: STATIC, workloadSelector: {labels: {app: cart}}", " 10.1.0.1:443=cart"),
     ("resolution: DNS", " a.example:443"),
+    ("resolution: DNS, workloadSelector: {labels: {app: cart}}", " 10.1.0.1:443=cart"),
     (
         "resolution: DNS, endpoints: [{address: b.example, ports: {p: 81}, serviceAccount: cart}, {address: 10.0.0.1, serviceAccount: cart}]",
         " b.example:81=cart 10.0.0.1:443=cart",
@@ -64,7 +66,7 @@ fn each_cell_of_resolution_location_protocol_and_addresses_is_in_force_or_refuse
                 "hosts: [{host}], addresses: [{addresses}], location: {location}, {resolution}, \
                  ports: [{{number: 443, name: p{declared}}}]"
             );
-            let index = index(&[&entry("shop/e", 0, &spec)]);
+            let index = index(&[&entry("shop/e", 0, &spec), &pod("cart", "10.1.0.1")]);
             let (condition, reason, _) = status(&index, "shop/e");
             if !is_valid(resolution, protocol, addresses) {
                 assert_eq!(condition, "Invalid", "{spec}: {reason}");
@@ -87,7 +89,7 @@ fn each_cell_of_resolution_location_protocol_and_addresses_is_in_force_or_refuse
             }
         }
     }
-    assert_eq!(count, 378);
+    assert_eq!(count, 486);
 }
 
 #[test]
