@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/discovery.proto",
         "proto/otlp.proto",
         "proto/external_authorization.proto",
+        "proto/rate_limit.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed={file}");

@@ -226,7 +226,7 @@ fn ask(policy: &InboundPolicy, port: u16, query: &Query) -> Result<Explanation, 
         }
     };
     let limits = match (word, opening) {
-        ("allow", Opening::Mesh(protocol)) => limits(policy, port, protocol, &query.request)?,
+        ("allow", Opening::Mesh(protocol)) => limits(policy, port, protocol, query)?,
         _ => Vec::new(),
     };
     Ok(Explanation {
@@ -262,13 +262,15 @@ fn limits(
     policy: &InboundPolicy,
     port: u16,
     protocol: MeshProtocol,
-    request: &HttpRequest,
+    Query { request, source, .. }: &Query,
 ) -> Result<Vec<String>, ExplainError> {
     let mut all = Vec::new();
     for limits in policy.ports.get(&port).into_iter().flat_map(|port| &port.rate_limits) {
         let audit = if limits.is_audit { ", audit mode" } else { "" };
         let origin = &limits.origin;
         all.extend(limits.connections.map(|rate| format!("connections: {rate} ({origin}{audit})")));
+        let global = limits.global.connections.as_ref();
+        all.extend(global.map(|limit| format!("connections: {limit} ({origin}{audit})")));
         if protocol == MeshProtocol::Tcp {
             continue;
         }
@@ -278,6 +280,10 @@ fn limits(
             let of = if limit.bucket.is_empty() { String::new() } else { format!(" for {:?}", limit.bucket) };
             format!("requests{of}: {} ({origin}{audit})", limit.rate)
         }));
+        let global = request
+            .global(limits, *source)
+            .map_err(|error| ExplainError::NoPath(request.to_string(), error))?;
+        all.extend(global.map(|limit| format!("requests{limit} ({origin}{audit})")));
     }
     Ok(all)
 }

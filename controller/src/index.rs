@@ -693,6 +693,8 @@ impl Index {
         }
         affected.services.insert(service.clone());
         affected.policies.extend(self.parts.retries.about(service).map(|retry| retry.namespace.clone()));
+        let calling = self.parts.upstream_traffic_settings.calling(service);
+        affected.policies.extend(calling.map(|setting| setting.namespace.clone()));
         self.affect_source(service, affected);
     }
 

@@ -10,14 +10,15 @@
 //! Where rules for mesh peers distinguish HTTP requests, [`InboundPolicy::request_rules`] are those that remain for a
 //! connection, and each of its requests is decided by them.
 //!
-//! What they allow may exceed a rate limit ([`RateLimits`]), for which the caller keeps the buckets. A request may then be
-//! subject to an [`ExternalAuthorization`], too.
+//! What they allow may exceed a rate limit ([`RateLimits`]), for which the caller keeps the buckets, and calls the rate limit
+//! service of a global one. A request may then be subject to an [`ExternalAuthorization`], too.
 //!
 //! Rules are grants. A connection that no rule grants is refused, with the reason of the rule that came closest.
 
 mod decision;
 mod evaluate;
 mod external_authorization;
+mod global_rate_limits;
 mod model;
 #[cfg(test)]
 mod naive;
@@ -32,6 +33,11 @@ pub use evaluate::{MeshProtocol, Opening, Session, Terms};
 pub use external_authorization::{
     AuthorizationServer, CheckedBody, ExternalAuthorization, ExternalAuthorizationState, MOST_CHECK_TIMEOUT,
     MOST_CHECKED_BODY, ServerAddress,
+};
+pub use global_rate_limits::{
+    DescribedField, DescriptorEntry, DescriptorPair, FieldCondition, FieldTest, GlobalConnectionLimit,
+    GlobalRateLimits, GlobalRequestLimit, HeaderValueMatch, RateLimitService, RequestDescriptor,
+    RouteDescriptors,
 };
 pub use model::{
     ActiveIngressRule, ActivePeerRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule,

@@ -1,4 +1,8 @@
-//! `UpstreamTrafficSetting`: limits of the traffic to a Service.
+//! `UpstreamTrafficSetting`: limits of the traffic to a Service. `global` has those that a rate limit service counts, `read` what they
+//! mean.
+
+mod global;
+mod read;
 
 use std::time::Duration;
 
@@ -6,6 +10,12 @@ use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use self::global::{
+    GenericKeySpec, GlobalRateLimitSpec, HeaderConditionSpec, HeaderValueMatchSpec, HttpDescriptorEntrySpec,
+    HttpDescriptorSpec, HttpGlobalRateLimitSpec, RateLimitServiceSpec, RemoteAddressSpec, RequestHeaderSpec,
+    RouteGlobalRateLimitSpec, TcpDescriptorEntrySpec, TcpDescriptorSpec, TcpGlobalRateLimitSpec,
+};
+pub use self::read::{TOO_MANY_REQUESTS, read_descriptors};
 use crate::bounded;
 use crate::policy_object_status::PolicyObjectStatus;
 
@@ -53,7 +63,7 @@ pub struct UpstreamTrafficSettingSpec {
     /// How much each Pod of the Service takes per time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimitSpec>,
-    /// Limits of requests with certain paths, in place of `rateLimit.local.http`. Of several, the first that matches.
+    /// Limits of requests with certain paths, in place of those of `rateLimit`. Of several, the first that matches.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "routes")]
     #[schemars(length(max = MOST_ROUTES))]
     pub http_routes: Option<Vec<HttpRouteLimitSpec>>,
@@ -118,6 +128,9 @@ pub struct RateLimitSpec {
     /// Limits that each Pod counts for itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<LocalRateLimitSpec>,
+    /// Limits that a rate limit service counts for all Pods together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub global: Option<GlobalRateLimitSpec>,
 }
 
 /// Limits that each Pod counts for itself.
@@ -219,6 +232,9 @@ pub struct RouteRateLimitSpec {
     /// A limit that each Pod counts for itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<HttpRateLimitSpec>,
+    /// What describes them to the rate limit service of `spec.rateLimit.global.http`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub global: Option<RouteGlobalRateLimitSpec>,
 }
 
 impl UpstreamTrafficSettingSpec {
@@ -233,10 +249,34 @@ impl UpstreamTrafficSettingSpec {
         self.rate_limit.as_ref()?.local.as_ref()
     }
 
-    /// The routes with a limit, each with its place in the list.
-    pub fn limited_routes(&self) -> impl Iterator<Item = (usize, &HttpRouteLimitSpec, &HttpRateLimitSpec)> {
+    /// The limits that a rate limit service counts, without those of routes.
+    pub fn global(&self) -> Option<&GlobalRateLimitSpec> {
+        self.rate_limit.as_ref()?.global.as_ref()
+    }
+
+    /// The rate limit services that are called.
+    pub fn rate_limit_services(&self) -> impl Iterator<Item = &RateLimitServiceSpec> {
+        let tcp = self.global().and_then(|global| global.tcp.as_ref()).map(|tcp| &tcp.rate_limit_service);
+        let http = self.global().and_then(|global| global.http.as_ref()).map(|http| &http.rate_limit_service);
+        tcp.into_iter().chain(http)
+    }
+
+    /// The routes with a limit of either kind, each with its place in the list.
+    pub fn limited_routes(&self) -> impl Iterator<Item = (usize, &HttpRouteLimitSpec)> {
         let routes = self.http_routes.iter().flatten().enumerate();
-        routes.filter_map(|(i, route)| Some((i, route, route.rate_limit.as_ref()?.local.as_ref()?)))
+        routes.filter(|(_, route)| route.local().is_some() || route.global().is_some())
+    }
+}
+
+impl HttpRouteLimitSpec {
+    /// The limit that each Pod counts for itself.
+    pub fn local(&self) -> Option<&HttpRateLimitSpec> {
+        self.rate_limit.as_ref()?.local.as_ref()
+    }
+
+    /// What describes its requests to the rate limit service.
+    pub fn global(&self) -> Option<&RouteGlobalRateLimitSpec> {
+        self.rate_limit.as_ref()?.global.as_ref()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`istio_ca`] is the certificate API that existing clients of Istio's CA use; [`discovery`] is our own stream of
 //! compiled policy, destinations, routes and backends, whose resources a [`ResourceName`] names;
-//! [`external_authorization`] is Envoy's `ext_authz`, which sidecars call. `convert` translates discovery's messages into
+//! [`external_authorization`] is Envoy's `ext_authz`, and [`rate_limit`] its protocol for global rate limits; sidecars call both. `convert` translates discovery's messages into
 //! [`tidegate_core`]'s values and back; it rejects whatever it does not fully understand.
 //!
 //! The `.proto` files in `proto/` are the contract. An upgrade does not restart workloads, so a sidecar speaks to
@@ -32,6 +32,12 @@ pub mod otlp {
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
 pub mod external_authorization {
     tonic::include_proto!("envoy.service.auth.v3");
+}
+
+/// `envoy.service.ratelimit.v3`: global rate limits by a service that users run.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+pub mod rate_limit {
+    tonic::include_proto!("envoy.service.ratelimit.v3");
 }
 
 /// `tidegate.discovery.v1`: the policy stream.

@@ -9,6 +9,7 @@ mod server;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -22,9 +23,10 @@ use crate::upstream::{UpstreamError, Upstreams};
 /// A server that was not called for this long is forgotten.
 const UNUSED_AFTER: Duration = Duration::from_secs(600);
 
-/// A worker's view of the servers.
-#[derive(Default)]
-pub(crate) struct GrpcServers {
+/// A worker's view of the servers that have one purpose.
+pub struct GrpcServers {
+    /// What the log calls it.
+    purpose: &'static str,
     known: RefCell<HashMap<ServerAddress, Rc<GrpcServer>>>,
 }
 
@@ -52,6 +54,11 @@ pub(crate) enum GrpcError {
 }
 
 impl GrpcServers {
+    /// No servers are known yet. `purpose`: for the log.
+    pub(crate) fn new(purpose: &'static str) -> Self {
+        Self { purpose, known: RefCell::default() }
+    }
+
     /// Calls a method, `/<service>/<method>`, on behalf of this client.
     pub(crate) async fn call<A: Message + Default>(
         &self,
@@ -69,6 +76,19 @@ impl GrpcServers {
         tokio::time::timeout(timeout, calling).await.unwrap_or(Err(GrpcError::Timeout))
     }
 
+    /// Logs that calls of a server begin to fail, with the reason, or that they work again.
+    pub(crate) fn note(&self, address: &ServerAddress, error: Option<&impl Display>) {
+        let server = self.server(address);
+        if server.is_failing.replace(error.is_some()) == error.is_some() {
+            return;
+        }
+        let purpose = self.purpose;
+        match error {
+            Some(error) => tracing::warn!(server = %address, %error, "{purpose} fails"),
+            None => tracing::info!(server = %address, "{purpose} works again"),
+        }
+    }
+
     /// Forgets servers that are not called any more. To be called on every tick.
     pub(crate) fn sweep(&self, now: Instant) {
         self.known
@@ -83,6 +103,16 @@ impl GrpcServers {
         }
         known.entry(address.clone()).or_insert_with(|| Rc::new(GrpcServer::new(address.clone()))).clone()
     }
+}
+
+/// Bytes as text; each byte that is not part of UTF-8 becomes `!`, as in Envoy: strings of protobuf are UTF-8.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| '!'));
+    }
+    text
 }
 
 #[cfg(test)]

@@ -4,9 +4,11 @@
 //! responses. [`h1`] is our own HTTP/1 implementation: one task drives client and app. [`h2`] uses the h2 crate. The
 //! connections to apps and other upstreams are in `crate::upstream`. `headers` has the rules for header fields that
 //! clients send, `target` those for request targets, `local_reply` the responses that the sidecar generates itself,
-//! `timed` the time limits of rules, `mirror` sends the copies of requests that rules want. `external_authorization` calls the server that also authorizes requests.
+//! `timed` the time limits of rules, `mirror` sends the copies of requests that rules want. `checks` has what servers of the users have to
+//! allow, `rate_limit_service` and `external_authorization` call them, and `verdict` is what they decide.
 
 mod buffer;
+mod checks;
 pub(crate) mod clock;
 mod external_authorization;
 pub mod h1;
@@ -15,15 +17,17 @@ pub mod handler;
 mod headers;
 mod local_reply;
 mod mirror;
+pub(crate) mod rate_limit_service;
 mod request;
 mod retry_budgets;
 mod target;
 mod timed;
+mod verdict;
 
 use std::rc::Rc;
 use std::time::Instant;
 
-use self::external_authorization::ExternalAuthorizations;
+use crate::grpc::GrpcServers;
 use crate::limits::Limits;
 use crate::snapshot::Snapshots;
 use crate::telemetry::Telemetry;
@@ -38,7 +42,9 @@ pub struct HttpContext {
     /// Connections to upstreams.
     pub upstreams: Upstreams,
     /// The servers that also authorize requests.
-    pub external_authorizations: ExternalAuthorizations,
+    pub external_authorizations: GrpcServers,
+    /// The servers that count for all sidecars.
+    pub rate_limit_services: GrpcServers,
     /// The streams of clients that speak HTTP/2.
     pub streams: h2::Streams,
     /// Spare buffers for bytes in transit.
@@ -58,7 +64,8 @@ impl HttpContext {
             upstreams: Upstreams::new(limits.clone(), snapshots),
             limits,
             telemetry,
-            external_authorizations: ExternalAuthorizations::default(),
+            external_authorizations: GrpcServers::new("external authorization"),
+            rate_limit_services: GrpcServers::new("the rate limit service"),
             streams: h2::Streams::default(),
             buffers: buffer::Buffers::default(),
             retry_budgets: retry_budgets::RetryBudgets::new(1),
@@ -79,6 +86,7 @@ impl HttpContext {
         let now = Instant::now();
         self.upstreams.sweep(now);
         self.external_authorizations.sweep(now);
+        self.rate_limit_services.sweep(now);
         self.streams.expire(now);
         self.retry_budgets.sweep();
         self.telemetry.flush();

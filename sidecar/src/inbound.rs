@@ -22,13 +22,13 @@ use tokio::net::TcpStream;
 use crate::authorizer::{Authorizer, Review};
 use crate::certificates::{CertificateLife, Verified};
 use crate::connection::OpenConnection;
-use crate::connection_info::ConnectionInfo;
+use crate::connection_info::{ConnectionInfo, ServedConnection};
 use crate::context::WorkerContext;
 use crate::detect::client_hello::TLS12;
 use crate::detect::{ClientHello, FirstBytes, Preface};
 use crate::first_bytes::{self, Received};
-use crate::http::{self, handler::Handler};
-use crate::lifeline::{Lifeline, Wait};
+use crate::http::{self, handler::Handler, rate_limit_service};
+use crate::lifeline::{Ended, Lifeline, Wait};
 use crate::listener::InboundTarget;
 use crate::remotes::{RemoteId, RemoteLabels, WorkloadLabels};
 use crate::snapshot::Snapshot;
@@ -151,7 +151,14 @@ impl InboundConnection<'_> {
                 };
                 let handshake = self.handshake(io, received, &snapshot, tls, terms, hello, app);
                 let (stream, info, life) = Box::pin(handshake).await?;
-                self.secured(stream, info, life)
+                let opened = self.secured(stream, info, life)?;
+                if !has_global_limit(&opened.authorizer)
+                    || Box::pin(self.is_within_limits(&opened.authorizer)).await
+                {
+                    return Some(opened);
+                }
+                opened.stream.abort();
+                None
             }
             (Terms::BadRequest | Terms::IngressTls | Terms::IngressMutualTls | Terms::MeshTls(_), _) => {
                 self.refused(hello, &Denial::new(Reason::PlaintextRequired).into());
@@ -260,6 +267,24 @@ impl InboundConnection<'_> {
             None => {}
         }
         matches!(exceeded, Some(Decision::Deny(_)))
+    }
+
+    /// Whether rate limit services allow a connection. What exceeds a limit in audit mode is reported.
+    async fn is_within_limits(&self, authorizer: &Authorizer) -> bool {
+        let Some(limits) = authorizer.limits() else { return true };
+        let (env, client) = (&self.context.http, ServedConnection::Inbound(authorizer.info().clone()));
+        for limits in limits.all() {
+            match self.line.guard(rate_limit_service::exceeds(limits, env, &client)).await {
+                Ok(None) => {}
+                Ok(Some(report @ Decision::Allow(_))) => self.reported_connection(authorizer.info(), &report),
+                Ok(Some(Decision::Deny(denial))) => {
+                    self.refused_connection(authorizer.info(), &denial);
+                    return false;
+                }
+                Err(Ended(_)) => return false,
+            }
+        }
+        true
     }
 
     /// Runs the TLS handshake; `None` if the connection has ended.
@@ -375,6 +400,12 @@ impl InboundConnection<'_> {
         socket::reset(io);
         None
     }
+}
+
+/// Whether a rate limit service has to allow a connection that the policy allows.
+fn has_global_limit(authorizer: &Authorizer) -> bool {
+    authorizer.limits().is_some_and(|limits| limits.all().any(|limits| limits.global.connections.is_some()))
+        && matches!(*authorizer.decide(), Decision::Allow(_))
 }
 
 /// The terms on which the policy opens a connection with these first bytes; `None` if they are incomplete.

@@ -56,6 +56,8 @@ pub enum ResponseFlag {
     NoRoute,
     /// `RL`: more than a rate limit allows.
     RateLimited,
+    /// `RLSE`: a rate limit service has no answer.
+    RateLimitServiceError,
     /// `UAEX`: refused by the external authorization.
     ExternallyDenied,
     /// `OM`: the sidecar has reached a limit.
@@ -74,6 +76,21 @@ pub enum CheckResult {
     /// The check has taken too long.
     Timeout,
     /// The check has failed, and its request is forwarded nevertheless. Counted besides `Error` or `Timeout`.
+    FailureModeAllowed,
+}
+
+/// The result of a call of a rate limit service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateLimitResult {
+    /// No limit is exceeded.
+    Ok,
+    /// A limit is exceeded.
+    OverLimit,
+    /// The call has failed.
+    Error,
+    /// The call has taken too long.
+    Timeout,
+    /// The call has failed, and what it was for is allowed nevertheless. Counted besides `Error` or `Timeout`.
     FailureModeAllowed,
 }
 
@@ -376,6 +393,11 @@ impl Telemetry {
         self.metrics.checked(result);
     }
 
+    /// Counts the result of a call of a rate limit service.
+    pub fn rate_limit_checked(&self, result: RateLimitResult) {
+        self.metrics.rate_limit_checked(result);
+    }
+
     /// Passes buffered log lines to the writing thread, spans to the exporter, and records of requests to the control thread;
     /// called on every tick of the worker.
     pub fn flush(&self) {
@@ -407,12 +429,29 @@ impl CheckResult {
     }
 }
 
+impl RateLimitResult {
+    /// The label's value.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::OverLimit => "over_limit",
+            Self::Error => "error",
+            Self::Timeout => "timeout",
+            Self::FailureModeAllowed => "failure_mode_allowed",
+        }
+    }
+}
+
 impl ResponseFlag {
     /// The flag for a request or connection that the policy refuses.
     pub(crate) fn of_refusal(reason: &Reason) -> Self {
         match reason {
             Reason::NoPolicy | Reason::NoSuchPort | Reason::NoIngressBackend => Self::NoRoute,
-            Reason::ConnectionRateLimited | Reason::RequestRateLimited(_) => Self::RateLimited,
+            Reason::ConnectionRateLimited
+            | Reason::RequestRateLimited(_)
+            | Reason::ConnectionGloballyLimited
+            | Reason::RequestGloballyLimited(_) => Self::RateLimited,
+            Reason::RateLimitServiceFailed => Self::RateLimitServiceError,
             Reason::ExternalAuthorizationInvalid(_)
             | Reason::ExternalAuthorizationFailed
             | Reason::ExternalAuthorizationBodyTooLarge
@@ -438,6 +477,7 @@ impl ResponseFlag {
             Self::Refused => "RBAC",
             Self::NoRoute => "NR",
             Self::RateLimited => "RL",
+            Self::RateLimitServiceError => "RLSE",
             Self::ExternallyDenied => "UAEX",
             Self::Overload => "OM",
         }

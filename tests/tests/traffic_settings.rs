@@ -3,7 +3,6 @@
 // Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::sync::Arc;
 use std::thread;
 
 use http::{HeaderValue, Request};
@@ -11,69 +10,18 @@ use serde_json::{Value, json};
 use tidegate_tests::app::App;
 use tidegate_tests::app::h2c::H2cApp;
 use tidegate_tests::client::h2::H2Connection;
-use tidegate_tests::client::{Client, Connection, End, RequestOutcome};
-use tidegate_tests::mesh::{Mesh, Options, PORT};
+use tidegate_tests::client::{Connection, End, RequestOutcome};
+use tidegate_tests::limits::{H2C_PORT, TCP_PORT, group, mesh, peer, setting, status, wait_metric};
+use tidegate_tests::mesh::PORT;
 use tidegate_tests::objects;
-use tidegate_tests::pki::Leaf;
 use tidegate_tests::wait::{self, SOON};
 
-const TCP_PORT: u16 = 14002;
-const H2C_PORT: u16 = 14004;
 const OK: RequestOutcome = RequestOutcome::Status(200);
 const LIMITED: RequestOutcome = RequestOutcome::Status(429);
-
-/// Permissive mode; the sidecar has two workers, which share each limit.
-fn mesh() -> Mesh {
-    let ports = vec![(TCP_PORT, "tcp-echo"), (H2C_PORT, "grpc-api")];
-    Mesh::with(Options { ports, sidecar_arguments: vec!["--workers=2".into()], ..Options::default() })
-}
-
-fn setting(spec: Value) -> Value {
-    let mut setting = json!({
-        "apiVersion": "policy.openservicemesh.io/v1alpha1",
-        "kind": "UpstreamTrafficSetting",
-        "metadata": {"name": "limits", "namespace": "httpbin"},
-        "spec": spec,
-    });
-    setting["spec"]["host"] = "httpbin.httpbin.svc.cluster.local".into();
-    setting
-}
 
 /// So many requests an hour and no burst: what is spent does not come back during a test.
 fn requests(count: u32) -> Value {
     json!({"requests": count, "unit": "hour"})
-}
-
-fn group(path: &str) -> Value {
-    json!({
-        "apiVersion": "specs.smi-spec.io/v1alpha4",
-        "kind": "HTTPRouteGroup",
-        "metadata": {"name": "books", "namespace": "httpbin"},
-        "spec": {"matches": [{"name": "books", "pathRegex": path}]},
-    })
-}
-
-/// The sidecar of a Pod of namespace `shop`, as its peer sees it.
-fn peer(mesh: &Mesh, port: u16, protocol: &str) -> Client {
-    let credentials = Arc::new(mesh.sign(&Leaf::workload("shop", "buyer")));
-    let tls = mesh.tls().protocols(&[protocol]).credentials(credentials);
-    Client::to(mesh.target_port(port)).from(mesh.stranger()).tls(tls)
-}
-
-/// `currentStatus` and `reason` of the UpstreamTrafficSetting.
-fn status(mesh: &Mesh) -> [String; 2] {
-    let policies = mesh.controller.admin_json("/policies");
-    let found = policies.as_array().unwrap().iter().find(|policy| policy["kind"] == "UpstreamTrafficSetting");
-    let found = found.unwrap_or_else(|| panic!("no status in {policies}"));
-    [&found["currentStatus"], &found["reason"]].map(|text| text.as_str().unwrap_or_default().to_owned())
-}
-
-#[track_caller]
-fn wait_metric(mesh: &Mesh, line: &str) {
-    wait::until_true(line, SOON, || {
-        let page = mesh.sidecar.admin_get("/metrics").unwrap();
-        String::from_utf8_lossy(&page.body).contains(line)
-    });
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //!
 //! Each check has an id that is stable between versions, and a hint that says what to do. [`before`] holds the checks
 //! before an installation, [`control_plane`] and [`webhooks`] those after it, [`data_plane`], [`protocols`] and [`policies`]
-//! those of workloads, [`external_authorization`] that of the server which also authorizes requests, [`not_enforced`] those of other
-//! meshes' policies.
+//! those of workloads, [`grpc_servers`] those of the servers that sidecars call, [`not_enforced`] those of other meshes'
+//! policies.
 //!
 //! Checks run in an order in which a failure that explains the others comes first, and those that depend on it are
 //! left out. Only requests that read are sent, apart from access reviews, which the API server does not store.
@@ -12,7 +12,7 @@ mod before;
 mod control_plane;
 mod data_plane;
 mod egress;
-mod external_authorization;
+mod grpc_servers;
 mod not_enforced;
 mod policies;
 mod protocols;
@@ -165,7 +165,7 @@ impl CheckReport {
         data_plane::check(cluster, &mut report).await;
         policies::check(cluster, &mut report).await;
         traffic_targets::check(cluster, &mut report).await;
-        external_authorization::check(cluster, &mut report).await;
+        grpc_servers::check(cluster, &mut report).await;
         egress::check(cluster, &mut report).await;
         not_enforced::check(cluster, &mut report).await;
         report

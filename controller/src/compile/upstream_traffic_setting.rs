@@ -1,5 +1,6 @@
-//! Whether an UpstreamTrafficSetting is in force. What it limits is in `limits`.
+//! Whether an UpstreamTrafficSetting is in force. What it limits is in `limits`, and what a rate limit service limits in `global`.
 
+mod global;
 pub(super) mod limits;
 
 use tidegate_core::contract::annotations::AUDIT;
@@ -65,15 +66,17 @@ fn fault(
         return Some(("Conflicted", reason));
     }
     let paths = RoutePaths::new(index, &name.namespace);
-    let unknown = object.spec.limited_routes().find(|(_, route, _)| !paths.contains(&route.path));
-    unknown.map(|(i, route, _)| {
+    let unknown = object.spec.limited_routes().find(|(_, route)| !paths.contains(&route.path));
+    let unknown = unknown.map(|(i, route)| {
         let reason = format!(
             "spec.httpRoutes[{i}].path: no HTTPRouteGroup of the namespace has a match with pathRegex '{}', so this limit has \
              no effect",
             route.path
         );
         ("ReferenceNotFound", reason)
-    })
+    });
+    unknown
+        .or_else(|| global::missing_service(index, &object.spec).map(|reason| ("ReferenceNotFound", reason)))
 }
 
 /// What the audit annotation means; `None` without it.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 
 use tidegate_core::path::{self, PathError};
 use tidegate_core::policy::{Decision, RateLimits, RequestRules};
@@ -30,6 +31,21 @@ impl HttpRequest {
     pub(crate) fn limit<'l>(&self, limits: &'l RateLimits) -> Result<Option<&'l LocalRateLimit>, PathError> {
         let place = limits.select(&self.normal(limits.needs_normal_path())?);
         Ok(place.and_then(|place| limits.of_requests().nth(place)))
+    }
+
+    /// What the rate limit service of the request is told of it, or nothing if it is not called. The error is that sidecars answer
+    /// the request with 400.
+    pub(crate) fn global(&self, limits: &RateLimits, source: IpAddr) -> Result<Option<String>, PathError> {
+        let Some(limit) = &limits.global.requests else { return Ok(None) };
+        let request = self.normal(limits.needs_normal_path())?;
+        let (path, descriptors) = limit.select(&request);
+        let described = descriptors.iter().filter_map(|descriptor| descriptor.describe(&request, source));
+        let pair = |(key, value): (&str, Cow<'_, [u8]>)| format!("{key}={}", String::from_utf8_lossy(&value));
+        let described = described.map(|pairs| pairs.into_iter().map(pair).collect::<Vec<_>>().join(","));
+        let described: Vec<_> = described.collect();
+        let of = path.map(|path| format!(" for {path:?}")).unwrap_or_default();
+        let called = || format!("{of}: {}; it gets {}", limit.service, described.join(" and "));
+        Ok((!described.is_empty()).then(called))
     }
 
     /// The decision about the request. The error is that sidecars answer it with 400.

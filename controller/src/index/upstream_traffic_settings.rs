@@ -1,4 +1,4 @@
-//! UpstreamTrafficSettings, by name and by the Service that each is about.
+//! UpstreamTrafficSettings, by name, by the Service that each is about and by that of its rate limit service.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -7,20 +7,25 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
 use tidegate_core::route::filter::LocalRateLimit;
-use tidegate_crds::upstream_traffic_setting::{HttpRateLimitSpec, HttpRouteLimitSpec, ResponseHeaderSpec};
+use tidegate_crds::upstream_traffic_setting::{
+    GlobalRateLimitSpec, HeaderConditionSpec, HttpDescriptorEntrySpec, HttpDescriptorSpec, HttpRateLimitSpec,
+    HttpRouteLimitSpec, RateLimitServiceSpec, ResponseHeaderSpec, TcpDescriptorEntrySpec, TcpDescriptorSpec,
+};
 use tidegate_crds::{UpstreamTrafficSetting, UpstreamTrafficSettingSpec, validate};
 
 use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
+use super::service_entries::service_named;
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
 use crate::object::stored::{CustomKind, Stored};
 use crate::object::{Kind, Object, ObjectName};
 
-/// The objects by name, with references from their Services.
+/// The objects by name, with references from their Services and from the Services that they call.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UpstreamTrafficSettings {
     by_name: BTreeMap<ObjectName, Arc<UpstreamTrafficSetting>>,
     by_service: ReferenceIndex,
+    by_called: ReferenceIndex,
 }
 
 impl UpstreamTrafficSettings {
@@ -44,6 +49,11 @@ impl UpstreamTrafficSettings {
     ) -> impl Iterator<Item = (&ObjectName, &Arc<UpstreamTrafficSetting>)> {
         self.by_service.to(service).filter_map(|name| self.by_name.get_key_value(name))
     }
+
+    /// Those whose rate limit service is this Service.
+    pub(super) fn calling(&self, service: &ObjectName) -> impl Iterator<Item = &ObjectName> {
+        self.by_called.to(service)
+    }
 }
 
 impl Indexed for UpstreamTrafficSetting {
@@ -58,6 +68,7 @@ impl Indexed for UpstreamTrafficSetting {
         if let Some(service) = setting_service(&name, &object) {
             part.by_service.add(service, &name);
         }
+        called_services(&object).for_each(|service| part.by_called.add(service, &name));
         part.by_name.insert(name, object);
     }
 
@@ -66,6 +77,7 @@ impl Indexed for UpstreamTrafficSetting {
         if let Some(service) = setting_service(name, &object) {
             part.by_service.remove(&service, name);
         }
+        called_services(&object).for_each(|service| part.by_called.remove(&service, name));
     }
 
     fn effects(part: &UpstreamTrafficSettings, name: &ObjectName) -> Vec<Effect> {
@@ -108,16 +120,58 @@ pub(crate) fn setting_service(name: &ObjectName, object: &UpstreamTrafficSetting
     Some(ObjectName::new(name.namespace.clone(), service))
 }
 
+/// The Services of the cluster that an UpstreamTrafficSetting calls.
+fn called_services(object: &UpstreamTrafficSetting) -> impl Iterator<Item = ObjectName> {
+    object.spec.rate_limit_services().filter_map(|service| service_named(&service.host))
+}
+
 /// As an object, and as the limits that are compiled from it.
 fn spec_size(spec: &UpstreamTrafficSettingSpec) -> usize {
     let general = spec.local().and_then(|local| local.http.as_ref()).map_or(0, limit_size);
     let routes = spec.http_routes.iter().flatten().map(|route| {
-        let limit = route.rate_limit.iter().filter_map(|limit| limit.local.as_ref()).map(limit_size);
-        item::<HttpRouteLimitSpec>() + 3 * text(&route.path) + limit.sum::<usize>()
+        let global = route.global().map_or(0, |global| descriptors_size(&global.descriptors));
+        item::<HttpRouteLimitSpec>() + 3 * text(&route.path) + route.local().map_or(0, limit_size) + global
     });
     let timeout = spec.connection_settings.iter().filter_map(|settings| settings.tcp.as_ref());
     let timeout = timeout.map(|tcp| optional(&tcp.connect_timeout)).sum::<usize>();
-    REFERENCE + text(&spec.host) + timeout + general + routes.sum::<usize>()
+    let global = spec.global().map_or(0, global_size);
+    REFERENCE + text(&spec.host) + timeout + general + global + routes.sum::<usize>()
+}
+
+/// Texts count twice: as those of the object, and as those of the limit.
+fn global_size(global: &GlobalRateLimitSpec) -> usize {
+    let service = |service: &RateLimitServiceSpec, domain: &String, timeout: &Option<String>| {
+        REFERENCE + 2 * (text(&service.host) + text(domain)) + optional(timeout)
+    };
+    let tcp = global.tcp.as_ref().map_or(0, |tcp| {
+        let entries = tcp.descriptors.iter().flat_map(|descriptor| &descriptor.entries);
+        let entries = entries
+            .map(|entry| 2 * (item::<TcpDescriptorEntrySpec>() + text(&entry.key) + text(&entry.value)));
+        let descriptors = 2 * item::<TcpDescriptorSpec>() * tcp.descriptors.len();
+        service(&tcp.rate_limit_service, &tcp.domain, &tcp.timeout) + descriptors + entries.sum::<usize>()
+    });
+    let http = global.http.as_ref().map_or(0, |http| {
+        let descriptors = http.descriptors.as_deref().map_or(0, descriptors_size);
+        service(&http.rate_limit_service, &http.domain, &http.timeout) + descriptors
+    });
+    tcp + http
+}
+
+fn descriptors_size(descriptors: &[HttpDescriptorSpec]) -> usize {
+    let entries = descriptors.iter().flat_map(|descriptor| &descriptor.entries).map(|entry| {
+        let generic = entry.generic_key.as_ref().map_or(0, |key| text(&key.value) + optional(&key.key));
+        let header = entry.request_header.as_ref().map_or(0, |header| text(&header.name) + text(&header.key));
+        let matched = entry.header_value_match.as_ref().map_or(0, |matched| {
+            let conditions = matched.headers.iter().map(|condition| {
+                let HeaderConditionSpec { name, exact, prefix, suffix, regex, contains, .. } = condition;
+                let tests = [exact, prefix, suffix, regex, contains].map(optional);
+                item::<HeaderConditionSpec>() + text(name) + tests.iter().sum::<usize>()
+            });
+            text(&matched.value) + optional(&matched.key) + conditions.sum::<usize>()
+        });
+        2 * (item::<HttpDescriptorEntrySpec>() + generic + header + matched)
+    });
+    2 * item::<HttpDescriptorSpec>() * descriptors.len() + entries.sum::<usize>()
 }
 
 fn limit_size(limit: &HttpRateLimitSpec) -> usize {

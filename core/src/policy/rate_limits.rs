@@ -1,10 +1,13 @@
-//! Local rate limits of what mesh peers send to a port (OSM: `UpstreamTrafficSetting`).
+//! Rate limits of what mesh peers send to a port (OSM: `UpstreamTrafficSetting`): those that each sidecar counts for itself, and
+//! [`GlobalRateLimits`].
 //!
-//! They apply to what the rules of the port allow: what these refuse takes no token.
+//! They apply to what the rules of the port allow: what these refuse takes no token. What exceeds a local limit is not
+//! counted by the global ones.
 
 use serde::Serialize;
 
 use super::decision::{Decision, Denial, Grant};
+use super::global_rate_limits::{GlobalRateLimits, GlobalRequestLimit};
 use super::reason::Reason;
 use crate::object_ref::ObjectRef;
 use crate::route::filter::LocalRateLimit;
@@ -25,6 +28,8 @@ pub struct RateLimits {
     pub requests: Option<LocalRateLimit>,
     /// Of some requests: the first that matches a request applies to it.
     pub routes: Vec<RouteRateLimit>,
+    /// Those that a rate limit service counts for all sidecars together.
+    pub global: GlobalRateLimits,
 }
 
 /// The limit of the requests that match.
@@ -52,7 +57,10 @@ impl RateLimits {
 
     /// Whether paths are distinguished.
     pub fn needs_normal_path(&self) -> bool {
-        self.routes.iter().any(|route| route.requests.needs_normal_path() && !route.requests.is_any())
+        let is_limited =
+            |route: &RouteRateLimit| route.requests.needs_normal_path() && !route.requests.is_any();
+        self.routes.iter().any(is_limited)
+            || self.global.requests.as_ref().is_some_and(GlobalRequestLimit::needs_normal_path)
     }
 
     /// The decision about a request that exceeds the limit at this place.
@@ -67,7 +75,8 @@ impl RateLimits {
         self.exceeded(Reason::ConnectionRateLimited)
     }
 
-    fn exceeded(&self, reason: Reason) -> Decision {
+    /// The decision about what these limits refuse for this reason.
+    pub fn exceeded(&self, reason: Reason) -> Decision {
         let denial = Denial { reason, origin: Some(self.origin.clone()) };
         if self.is_audit { Decision::Allow(Grant::Audit(denial)) } else { Decision::Deny(denial) }
     }
@@ -100,7 +109,8 @@ mod tests {
         };
         let routes = paths.iter().map(route).collect();
         let origin = ObjectRef::new("UpstreamTrafficSetting", "shop", "cart");
-        RateLimits { origin, is_audit: false, connections: None, requests, routes }
+        let global = GlobalRateLimits::default();
+        RateLimits { origin, is_audit: false, connections: None, requests, routes, global }
     }
 
     #[test]

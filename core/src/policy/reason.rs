@@ -40,6 +40,12 @@ pub enum Reason {
     ConnectionRateLimited,
     /// More requests of mesh peers than a rate limit allows; the path that the limit is for, or nothing.
     RequestRateLimited(Arc<str>),
+    /// The rate limit service refuses the connection.
+    ConnectionGloballyLimited,
+    /// The rate limit service refuses the request; the path that the limit is for, or nothing.
+    RequestGloballyLimited(Arc<str>),
+    /// The rate limit service has no answer.
+    RateLimitServiceFailed,
     /// The connection was opened for another protocol than that which the port has now.
     ProtocolChanged,
     /// The request's host is among the `sniHosts` of another rule than the connection's server name.
@@ -75,6 +81,9 @@ impl Reason {
             Self::RequestNotAllowed => "request_not_allowed",
             Self::ConnectionRateLimited => "connection_rate_limited",
             Self::RequestRateLimited(_) => "request_rate_limited",
+            Self::ConnectionGloballyLimited => "connection_globally_rate_limited",
+            Self::RequestGloballyLimited(_) => "request_globally_rate_limited",
+            Self::RateLimitServiceFailed => "rate_limit_service_failed",
             Self::ProtocolChanged => "protocol_changed",
             Self::Misdirected => "misdirected",
             Self::ExternalAuthorizationInvalid(_) => "external_authorization_invalid",
@@ -121,6 +130,16 @@ impl fmt::Display for Reason {
             Self::RequestRateLimited(path) => {
                 write!(f, "the rate limit of requests for {path:?} is exceeded")
             }
+            Self::ConnectionGloballyLimited => {
+                f.write_str("the connection exceeds a limit of the rate limit service")
+            }
+            Self::RequestGloballyLimited(path) if path.is_empty() => {
+                f.write_str("the request exceeds a limit of the rate limit service")
+            }
+            Self::RequestGloballyLimited(path) => {
+                write!(f, "the request for {path:?} exceeds a limit of the rate limit service")
+            }
+            Self::RateLimitServiceFailed => f.write_str("the rate limit service gave no valid answer"),
             Self::ProtocolChanged => f.write_str("the port is served by another protocol now"),
             Self::Misdirected => f.write_str(
                 "the request's host is among the sniHosts of another rule than the connection's server name",

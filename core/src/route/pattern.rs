@@ -73,7 +73,7 @@ impl Pattern {
 
     /// The same pattern without its program.
     #[must_use]
-    pub(super) fn without_program(self) -> Self {
+    pub(crate) fn without_program(self) -> Self {
         let program = match self.program {
             Program::Literal => Program::Literal,
             Program::Compiled(_) | Program::NotKept => Program::NotKept,

@@ -8,7 +8,7 @@ use tidegate_core::route::matching::PathMatch;
 
 use super::Finding;
 use super::findings::Findings;
-use crate::upstream_traffic_setting::{HttpRateLimitSpec, UpstreamTrafficSettingSpec};
+use crate::upstream_traffic_setting::{HttpRateLimitSpec, UpstreamTrafficSettingSpec, read_descriptors};
 
 /// All probable mistakes in an UpstreamTrafficSetting of this namespace, in the order of its fields. OSM accepted everything
 /// that its schema does, so nothing is refused; what has no effect is reported.
@@ -33,8 +33,14 @@ pub fn upstream_traffic_setting(namespace: &str, spec: &UpstreamTrafficSettingSp
     if let Some(limit) = spec.local().and_then(|local| local.http.as_ref()) {
         check_headers(limit, "spec.rateLimit.local.http", &mut findings);
     }
+    check_global(spec, &mut findings);
+    check_routes(spec, &mut findings);
+    findings.finish()
+}
+
+fn check_routes(spec: &UpstreamTrafficSettingSpec, findings: &mut Findings) {
     let mut paths = BTreeSet::new();
-    for (i, route, limit) in spec.limited_routes() {
+    for (i, route) in spec.limited_routes() {
         let path = format!("spec.httpRoutes[{i}]");
         if let Err(error) = PathMatch::regex(&route.path) {
             findings.add("path", || wrong(format!("{path}.path"), &error));
@@ -45,9 +51,39 @@ pub fn upstream_traffic_setting(namespace: &str, spec: &UpstreamTrafficSettingSp
                 Finding::warning(format!("{path}.path"), message)
             });
         }
-        check_headers(limit, &format!("{path}.rateLimit.local"), &mut findings);
+        if let Some(limit) = route.local() {
+            check_headers(limit, &format!("{path}.rateLimit.local"), findings);
+        }
     }
-    findings.finish()
+}
+
+/// The limits that a rate limit service counts, with those of routes.
+fn check_global(spec: &UpstreamTrafficSettingSpec, findings: &mut Findings) {
+    const GLOBAL: &str = "spec.rateLimit.global";
+    let global = spec.global();
+    let (tcp, http) =
+        (global.and_then(|global| global.tcp.as_ref()), global.and_then(|global| global.http.as_ref()));
+    let mut problem =
+        |path: String, problem: String| findings.add("global", || Finding::warning(path, problem));
+    if let Some(tcp) = tcp {
+        tcp.read(&format!("{GLOBAL}.tcp"), &mut problem);
+    }
+    if let Some(http) = http {
+        http.read(&format!("{GLOBAL}.http"), &mut problem);
+    }
+    for (i, route) in spec.limited_routes() {
+        let path = format!("spec.httpRoutes[{i}].rateLimit.global");
+        match (route.global(), http) {
+            (Some(_), None) => {
+                problem(
+                    path,
+                    format!("has no effect without {GLOBAL}.http, which names the rate limit service"),
+                );
+            }
+            (Some(route), Some(_)) => drop(read_descriptors(&route.descriptors, &path, &mut problem)),
+            (None, _) => {}
+        }
+    }
 }
 
 impl HttpRateLimitSpec {
@@ -94,6 +130,43 @@ mod tests {
                 )]
             );
         }
+    }
+
+    #[test]
+    fn a_mistake_in_a_global_limit_names_its_field() {
+        let service = json!({"host": "ratelimit.shop.svc", "port": 8081});
+        let wrong = json!([{"entries": [{"requestHeader": {"name": "a b", "key": "c"}}]}]);
+        let route = json!({"path": "/a", "rateLimit": {"global": {"descriptors": wrong}}});
+        let with = |global: Value| {
+            let host = "cart.shop.svc.cluster.local";
+            findings(json!({"host": host, "rateLimit": {"global": global}, "httpRoutes": [route]}))
+        };
+        let tcp = json!({
+            "rateLimitService": {"host": "", "port": 8081},
+            "domain": "shop",
+            "descriptors": [{"entries": [{"key": "a", "value": "b"}]}],
+        });
+        let of_tcp = with(json!({"tcp": tcp}));
+        assert!(
+            of_tcp[0].starts_with("warning: spec.rateLimit.global.tcp.rateLimitService.host: "),
+            "{of_tcp:?}"
+        );
+        assert_eq!(
+            of_tcp[1..],
+            [
+                "warning: spec.httpRoutes[0].rateLimit.global: has no effect without spec.rateLimit.global.http, which names \
+              the rate limit service"
+            ]
+        );
+        assert_eq!(
+            with(json!({"http": {"rateLimitService": service, "domain": "shop", "descriptors": wrong}})),
+            [
+                "warning: spec.rateLimit.global.http.descriptors[0].entries[0].requestHeader.name: \"a b\" is not a \
+                 header name",
+                "warning: spec.httpRoutes[0].rateLimit.global.descriptors[0].entries[0].requestHeader.name: \"a b\" is \
+                 not a header name",
+            ]
+        );
     }
 
     #[test]

@@ -13,6 +13,7 @@
 mod egress;
 mod egress_proxy;
 mod external_authorization;
+mod global_rate_limits;
 mod peers;
 mod rate_limits;
 mod retries;
@@ -259,7 +260,9 @@ mod tests {
     use prost::Message;
     use tidegate_core::ServiceRetry;
     use tidegate_core::backend::Locality;
-    use tidegate_core::policy::{ActivePeerRule, AppProtocol, PeerRuleState, PeerTraffic, RouteRateLimit};
+    use tidegate_core::policy::{
+        ActivePeerRule, AppProtocol, GlobalRateLimits, PeerRuleState, PeerTraffic, RouteRateLimit,
+    };
     use tidegate_core::route::filter::{HeaderEdits, LocalRateLimit};
     use tidegate_core::route::matching::{HeaderMatch, PathMatch, RouteMatch};
     use tidegate_core::route::{RetryPolicy, Timeouts};
@@ -312,6 +315,7 @@ mod tests {
             connections: Some(rate),
             requests,
             routes: vec![route],
+            global: GlobalRateLimits::default(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tidegate_core::policy::Decision;
+use tidegate_core::policy::{Decision, RateLimits};
 use tidegate_core::route::RequestView;
 use tidegate_core::route::filter::LocalRateLimit;
 
@@ -44,6 +44,11 @@ impl LimitDecisions {
     /// Whether limits that are enforced distinguish paths: requests are matched, and forwarded, with their path in normal form.
     pub(crate) fn needs_normal_path(&self) -> bool {
         self.needs_normal_path
+    }
+
+    /// The limits of each object.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<RateLimits>> {
+        self.limiters.iter().map(Limiter::limits)
     }
 
     /// Takes the connection's tokens. Returns the decision about it if it exceeds a limit: one that is enforced, else one in

@@ -1,7 +1,7 @@
 //! Where a server is: the addresses that its name has.
 //!
-//! A name is resolved when the server is first called, and again in the background once the addresses are
-//! [`STALE_AFTER`] old; until then the known ones are used. The first address that can be reached is used until it cannot
+//! A name is resolved in the background when the server is first called, and again once the addresses are [`STALE_AFTER`] old;
+//! meanwhile the known ones are used. A call that cannot wait for its look-up leaves the result for the next. The first address that can be reached is used until it cannot
 //! be reached, which is gRPC's policy `pick_first`.
 
 use std::cell::{Cell, RefCell};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tidegate_core::backend::{Endpoint, Transport};
 use tidegate_core::policy::ServerAddress;
 use tokio::net::lookup_host;
-use tokio::sync::OnceCell;
+use tokio::sync::Notify;
 
 /// Addresses of this age are looked up again.
 const STALE_AFTER: Duration = Duration::from_secs(30);
@@ -25,25 +25,35 @@ pub(super) struct GrpcServer {
     endpoints: RefCell<Vec<Arc<Endpoint>>>,
     /// The place of the endpoint that is used.
     picked: Cell<usize>,
-    /// Set once there are endpoints; calls that come before share one look-up.
-    resolved: OnceCell<()>,
     resolved_at: Cell<Instant>,
     is_refreshing: Cell<bool>,
+    /// Wakes the calls that wait for the first endpoints, when a look-up has ended.
+    looked_up: Notify,
+    /// Why the last look-up failed; empty if it did not.
+    failure: RefCell<String>,
     used: Cell<Instant>,
+    /// Whether the last call failed, so that only a change is logged.
+    pub(super) is_failing: Cell<bool>,
 }
 
 impl GrpcServer {
     pub(super) fn new(address: ServerAddress) -> Self {
         let now = Instant::now();
-        Self {
+        let server = Self {
             address,
             endpoints: RefCell::default(),
             picked: Cell::new(0),
-            resolved: OnceCell::new(),
             resolved_at: Cell::new(now),
             is_refreshing: Cell::new(false),
+            looked_up: Notify::new(),
+            failure: RefCell::default(),
             used: Cell::new(now),
+            is_failing: Cell::new(false),
+        };
+        if let ServerAddress::Address(address) = server.address {
+            server.set(vec![address]);
         }
+        server
     }
 
     /// When it was called last.
@@ -59,14 +69,12 @@ impl GrpcServer {
     /// Waits until there are endpoints. The error says why there are none.
     pub(super) async fn resolve(self: &Rc<Self>) -> Result<(), String> {
         self.used.set(Instant::now());
-        self.resolved
-            .get_or_try_init(|| async {
-                self.set(self.look_up().await.map_err(|error| error.to_string())?);
-                Ok::<(), String>(())
-            })
-            .await?;
         self.refresh_if_stale();
-        Ok(())
+        if self.first().is_some() {
+            return Ok(());
+        }
+        self.looked_up.notified().await;
+        if self.first().is_some() { Ok(()) } else { Err(self.failure.borrow().clone()) }
     }
 
     /// The endpoint to try first.
@@ -88,11 +96,8 @@ impl GrpcServer {
     }
 
     async fn look_up(&self) -> io::Result<Vec<SocketAddr>> {
-        let (name, port) = match &self.address {
-            ServerAddress::Address(address) => return Ok(vec![*address]),
-            ServerAddress::Name(name, port) => (name, *port),
-        };
-        let addresses: Vec<_> = lookup_host((&**name, port)).await?.collect();
+        let (host, port) = (self.address.host(), self.address.port());
+        let addresses: Vec<_> = lookup_host((&*host, port)).await?.collect();
         if addresses.is_empty() {
             return Err(io::Error::other("it has no address"));
         }
@@ -112,7 +117,7 @@ impl GrpcServer {
 
     fn refresh_if_stale(self: &Rc<Self>) {
         let is_fresh = matches!(self.address, ServerAddress::Address(_))
-            || self.resolved_at.get().elapsed() < STALE_AFTER;
+            || (self.resolved_at.get().elapsed() < STALE_AFTER && self.first().is_some());
         if is_fresh || self.is_refreshing.replace(true) {
             return;
         }
@@ -124,9 +129,11 @@ impl GrpcServer {
                 Err(error) => {
                     tracing::debug!(server = %server.address, %error, "a name cannot be resolved");
                     server.resolved_at.set(Instant::now());
+                    *server.failure.borrow_mut() = error.to_string();
                 }
             }
             server.is_refreshing.set(false);
+            server.looked_up.notify_waiters();
         });
     }
 }

@@ -76,7 +76,7 @@ async fn call(servers: &GrpcServers, upstreams: &Upstreams, address: ServerAddre
 async fn a_call_has_the_server_s_message_or_says_why_there_is_none() {
     LocalSet::new()
         .run_until(async {
-            let servers = GrpcServers::default();
+            let servers = GrpcServers::new("a test");
             let upstreams = Upstreams::new(Rc::new(Limits::default()), snapshot::channel().1);
             for (server, expected) in [
                 (Server::Bytes(1), Ok(3)),
@@ -100,7 +100,7 @@ async fn a_call_has_the_server_s_message_or_says_why_there_is_none() {
 async fn a_name_is_resolved_and_a_server_that_is_not_called_is_forgotten() {
     LocalSet::new()
         .run_until(async {
-            let servers = GrpcServers::default();
+            let servers = GrpcServers::new("a test");
             let upstreams = Upstreams::new(Rc::new(Limits::default()), snapshot::channel().1);
             let port = start(Server::Bytes(1)).await.port();
             let named = |name| ServerAddress::parse(name, port).unwrap();

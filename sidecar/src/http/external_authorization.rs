@@ -1,45 +1,32 @@
 //! External authorization: a server that users run decides about each request that the policy allows, by Envoy's protocol
 //! `envoy.service.auth.v3.Authorization`.
 //!
-//! `attributes` says what the server gets of a request, `answer` what its answer means, `edits` carries out what it changes.
-//! An [`AuthorizationCheck`] copies its part of the head, so that a codec can wait for the [`CheckVerdict`] and keep its own buffers; requests
-//! that are not subject to a check never come here.
+//! `attributes` says what the server gets of a request, `answer` what its answer means, `body` has the part of the request's body that
+//! the server gets.
 
 mod answer;
 mod attributes;
 mod body;
-mod edits;
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
-use ::http::{HeaderMap, StatusCode};
-use bytes::Bytes;
-use tidegate_core::policy::{AuthorizationServer, Decision, Denial, ExternalAuthorization, Reason};
+use tidegate_core::policy::{AuthorizationServer, Denial, ExternalAuthorization, Reason};
+use tidegate_core::route::filter::HeaderEdits;
 use tidegate_proto::external_authorization::CheckRequest;
 
 use self::answer::Answer;
 pub(super) use self::body::{BodyPart, BodyPartEnd};
-pub(super) use self::edits::Edits;
 use super::HttpContext;
 use super::local_reply::ReplyForm;
 use super::request::Request;
+use super::verdict::{Allowance, CheckVerdict, Edits, InvalidField, Refusal, RefusalResponse};
 use crate::connection_info::{ConnectionInfo, ServedConnection};
-use crate::grpc::{GrpcError, GrpcServers};
-use crate::telemetry::{CheckResult, ResponseFlag, Telemetry};
+use crate::grpc::GrpcError;
+use crate::telemetry::{CheckResult, Telemetry};
 
 /// The method that is called.
 const METHOD: &str = "/envoy.service.auth.v3.Authorization/Check";
-
-/// A worker's state of external authorization.
-#[derive(Default)]
-pub struct ExternalAuthorizations {
-    servers: GrpcServers,
-    /// Whether the last check failed, so that only a change is logged.
-    is_failing: Cell<bool>,
-}
 
 /// The check of one request, which has not begun.
 pub(super) struct AuthorizationCheck {
@@ -51,14 +38,6 @@ pub(super) struct AuthorizationCheck {
     is_grpc: bool,
 }
 
-/// The outcome of a check.
-pub(super) enum CheckVerdict {
-    /// It is forwarded, with these edits.
-    Allow(Option<Box<Edits>>),
-    /// It is refused.
-    Refuse(Box<Refusal>),
-}
-
 /// Why a check has no result.
 #[derive(Debug, thiserror::Error)]
 enum CheckError {
@@ -66,57 +45,14 @@ enum CheckError {
     #[error("{0}")]
     Call(#[from] GrpcError),
     /// The answer has a header that cannot be carried out.
-    #[error("the answer has an invalid header: {0}")]
-    InvalidHeader(String),
+    #[error("{0}")]
+    InvalidField(#[from] InvalidField),
     /// The part of the request's body that the server gets did not come in time.
     #[error("the request's body did not come in time")]
     BodyTimeout,
     /// The server could not decide; what the client gets.
     #[error("the server could not decide")]
     Undecided(Box<RefusalResponse>),
-}
-
-/// A request that is refused.
-pub(super) struct Refusal {
-    /// For logs and counts.
-    pub(super) decision: Rc<Decision>,
-    /// What the client gets.
-    pub(super) response: RefusalResponse,
-    /// A stable identifier for the access log.
-    pub(super) details: &'static str,
-}
-
-/// A response of the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct RefusalResponse {
-    pub(super) status: StatusCode,
-    /// Without `content-length`.
-    pub(super) fields: HeaderMap,
-    pub(super) body: Bytes,
-}
-
-impl Refusal {
-    /// The flag in the access log.
-    pub(super) const FLAG: ResponseFlag = ResponseFlag::ExternallyDenied;
-}
-
-impl ExternalAuthorizations {
-    /// Periodic work, on every tick of the worker.
-    pub(super) fn sweep(&self, now: Instant) {
-        self.servers.sweep(now);
-    }
-
-    /// Logs that checks begin to fail, or that they work again.
-    fn note(&self, server: &AuthorizationServer, error: Option<&CheckError>) {
-        if self.is_failing.replace(error.is_some()) == error.is_some() {
-            return;
-        }
-        let address = &server.address;
-        match error {
-            Some(error) => tracing::warn!(server = %address, %error, "external authorization fails"),
-            None => tracing::info!(server = %address, "external authorization works again"),
-        }
-    }
 }
 
 impl AuthorizationCheck {
@@ -140,11 +76,11 @@ impl AuthorizationCheck {
     /// Calls the server. Dropped before it is done, the check is cancelled.
     pub(super) async fn verdict(self, context: &HttpContext, client: &ServedConnection) -> CheckVerdict {
         let answer = self.call(context, client).await;
-        context.external_authorizations.note(&self.server, answer.as_ref().err());
+        context.external_authorizations.note(&self.server.address, answer.as_ref().err());
         match answer {
             Ok(Answer::Allow(edits)) => {
                 context.telemetry.checked(CheckResult::Ok);
-                CheckVerdict::Allow(self.with_id(edits))
+                self.allow(edits)
             }
             Ok(Answer::Deny(response)) => {
                 context.telemetry.checked(CheckResult::Denied);
@@ -155,7 +91,7 @@ impl AuthorizationCheck {
     }
 
     async fn call(&self, context: &HttpContext, client: &ServedConnection) -> Result<Answer, CheckError> {
-        let servers = &context.external_authorizations.servers;
+        let servers = &context.external_authorizations;
         let method = (&self.server.address, METHOD);
         let response = servers.call(&context.upstreams, client, method, &self.message, self.server.timeout);
         answer::answer(response.await?, &self.message)
@@ -173,11 +109,11 @@ impl AuthorizationCheck {
         }
         if self.server.failure_mode_allow {
             telemetry.checked(CheckResult::FailureModeAllowed);
-            return CheckVerdict::Allow(self.with_id(None));
+            return self.allow(None);
         }
         let response = match error {
             CheckError::Undecided(response) => *response,
-            _ => RefusalResponse::default(),
+            _ => answer::forbidden(),
         };
         self.refuse(Reason::ExternalAuthorizationFailed, response)
     }
@@ -189,17 +125,30 @@ impl AuthorizationCheck {
             _ => "ext_authz_error",
         };
         let origin = Some(self.authorization.origin.clone());
-        let decision = Rc::new(Decision::Deny(Denial { reason, origin }));
         let response = if self.is_grpc { response.for_grpc() } else { response };
-        CheckVerdict::Refuse(Box::new(Refusal { decision, response, details }))
+        CheckVerdict::Refuse(Refusal::new(Denial { reason, origin }, response, details))
+    }
+
+    /// Edits what the server gets as the app would get it.
+    pub(super) fn edit(&mut self, edits: &HeaderEdits) {
+        let request = self.message.attributes.as_mut().and_then(|attributes| attributes.request.as_mut());
+        let Some(http) = request.and_then(|request| request.http.as_mut()) else { return };
+        http.headers.retain(|name, _| !edits.drops(name.as_bytes()));
+        for (name, value) in edits.appended() {
+            let joined = http.headers.entry(name.as_str().to_owned()).or_default();
+            if !joined.is_empty() {
+                joined.push(',');
+            }
+            joined.push_str(value.as_str());
+        }
     }
 
     /// The app gets the ID that the server has got.
-    fn with_id(&self, edits: Option<Box<Edits>>) -> Option<Box<Edits>> {
-        let Some(id) = &self.new_id else { return edits };
-        let mut edits = edits.unwrap_or_default();
-        edits.set_id(id);
-        Some(edits)
+    fn allow(&self, mut edits: Option<Box<Edits>>) -> CheckVerdict {
+        if let Some(id) = &self.new_id {
+            edits.get_or_insert_default().set_id(id);
+        }
+        CheckVerdict::Allow(Allowance { edits, report: None })
     }
 }
 

@@ -3,7 +3,7 @@
 //! [`serve`] is a connection's story: read a head, decide, write the head and what is there of the body to the app in
 //! one write, read the answer's head, write it and what is there of its body in one write, pump the rest. `head`
 //! reads heads, `body` finds the ends of bodies, `forward` writes what goes to the next hop, `exchange` drives the
-//! two directions at once, `watch` sees that the client is still there, `checked` waits for an external authorization. After `101 Switching Protocols` the bytes are a
+//! two directions at once, `watch` sees that the client is still there, `checked` waits for servers that have to allow a request. After `101 Switching Protocols` the bytes are a
 //! tunnel's ([`crate::tunnel`]); `websocket` has the last word where that was a switch to one.
 //!
 //! A connection that waits for a request holds no buffers. A request in a steady state allocates nothing, spawns
@@ -32,10 +32,10 @@ use self::retry::AttemptEnd;
 use self::websocket::Followed;
 use super::HttpContext;
 use super::buffer::{Buffer, MEDIUM, SMALL};
-use super::external_authorization::RefusalResponse;
 use super::handler::{Forward, Handled, Handler, HandlerAction, PendingCheck, UpstreamProtocol};
 use super::local_reply::{self, LocalReply, ReplyForm};
 use super::timed::timed;
+use super::verdict::RefusalResponse;
 use crate::destinations::{AppliedRule, PendingHost};
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
 use crate::stream::{Abort, MaybeTls};

@@ -1,7 +1,7 @@
 use std::iter;
 use std::time::Duration;
 
-use tidegate_core::policy::{AppProtocol, MeshRule, PortPolicy, RouteRateLimit};
+use tidegate_core::policy::{AppProtocol, GlobalRateLimits, MeshRule, PortPolicy, RouteRateLimit};
 use tidegate_core::route::RouteMatch;
 use tidegate_core::route::filter::{HeaderEdits, LocalRateLimit};
 use tidegate_core::route::matching::PathMatch;
@@ -35,6 +35,7 @@ fn policy(connections: u32, requests: u32, (path, of_path): (&str, u32)) -> Inbo
         connections: Some(rate(connections)),
         requests: Some(limit("", requests)),
         routes: vec![RouteRateLimit { requests: matching, limit: limit(path, of_path) }],
+        global: GlobalRateLimits::default(),
     };
     let port = PortPolicy {
         protocol: AppProtocol::Http,

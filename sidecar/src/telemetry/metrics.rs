@@ -24,7 +24,7 @@ use self::remote::{RemoteMetrics, RemoteShard};
 use self::series::{RemoteKey, ShownSeries};
 use super::access_log::AccessLogSink;
 use super::trace::SpanCounts;
-use super::{CheckResult, ConnectionSecurity, Record, ResponseFlag};
+use super::{CheckResult, ConnectionSecurity, RateLimitResult, Record, ResponseFlag};
 use crate::remotes::{RemoteId, Remotes};
 
 /// Upper bounds of the duration histogram, in seconds; OpenTelemetry's for `http.server.request.duration`.
@@ -52,6 +52,7 @@ struct Shard {
     audited: Mutex<Vec<(&'static str, Arc<Count>)>>,
     limited: Mutex<Vec<(&'static str, Arc<Count>)>>,
     checked: Mutex<Vec<(&'static str, Arc<Count>)>>,
+    rate_limit_checked: Mutex<Vec<(&'static str, Arc<Count>)>>,
     forward_proxy_failures: Mutex<Vec<(&'static str, Arc<Count>)>>,
     outbound: Mutex<Vec<(OutboundKey, Arc<Count>)>>,
     remote: Arc<RemoteShard>,
@@ -116,6 +117,7 @@ pub struct WorkerMetrics {
     audited: RefCell<HashMap<&'static str, Arc<Count>>>,
     limited: RefCell<HashMap<&'static str, Arc<Count>>>,
     checked: RefCell<HashMap<&'static str, Arc<Count>>>,
+    rate_limit_checked: RefCell<HashMap<&'static str, Arc<Count>>>,
     forward_proxy_failures: RefCell<HashMap<&'static str, Arc<Count>>>,
     outbound: RefCell<HashMap<OutboundKey, Arc<Count>>>,
     remote: RemoteMetrics,
@@ -170,6 +172,7 @@ impl DataPlaneMetrics {
             audited: RefCell::default(),
             limited: RefCell::default(),
             checked: RefCell::default(),
+            rate_limit_checked: RefCell::default(),
             forward_proxy_failures: RefCell::default(),
             outbound: RefCell::default(),
         }
@@ -266,6 +269,11 @@ impl WorkerMetrics {
     /// Counts the result of a check by the external authorization.
     pub fn checked(&self, result: CheckResult) {
         count_label(&self.checked, &self.shard.checked, result.label());
+    }
+
+    /// Counts the result of a call of a rate limit service.
+    pub fn rate_limit_checked(&self, result: RateLimitResult) {
+        count_label(&self.rate_limit_checked, &self.shard.rate_limit_checked, result.label());
     }
 
     /// Counts a connection or request that a forward proxy did not take further.

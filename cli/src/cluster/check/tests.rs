@@ -421,6 +421,40 @@ async fn programs_get_ids_and_states() {
 }
 
 #[tokio::test]
+async fn the_rate_limit_services_of_settings_in_force_must_be_reachable() {
+    let (fake, _) = healthy().await;
+    let setting = |current: &str, host: &str| {
+        let service = json!({"host": host, "port": 8081});
+        let descriptors = json!([{"entries": [{"remoteAddress": {}}]}]);
+        let http = json!({"rateLimitService": service, "domain": "shop", "descriptors": descriptors});
+        json!({
+            "apiVersion": "policy.openservicemesh.io/v1alpha1",
+            "kind": "UpstreamTrafficSetting",
+            "metadata": {"name": "limits", "namespace": "httpbin"},
+            "spec": {"host": "httpbin.httpbin.svc.cluster.local", "rateLimit": {"global": {"http": http}}},
+            "status": {"currentStatus": current},
+        })
+    };
+    let finding = async |fake: &TestCluster| {
+        let faults = faults(&checked(fake).await);
+        faults.into_iter().find(|fault| fault.contains("rate-limit-services")).unwrap_or_default()
+    };
+    for (current, host, expected) in [
+        ("committed", "limits.shop.svc", "Warning rate-limit-services: Service shop/limits does not exist"),
+        (
+            "committed",
+            "ingress.ingress-nginx",
+            "Warning rate-limit-services: Service ingress-nginx/ingress has no port 8081",
+        ),
+        ("committed", "limits.example.com", ""),
+        ("error", "limits.shop.svc", ""),
+    ] {
+        fake.put(setting(current, host));
+        assert_eq!(finding(&fake).await, expected, "{current} {host}");
+    }
+}
+
+#[tokio::test]
 async fn the_server_of_the_external_authorization_must_be_reachable() {
     let (fake, _) = healthy().await;
     let mut config = fake.object("MeshConfig", "osm-mesh-config");

@@ -8,20 +8,18 @@ use std::sync::Arc;
 
 use tidegate_core::ObjectRef;
 use tidegate_core::contract::annotations::AUDIT;
-use tidegate_core::policy::{RateLimits, RouteRateLimit};
+use tidegate_core::policy::{GlobalRateLimits, GlobalRequestLimit, RateLimits, RouteRateLimit};
 use tidegate_core::route::RouteMatch;
 use tidegate_core::route::filter::LocalRateLimit;
 use tidegate_core::route::matching::PathMatch;
 use tidegate_core::token_bucket::TokenRate;
 use tidegate_crds::UpstreamTrafficSetting;
-use tidegate_crds::upstream_traffic_setting::{HttpRateLimitSpec, TcpRateLimitSpec};
+use tidegate_crds::upstream_traffic_setting::{HttpRateLimitSpec, TOO_MANY_REQUESTS, TcpRateLimitSpec};
 
 use super::super::traffic_target::rules::match_bytes;
+use super::global;
 use crate::index::{Index, setting_service};
 use crate::object::{ObjectName, OfKind};
-
-/// Status of the response above a limit that names none.
-const TOO_MANY_REQUESTS: u16 = 429;
 
 /// The limits of a namespace's Services.
 pub(crate) struct NamespaceLimits {
@@ -86,12 +84,11 @@ pub(crate) fn is_audit(object: &UpstreamTrafficSetting) -> bool {
 fn compile(name: &ObjectName, object: &UpstreamTrafficSetting, paths: &RoutePaths<'_>) -> Option<RateLimits> {
     let origin = name.to_ref(UpstreamTrafficSetting::KIND);
     let local = object.spec.local();
-    let limited = object.spec.limited_routes().filter(|(_, route, _)| paths.contains(&route.path));
+    let limited = object.spec.limited_routes().filter(|(_, route)| paths.contains(&route.path));
     let mut routes: Vec<RouteRateLimit> = Vec::new();
-    for (_, route, limit) in limited {
+    for (route, limit) in limited.filter_map(|(_, route)| Some((route, route.local()?))) {
         let is_new = routes.iter().all(|known| *known.limit.bucket != *route.path);
-        if let (true, Ok(path)) = (is_new, PathMatch::regex(&route.path)) {
-            let requests = RouteMatch::new(Some(path), vec![], vec![], vec![]).without_programs();
+        if let (true, Some(requests)) = (is_new, requests_to(&route.path)) {
             routes.push(RouteRateLimit { requests, limit: request_limit(&origin, &route.path, limit) });
         }
     }
@@ -99,11 +96,18 @@ fn compile(name: &ObjectName, object: &UpstreamTrafficSetting, paths: &RoutePath
         connections: local.and_then(|local| local.tcp.as_ref()).map(connection_rate),
         requests: local.and_then(|local| local.http.as_ref()).map(|http| request_limit(&origin, "", http)),
         routes,
+        global: global::compile(&object.spec, paths),
         is_audit: is_audit(object),
         origin,
     };
-    let is_any = limits.connections.is_some() || limits.of_requests().next().is_some();
-    is_any.then_some(limits)
+    let is_local = limits.connections.is_some() || limits.of_requests().next().is_some();
+    (is_local || limits.global != GlobalRateLimits::default()).then_some(limits)
+}
+
+/// The requests to a path; `None` if it is not a regular expression.
+pub(super) fn requests_to(path: &str) -> Option<RouteMatch> {
+    let path = PathMatch::regex(path).ok()?;
+    Some(RouteMatch::new(Some(path), vec![], vec![], vec![]).without_programs())
 }
 
 /// The rate of new connections.
@@ -132,18 +136,21 @@ pub(crate) fn wire_bytes(limits: &RateLimits) -> usize {
     let origin = ref_bytes(&limits.origin);
     let paths: usize = limits.routes.iter().map(|route| match_bytes(&route.requests)).sum();
     let of_request = |limit: &LocalRateLimit| origin + limit.bucket.len() + header_bytes(limit) + 48;
-    origin + paths + limits.of_requests().map(of_request).sum::<usize>() + 48
+    let local = limits.of_requests().map(of_request).sum::<usize>();
+    origin + paths + local + global::wire_bytes(&limits.global) + 48
 }
 
 /// Bytes of memory of limits.
 pub(crate) fn own_bytes(limits: &RateLimits) -> usize {
     let per_route = size_of::<RouteRateLimit>() + 256;
-    size_of::<RateLimits>() + 2 * wire_bytes(limits) + per_route * (limits.routes.len() + 1)
+    let routes = limits.routes.len() + global::routes(&limits.global);
+    size_of::<RateLimits>() + 2 * wire_bytes(limits) + per_route * (routes + 1)
 }
 
 /// Number of regular expressions of limits.
 pub(crate) fn expressions(limits: &RateLimits) -> usize {
-    limits.routes.iter().map(|route| route.requests.expressions()).sum()
+    let local: usize = limits.routes.iter().map(|route| route.requests.expressions()).sum();
+    local + limits.global.requests.as_ref().map_or(0, GlobalRequestLimit::expressions)
 }
 
 /// What a reference takes on the wire.

@@ -104,6 +104,57 @@ fn a_limit_whose_path_no_route_group_has_is_left_out_and_reported_and_the_others
     assert_eq!(answer(&with(PERMISSIVE), "/books/1"), Vec::<String>::new());
 }
 
+const GLOBAL: &str = "rateLimit: {global: {tcp: {rateLimitService: {host: HOST, port: 1}, domain: d, descriptors: [{entries: \
+    [{key: a, value: b}]}]}, http: {rateLimitService: {host: HOST, port: 8081}, domain: shop, failOpen: false, descriptors: \
+    [{entries: [{genericKey: {value: all}}, {remoteAddress: {}}]}]}}}, httpRoutes: [{path: '/books.*', rateLimit: {global: \
+    {descriptors: [{entries: [{requestHeader: {name: x-user, key: user}}]}]}}}]";
+
+#[test]
+fn a_global_limit_is_called_for_what_its_descriptors_or_those_of_a_route_describe() {
+    let spec = GLOBAL.replace("HOST", "10.9.9.9");
+    let index = index(&[HTTPBIN, NOT_PERMISSIVE, BOOKS, &setting("a", "", "httpbin", &spec)]);
+    assert_eq!(told(&index, "a"), ["Accepted", "successfully committed by the system", ""]);
+    let of_port = limits(&index);
+    assert_eq!(
+        of_port[0].global.connections.as_ref().unwrap().to_string(),
+        "10.9.9.9:1 decides within 20ms, domain \"d\"; its failure allows; it gets a=b"
+    );
+    let global = |path: &str, header: &str| {
+        let headers = HttpRequest::header(header).into_iter().collect();
+        let request = HttpRequest { path: path.into(), headers, ..HttpRequest::default() };
+        request.global(&of_port[0], "10.0.0.9".parse().unwrap()).unwrap()
+    };
+    let service = "10.9.9.9:8081 decides within 20ms, domain \"shop\"; its failure refuses; it gets";
+    assert_eq!(global("/x", "").unwrap(), format!(": {service} generic_key=all,remote_address=10.0.0.9"));
+    assert_eq!(
+        global("/books/1", "x-user: alice").unwrap(),
+        format!(" for \"/books.*\": {service} user=alice")
+    );
+    assert_eq!(global("/books/1", ""), None);
+}
+
+#[test]
+fn a_rate_limit_service_that_does_not_exist_is_reported_until_it_does() {
+    let spec = GLOBAL.replace("HOST", "limiter.limits.svc.cluster.local");
+    let mut index = index(&[HTTPBIN, NOT_PERMISSIVE, BOOKS, &setting("a", "", "httpbin", &spec)]);
+    assert_eq!(
+        told(&index, "a")[..2],
+        [
+            "ReferenceNotFound",
+            "spec.rateLimit.global.tcp.rateLimitService.host: Service limits/limiter does not exist"
+        ]
+    );
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: limiter, namespace: limits}\nspec: {ports: [{port: 8081}]}\n";
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("limiter.yaml"), text).unwrap();
+    let mut affected = Affected::default();
+    for change in FolderSource::new(folder.path()).load().changes {
+        index.apply(change, &mut affected);
+    }
+    assert!(affected.policies.contains("httpbin"), "{affected:?}");
+    assert_eq!(told(&index, "a")[0], "Accepted");
+}
+
 #[test]
 fn the_path_of_everything_needs_no_route_group() {
     let spec = format!("httpRoutes: [{}]", route(".*", 4));

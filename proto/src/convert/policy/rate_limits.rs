@@ -7,12 +7,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tidegate_core::policy::{RateLimits, RouteRateLimit};
+use tidegate_core::policy::{GlobalRateLimits, RateLimits, RouteRateLimit};
 use tidegate_core::route::MAX_EXPRESSIONS;
 
 use super::super::rate::{limit_from_wire, limit_to_wire, rate_from_wire, rate_to_wire};
 use super::super::routes::matching::{expressions, match_from_wire, match_to_wire};
 use super::super::{ConversionError, bad, missing, object_from_wire, object_to_wire};
+use super::global_rate_limits::{
+    connections_from_wire, connections_to_wire, global_expressions, requests_from_wire, requests_to_wire,
+};
 use crate::discovery as wire;
 
 /// The limits of a policy that is encoded.
@@ -46,7 +49,9 @@ pub(super) fn rate_limits_from_wire(
     limits: Vec<wire::RateLimits>,
 ) -> Result<Vec<Arc<RateLimits>>, ConversionError> {
     let routes = limits.iter().flat_map(|limits| &limits.routes);
-    let expressions: usize = routes.filter_map(|route| route.requests.as_ref()).map(expressions).sum();
+    let local: usize = routes.filter_map(|route| route.requests.as_ref()).map(expressions).sum();
+    let global = limits.iter().filter_map(|limits| limits.global_requests.as_ref()).map(global_expressions);
+    let expressions = local + global.sum::<usize>();
     if expressions > MAX_EXPRESSIONS {
         let problem = format!("{expressions} regular expressions, more than {MAX_EXPRESSIONS}");
         return Err(bad("rate_limits", problem));
@@ -79,6 +84,8 @@ fn limits_to_wire(limits: &RateLimits) -> wire::RateLimits {
         connections: limits.connections.map(rate_to_wire),
         requests: limits.requests.as_ref().map(limit_to_wire),
         routes: limits.routes.iter().map(route).collect(),
+        global_connections: limits.global.connections.as_ref().map(connections_to_wire),
+        global_requests: limits.global.requests.as_ref().map(requests_to_wire),
     }
 }
 
@@ -94,11 +101,20 @@ fn limits_from_wire(path: &str, limits: wire::RateLimits) -> Result<RateLimits, 
     };
     let connections = limits.connections.map(|rate| rate_from_wire(&format!("{path}.connections"), rate));
     let requests = limits.requests.map(|limit| limit_from_wire(&format!("{path}.requests"), limit));
+    let global_path = format!("{path}.global_connections");
+    let global_connections =
+        limits.global_connections.map(|limit| connections_from_wire(&global_path, limit));
+    let global_path = format!("{path}.global_requests");
+    let global_requests = limits.global_requests.map(|limit| requests_from_wire(&global_path, limit));
     Ok(RateLimits {
         origin: object_from_wire(&format!("{path}.origin"), limits.origin)?,
         is_audit: limits.audit,
         connections: connections.transpose()?,
         requests: requests.transpose()?,
         routes: limits.routes.into_iter().enumerate().map(route).collect::<Result<_, _>>()?,
+        global: GlobalRateLimits {
+            connections: global_connections.transpose()?,
+            requests: global_requests.transpose()?,
+        },
     })
 }

@@ -4,8 +4,8 @@
 //! must not be joined with one that the client has forged. A client's copy of a field that the server leaves out stays, so a
 //! server sets or removes each field that the app trusts.
 
-use ::http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, SET_COOKIE};
-use ::http::{HeaderName, HeaderValue, StatusCode};
+use ::http::header::SET_COOKIE;
+use ::http::{HeaderName, StatusCode};
 use bytes::Bytes;
 use tidegate_core::route::filter::HeaderEdits;
 use tidegate_proto::external_authorization::check_response::HttpResponse;
@@ -14,12 +14,8 @@ use tidegate_proto::external_authorization::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValueOption, OkHttpResponse,
 };
 
-use super::edits::{Edits, QueryEdits};
 use super::{CheckError, RefusalResponse};
-use crate::http::local_reply::{grpc_message, grpc_status};
-
-/// The longest message of a refused gRPC call, in bytes of the body.
-const MOST_MESSAGE: usize = 1024;
+use crate::http::verdict::{Edits, InvalidField, QueryEdits};
 
 /// A valid answer.
 pub(super) enum Answer {
@@ -37,7 +33,7 @@ pub(super) fn answer(response: CheckResponse, request: &CheckRequest) -> Result<
             return Err(CheckError::Undecided(refusal(error)?.into()));
         }
         (_, Some(HttpResponse::DeniedResponse(denied))) => Answer::Deny(refusal(denied)?),
-        _ => Answer::Deny(RefusalResponse::default()),
+        _ => Answer::Deny(forbidden()),
     })
 }
 
@@ -90,7 +86,7 @@ fn edits(ok: OkHttpResponse, request: &CheckRequest) -> Result<Option<Box<Edits>
     }
     let remove: Vec<&str> = ok.headers_to_remove.iter().map(String::as_str).collect();
     let remove: Vec<&str> = remove.into_iter().filter(|name| HeaderEdits::may_edit(name)).collect();
-    let invalid = |error: tidegate_core::route::RouteError| CheckError::InvalidHeader(error.to_string());
+    let invalid = |error: tidegate_core::route::RouteError| InvalidField(error.to_string());
     let request = HeaderEdits::new(&set, &add, &remove).map_err(invalid)?;
 
     let (mut set, mut add) = (Vec::new(), Vec::new());
@@ -113,18 +109,10 @@ fn refusal(denied: DeniedHttpResponse) -> Result<RefusalResponse, CheckError> {
     let status = denied.status.and_then(|status| u16::try_from(status.code).ok());
     let status = status.filter(|status| matches!(status, 200..=599));
     let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-    let mut response = RefusalResponse { body: denied.body.into(), ..RefusalResponse::default() };
-    response.status = status.unwrap_or(StatusCode::FORBIDDEN);
+    let mut response = RefusalResponse::of_status(status.unwrap_or(StatusCode::FORBIDDEN));
+    response.body = denied.body.into();
     for (name, value) in denied.headers.iter().filter_map(field) {
-        let invalid = || CheckError::InvalidHeader(name.escape_debug().to_string());
-        let field = HeaderName::from_bytes(name.as_bytes()).map_err(|_| invalid())?;
-        let value = HeaderValue::from_str(value).map_err(|_| invalid())?;
-        match field {
-            CONTENT_LENGTH | DATE => {}
-            CONTENT_TYPE => drop(response.fields.insert(field, value)),
-            // Several values of one name are several fields, such as cookies.
-            _ => drop(response.fields.append(field, value)),
-        }
+        response.add(name, value)?;
     }
     if matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         response.body = Bytes::new();
@@ -132,36 +120,11 @@ fn refusal(denied: DeniedHttpResponse) -> Result<RefusalResponse, CheckError> {
     Ok(response)
 }
 
+/// `403` without a body, as from Envoy.
+pub(super) fn forbidden() -> RefusalResponse {
+    RefusalResponse::of_status(StatusCode::FORBIDDEN)
+}
+
 fn is(name: &str, field: &HeaderName) -> bool {
     name.eq_ignore_ascii_case(field.as_str())
-}
-
-impl Default for RefusalResponse {
-    /// `403` without a body, as from Envoy.
-    fn default() -> Self {
-        Self { status: StatusCode::FORBIDDEN, fields: HeaderMap::new(), body: Bytes::new() }
-    }
-}
-
-impl RefusalResponse {
-    /// The same for a client of gRPC: a status of gRPC without a body, "Trailers-Only" of its protocol. The body becomes the
-    /// message.
-    pub(super) fn for_grpc(mut self) -> Self {
-        let status = grpc_status(self.status.as_u16());
-        let message = grpc_message(self.body.get(..MOST_MESSAGE).unwrap_or(&self.body));
-        self.fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        self.fields.insert("grpc-status", HeaderValue::from_static(status));
-        if let Ok(message) = HeaderValue::try_from(message) {
-            self.fields.insert("grpc-message", message);
-        }
-        self.status = StatusCode::OK;
-        self.body = Bytes::new();
-        self
-    }
-
-    /// Whether it has `content-length`.
-    pub(in crate::http) fn has_length(&self) -> bool {
-        !matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-            && !self.fields.contains_key("grpc-status")
-    }
 }

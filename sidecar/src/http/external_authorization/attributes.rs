@@ -19,6 +19,7 @@ use tidegate_proto::external_authorization::{
 };
 
 use crate::connection_info::{ConnectionInfo, ServedConnection};
+use crate::grpc::text;
 use crate::http::headers::{self, REQUEST_ID, has_token, is_protected};
 use crate::http::request::{Request, Version};
 
@@ -134,14 +135,4 @@ fn now() -> Timestamp {
         seconds: i64::try_from(since.as_secs()).unwrap_or_default(),
         nanos: i32::try_from(since.subsec_nanos()).unwrap_or_default(),
     }
-}
-
-/// Bytes as text; each byte that is not part of UTF-8 becomes `!`, as in Envoy.
-pub(super) fn text(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        text.extend(chunk.invalid().iter().map(|_| '!'));
-    }
-    text
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use ::http::StatusCode;
 use tidegate_core::policy::{CheckedBody, Reason};
 
-use super::attributes::text;
 use super::{AuthorizationCheck, CheckError, CheckVerdict, RefusalResponse};
+use crate::grpc::text;
 use crate::telemetry::Telemetry;
 
 /// Says whether the server gets only the beginning of the body, as from Envoy.
@@ -52,8 +52,7 @@ impl AuthorizationCheck {
         let is_partial = part.end != BodyPartEnd::Whole;
         match part.end {
             BodyPartEnd::Longer if !allow_partial => {
-                let response =
-                    RefusalResponse { status: StatusCode::PAYLOAD_TOO_LARGE, ..RefusalResponse::default() };
+                let response = RefusalResponse::of_status(StatusCode::PAYLOAD_TOO_LARGE);
                 return Err(self.refuse(Reason::ExternalAuthorizationBodyTooLarge, response));
             }
             BodyPartEnd::Late if !allow_partial => {

@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use ::http::header::{CONTENT_TYPE, HeaderValue};
+use ::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use tidegate_core::policy::Terms;
 use tidegate_proto::external_authorization::check_response::HttpResponse;
 use tidegate_proto::external_authorization::{

@@ -1,10 +1,10 @@
-//! A request that an external authorization has to allow.
+//! A request that servers of the users have to allow.
 //!
 //! Its head stays unread in `inbound` until there is a verdict; only then is what the app gets of it written. Meanwhile the
 //! client may send its body, of which one buffer is taken, or leave, which cancels the check. If the server gets a part of the body,
 //! that is read into `inbound` first, and stays there for the app.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Poll, ready};
 use std::time::Duration;
@@ -16,11 +16,11 @@ use super::exchange::make_room;
 use super::head::{self, Storage};
 use super::{After, ClientConnection, Next, OwnAnswer, UnsentRecord, bridge, ended_by, prepare};
 use crate::http::buffer::{Buffer, MEDIUM};
-use crate::http::external_authorization::{
-    AuthorizationCheck, BodyPart, BodyPartEnd, CheckVerdict, Edits, Refusal,
-};
+use crate::http::checks::RequestChecks;
+use crate::http::external_authorization::{BodyPart, BodyPartEnd};
 use crate::http::handler::{Forward, PendingCheck};
 use crate::http::local_reply::{self, LocalReply, ReplyForm};
+use crate::http::verdict::{Allowance, CheckVerdict, Edits, Refusal};
 use crate::lifeline::{Cause, Ended, Wait};
 use crate::stream::Abort;
 
@@ -41,9 +41,12 @@ pub(super) async fn serve<S>(connection: &mut ClientConnection<'_, S>, pending: 
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
-    let PendingCheck { check, forward, path } = pending;
-    let next = match checked(connection, check).await {
-        Ok(CheckVerdict::Allow(edits)) => connection.resume(forward, path, edits),
+    let PendingCheck { checks, forward, path } = pending;
+    let next = match checked(connection, checks).await {
+        Ok(CheckVerdict::Allow(Allowance { edits, report })) => {
+            connection.exchange.decision = report.or(connection.exchange.decision.take());
+            connection.resume(forward, path, edits)
+        }
         Ok(CheckVerdict::Refuse(refusal)) => return connection.refuse(*refusal).await,
         Err(Unchecked::ClientLeft) => {
             connection.tell_unread(connection.own(&local_reply::client_left()));
@@ -74,39 +77,44 @@ where
 /// The verdict on a request and the part of its body that the server gets.
 async fn checked<S>(
     connection: &mut ClientConnection<'_, S>,
-    check: AuthorizationCheck,
+    checks: RequestChecks,
 ) -> Result<CheckVerdict, Unchecked>
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
-    let check = match check.wants_body() {
-        None => check,
+    let (env, client) = (&**connection.env, connection.handler.connection());
+    let checks = match while_awaited(connection, checks.within_limits(env, client)).await? {
+        Ok(checks) => checks,
+        Err(refusal) => return Ok(CheckVerdict::Refuse(refusal)),
+    };
+    let checks = match checks.wants_body() {
+        None => checks,
         Some((most, time)) => {
             let part = Box::pin(connection.read_part(most, time)).await?;
-            match check.with_body(part, &connection.env.telemetry) {
-                Ok(check) => check,
+            match checks.with_body(part, &env.telemetry) {
+                Ok(checks) => checks,
                 Err(verdict) => return Ok(verdict),
             }
         }
     };
-    verdict(connection, check).await
+    while_awaited(connection, checks.verdict(env, client)).await
 }
 
-/// The verdict, as long as the client waits for it.
-async fn verdict<S>(
+/// The result of a check, as long as the client waits for it.
+async fn while_awaited<S, T>(
     connection: &mut ClientConnection<'_, S>,
-    check: AuthorizationCheck,
-) -> Result<CheckVerdict, Unchecked>
+    check: impl Future<Output = T>,
+) -> Result<T, Unchecked>
 where
     S: AsyncRead + AsyncWrite + Abort + Unpin,
 {
     let (line, env) = (connection.line, &**connection.env);
-    let mut verdict = pin!(check.verdict(env, connection.handler.connection()));
+    let mut check = pin!(check);
     let (client, inbound) = (&mut connection.client, &mut connection.inbound);
     let (watch, mut is_timed) = (&mut connection.exchange.watch, false);
     let decided = line.guard(poll_fn(|context| {
-        if let Poll::Ready(verdict) = verdict.as_mut().poll(context) {
-            return Poll::Ready(Ok(verdict));
+        if let Poll::Ready(result) = check.as_mut().poll(context) {
+            return Poll::Ready(Ok(result));
         }
         if watch.poll(client, inbound, (line, env), context).is_ready() {
             return Poll::Ready(Err(Unchecked::ClientLeft));
@@ -243,11 +251,11 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
 
     /// Answers a request that is refused.
     async fn refuse(&mut self, refusal: Refusal) -> After {
-        let Refusal { decision, response, details } = refusal;
+        let Refusal { decision, response, flag, details } = refusal;
         self.exchange.decision = Some(decision);
         self.tell_unread(UnsentRecord {
             status: response.status.as_u16(),
-            flag: Refusal::FLAG,
+            flag,
             details,
             length: if self.exchange.asked.form == ReplyForm::HeadOnly {
                 0

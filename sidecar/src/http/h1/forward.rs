@@ -11,12 +11,12 @@ use super::head::{Framing, HeadFields, RequestHead, ResponseHead, upgrade_protoc
 use crate::connection_info::{ConnectionInfo, OutboundInfo, ServedConnection};
 use crate::destinations::AppliedRule;
 use crate::http::buffer::{Buffer, Buffers};
-use crate::http::external_authorization::RefusalResponse;
 use crate::http::headers::{
     self, FORWARDED_CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO, Field, REQUEST_ID, RequestId,
 };
 use crate::http::local_reply::{LocalReply, ReplyForm};
 use crate::http::request::Version;
+use crate::http::verdict::RefusalResponse;
 use crate::telemetry::trace::RequestTrace;
 
 /// Where in the head that the app got the access log finds its words.
@@ -443,7 +443,7 @@ fn put_local_fields(
     }
 }
 
-/// Writes the response of an external authorization that refuses the request.
+/// Writes the response of a server that refuses the request.
 pub(super) fn write_refusal(
     response: &RefusalResponse,
     form: ReplyForm,

@@ -1,4 +1,4 @@
-//! A request that an external authorization has to allow. A stream that its client resets drops the check.
+//! A request that servers of the users have to allow. A stream that its client resets drops the check.
 
 use std::borrow::Cow;
 use std::future::poll_fn;
@@ -11,12 +11,12 @@ use http::{HeaderValue, Response};
 use super::answer::AnswerBody;
 use super::exchange::{Exchanges, StreamRequest, local, timeout};
 use super::upload::{ClientBody, ClientBodyError};
-use crate::http::external_authorization::{
-    AuthorizationCheck, BodyPart, BodyPartEnd, CheckVerdict, Edits, Refusal,
-};
+use crate::http::checks::RequestChecks;
+use crate::http::external_authorization::{BodyPart, BodyPartEnd};
 use crate::http::handler::PendingCheck;
 use crate::http::headers;
 use crate::http::local_reply::{self, ReplyForm};
+use crate::http::verdict::{Allowance, CheckVerdict, Edits, Refusal};
 use crate::lifeline::Ended;
 use crate::upstream::UpstreamError;
 
@@ -27,11 +27,11 @@ impl Exchanges {
         pending: PendingCheck,
         mut request: StreamRequest,
     ) -> Response<AnswerBody> {
-        let PendingCheck { check, forward, path } = pending;
+        let PendingCheck { checks, forward, path } = pending;
         let progress = request.progress.clone();
-        let verdict = Box::pin(self.checked(check, &mut request.body));
-        let edits = match progress.line().guard(verdict).await {
-            Ok(Ok(CheckVerdict::Allow(edits))) => edits,
+        let verdict = Box::pin(self.checked(checks, &mut request.body));
+        let Allowance { edits, report } = match progress.line().guard(verdict).await {
+            Ok(Ok(CheckVerdict::Allow(allowance))) => allowance,
             Ok(Ok(CheckVerdict::Refuse(refusal))) => return refuse(*refusal, request),
             Ok(Err(_)) => {
                 let StreamRequest { log, form, .. } = request;
@@ -44,6 +44,9 @@ impl Exchanges {
                 return local(reply, log, form);
             }
         };
+        if let Some(report) = report {
+            request.log.redecided(report);
+        }
         let path = match &edits {
             Some(edits) => edited_path(edits, path, &request),
             None => path,
@@ -57,11 +60,15 @@ impl Exchanges {
     /// The verdict on a request and the part of its body that the server gets. The error is that the body breaks off.
     async fn checked(
         &self,
-        check: AuthorizationCheck,
+        checks: RequestChecks,
         body: &mut ClientBody,
     ) -> Result<CheckVerdict, ClientBodyError> {
-        let check = match check.wants_body() {
-            None => check,
+        let checks = match checks.within_limits(self.env(), self.connection()).await {
+            Ok(checks) => checks,
+            Err(refusal) => return Ok(CheckVerdict::Refuse(refusal)),
+        };
+        let checks = match checks.wants_body() {
+            None => checks,
             Some((most, time)) => {
                 let read = poll_fn(|context| body.poll_read_ahead(most, context));
                 let end = match tokio::time::timeout(time, read).await {
@@ -72,13 +79,13 @@ impl Exchanges {
                 };
                 let bytes = body.read_ahead();
                 let end = if bytes.len() > most { BodyPartEnd::Longer } else { end };
-                match check.with_body(BodyPart { bytes, end }, &self.env().telemetry) {
-                    Ok(check) => check,
+                match checks.with_body(BodyPart { bytes, end }, &self.env().telemetry) {
+                    Ok(checks) => checks,
                     Err(verdict) => return Ok(verdict),
                 }
             }
         };
-        Ok(check.verdict(self.env(), self.connection()).await)
+        Ok(checks.verdict(self.env(), self.connection()).await)
     }
 }
 
@@ -95,10 +102,10 @@ fn edited_path(edits: &Edits, path: Option<Box<[u8]>>, request: &StreamRequest) 
 /// The response of the server that refuses a request.
 fn refuse(refusal: Refusal, request: StreamRequest) -> Response<AnswerBody> {
     let StreamRequest { head, mut log, form, .. } = request;
-    let Refusal { decision, response: refused, details } = refusal;
-    log.refused(decision);
+    let Refusal { decision, response: refused, flag, details } = refusal;
+    log.redecided(decision);
     log.log_fields(&head.headers);
-    log.answered(refused.status, Refusal::FLAG, details);
+    log.answered(refused.status, flag, details);
     log.progress().upload_dropped();
     let (length, has_length) = (refused.body.len(), refused.has_length());
     let body = if form == ReplyForm::HeadOnly { Bytes::new() } else { refused.body };

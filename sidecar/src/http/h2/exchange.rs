@@ -23,12 +23,12 @@ use crate::destinations::{AppliedRule, PendingHost};
 use crate::flow::outbox::Outbox;
 use crate::http::HttpContext;
 use crate::http::clock::DateClock;
-use crate::http::external_authorization::Edits;
 use crate::http::handler::{
     Attempts, Forward, Handled, Handler, HandlerAction, SentRequest, UpstreamProtocol,
 };
 use crate::http::headers::{self as rules, is_grpc, is_stream};
 use crate::http::local_reply::{self, LocalReply, ReplyForm};
+use crate::http::verdict::Edits;
 use crate::lifeline::{Cause, Ended, Wait};
 use crate::telemetry::ResponseFlag;
 use crate::upstream::{UpstreamBody, UpstreamError, Violation};
@@ -147,7 +147,7 @@ impl Exchanges {
         }
     }
 
-    /// Forwards a request. `edits`: what an external authorization changes of the response.
+    /// Forwards a request. `edits`: what a server that was called for it changes of the response.
     pub(super) fn forward(
         self: &Rc<Self>,
         request: StreamRequest,

@@ -100,8 +100,8 @@ impl RequestLog {
         self.rule.as_ref()
     }
 
-    /// Records that the external authorization has decided otherwise than the policy.
-    pub(super) fn refused(&mut self, decision: Rc<Decision>) {
+    /// Records that a server has decided otherwise than the policy.
+    pub(super) fn redecided(&mut self, decision: Rc<Decision>) {
         self.decision = Some(decision);
     }
 

@@ -11,7 +11,7 @@ use tidegate_core::route::filter::HeaderEdits;
 
 use super::attempts::Attempts;
 use crate::destinations::{AppliedRule, EndpointChoice, PendingHost};
-use crate::http::external_authorization::AuthorizationCheck;
+use crate::http::checks::RequestChecks;
 use crate::http::local_reply::LocalReply;
 use crate::remotes::RemoteId;
 use crate::telemetry::DialledEndpoint;
@@ -35,16 +35,16 @@ pub(in crate::http) enum HandlerAction {
     ReplyWith(LocalReply, Arc<HeaderEdits>),
     /// Forward the request, and return the response.
     Forward(Forward),
-    /// Wait for the verdict of the external authorization, which decides. Boxed: rare and large.
+    /// Wait for the verdict of the users' servers, which decide. Boxed: rare and large.
     Check(Box<PendingCheck>),
     /// Wait until the host's destination is known ([`Handler::find`](super::Handler::find)), and have the request decided about
     /// again.
     Await(Box<PendingHost>),
 }
 
-/// A request that goes on if a check allows it.
+/// A request that goes on if checks allow it.
 pub(in crate::http) struct PendingCheck {
-    pub(in crate::http) check: AuthorizationCheck,
+    pub(in crate::http) checks: RequestChecks,
     /// Where it goes then.
     pub(in crate::http) forward: Forward,
     /// See [`Handled::path`].

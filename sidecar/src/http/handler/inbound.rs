@@ -1,4 +1,5 @@
-//! Requests of clients to the app of this workload: the policy decides about each, and then the external authorization.
+//! Requests of clients to the app of this workload: the policy decides about each, then rate limits, and then the external
+//! authorization.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,9 +11,11 @@ use tidegate_core::policy::{
 
 use super::handled::{Forward, ForwardTarget, Handled, HandlerAction, PendingCheck, UpstreamProtocol};
 use crate::authorizer::{Authorizer, Exceeded};
+use crate::http::checks::RequestChecks;
 use crate::http::external_authorization::AuthorizationCheck;
 use crate::http::headers::is_grpc;
-use crate::http::local_reply;
+use crate::http::local_reply::{self, ReplyForm};
+use crate::http::rate_limit_service::RateLimitCheck;
 use crate::http::request::{NormalRequest, Request, Version};
 
 /// The policy of a connection, and the app that gets the requests that it allows.
@@ -26,6 +29,8 @@ struct Allowed {
     decision: Rc<Decision>,
     /// Path and query to forward instead of the request's.
     path: Option<Box<[u8]>>,
+    /// The rate limit services that have to allow it, too.
+    limits: Vec<RateLimitCheck>,
 }
 
 impl Inbound {
@@ -34,11 +39,11 @@ impl Inbound {
         Self { authorizer, app }
     }
 
-    /// Decides about a request by the newest policy, and by the rate limits of what that allows. What remains may be for the
-    /// external authorization to decide.
+    /// Decides about a request by the newest policy, and by the rate limits of what that allows. What remains may be for rate
+    /// limit services and the external authorization to decide.
     pub(super) fn handle(&self, request: &Request<'_>) -> Handled {
         let decided = self.authorize(request).and_then(|allowed| self.limit(request, allowed));
-        let Allowed { decision, path } = match decided {
+        let Allowed { decision, path, limits } = match decided {
             Ok(allowed) => allowed,
             Err((decision, action)) => return handled(decision, None, action),
         };
@@ -48,8 +53,8 @@ impl Inbound {
             attempts: None,
         };
         match self.authorizer.external_authorization() {
-            None => handled(decision, path, HandlerAction::Forward(forward)),
-            Some(external) => self.check(&external, request, decision, (forward, path)),
+            None if limits.is_empty() => handled(decision, path, HandlerAction::Forward(forward)),
+            external => self.check(external.as_ref(), request, Allowed { decision, path, limits }, forward),
         }
     }
 
@@ -76,7 +81,7 @@ impl Inbound {
                 let reply = local_reply::denied(&denial.reason);
                 Err((decision, HandlerAction::Reply(reply)))
             }
-            Decision::Allow(_) => Ok(Allowed { decision, path }),
+            Decision::Allow(_) => Ok(Allowed { decision, path, limits: Vec::new() }),
         }
     }
 
@@ -94,6 +99,12 @@ impl Inbound {
             return Err((allowed.decision, path_without_normal_form()));
         };
         let exceeded = limits.take_request(&normal);
+        let is_refused = exceeded.as_ref().is_some_and(|found| matches!(*found.decision, Decision::Deny(_)));
+        if !is_refused {
+            let (source, is_grpc) = (self.authorizer.info().peer.ip(), is_grpc_call(&request));
+            let check = |limits| RateLimitCheck::new(limits, &normal, source, is_grpc);
+            allowed.limits = limits.all().filter_map(check).collect();
+        }
         let other_path = normal.into_other_path();
         if let Some(Exceeded { decision, limit }) = exceeded {
             if let Decision::Deny(_) = *decision {
@@ -108,28 +119,37 @@ impl Inbound {
         Ok(allowed)
     }
 
-    /// Policy and limits allow the request, and a server has to allow it, too.
+    /// Policy and limits allow the request, and servers have to allow it, too.
     fn check(
         &self,
-        external: &Arc<ExternalAuthorization>,
+        external: Option<&Arc<ExternalAuthorization>>,
         request: &Request<'_>,
-        decision: Rc<Decision>,
-        (forward, path): (Forward, Option<Box<[u8]>>),
+        Allowed { decision, path, limits }: Allowed,
+        forward: Forward,
     ) -> Handled {
-        let server = match &external.state {
-            ExternalAuthorizationState::Active(server) => server,
-            ExternalAuthorizationState::Invalid(why) => {
+        let sent = path.as_deref().unwrap_or(request.path);
+        let authorization = match external.map(|external| (external, &external.state)) {
+            None => None,
+            Some((external, ExternalAuthorizationState::Active(server))) => {
+                let info = self.authorizer.info();
+                Some(AuthorizationCheck::new((external, server), request, sent, info))
+            }
+            Some((external, ExternalAuthorizationState::Invalid(why))) => {
                 let reason = Reason::ExternalAuthorizationInvalid(why.clone());
                 let action = HandlerAction::Reply(local_reply::denied(&reason));
                 let denial = Denial { reason, origin: Some(external.origin.clone()) };
                 return handled(Rc::new(Decision::Deny(denial)), path, action);
             }
         };
-        let sent = path.as_deref().unwrap_or(request.path);
-        let check = AuthorizationCheck::new((external, server), request, sent, self.authorizer.info());
-        let action = HandlerAction::Check(Box::new(PendingCheck { check, forward, path }));
+        let checks = RequestChecks::new(limits, authorization);
+        let action = HandlerAction::Check(Box::new(PendingCheck { checks, forward, path }));
         handled(decision, None, action)
     }
+}
+
+/// Whether a refusal is a status of gRPC.
+fn is_grpc_call(request: &Request<'_>) -> bool {
+    ReplyForm::of(request.method, || request.field("content-type")) == ReplyForm::Grpc
 }
 
 /// What is decided about a request of a client, to which no route applies.

@@ -147,6 +147,14 @@ impl Collector for DataPlaneMetrics {
         page.labelled(
             &mut encoder,
             (
+                "tidegate_rate_limit_checks",
+                "Connections and requests that a rate limit service was called for",
+            ),
+            ("result", |shard| &shard.rate_limit_checked),
+        )?;
+        page.labelled(
+            &mut encoder,
+            (
                 "tidegate_forward_proxy_failures",
                 "Connections and requests that a forward proxy did not take further",
             ),

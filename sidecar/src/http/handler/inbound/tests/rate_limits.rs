@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate_core::policy::{RateLimits, RouteRateLimit};
+use tidegate_core::policy::{GlobalRateLimits, RateLimits, RouteRateLimit};
 use tidegate_core::route::RouteMatch;
 use tidegate_core::route::filter::{HeaderEdits, LocalRateLimit};
 use tidegate_core::route::matching::PathMatch;
@@ -29,7 +29,8 @@ fn limits(is_audit: bool, requests: Option<u32>, paths: &[(&str, u32)]) -> Vec<A
     let origin = ObjectRef::new("UpstreamTrafficSetting", "httpbin", "limits");
     let requests = requests.map(|tokens| limit("", tokens));
     let routes = paths.iter().map(route).collect();
-    vec![RateLimits { origin, is_audit, connections: None, requests, routes }.into()]
+    let global = GlobalRateLimits::default();
+    vec![RateLimits { origin, is_audit, connections: None, requests, routes, global }.into()]
 }
 
 #[test]

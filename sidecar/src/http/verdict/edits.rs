@@ -17,23 +17,32 @@ pub(in crate::http) struct Edits {
     pub(in crate::http) request: HeaderEdits,
     /// Of the response's fields.
     pub(in crate::http) response: HeaderEdits,
-    pub(super) query: QueryEdits,
+    pub(in crate::http) query: QueryEdits,
 }
 
 /// Edits of the parameters in the query.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct QueryEdits {
-    pub(super) set: Vec<(String, String)>,
-    pub(super) remove: Vec<String>,
+pub(in crate::http) struct QueryEdits {
+    pub(in crate::http) set: Vec<(String, String)>,
+    pub(in crate::http) remove: Vec<String>,
 }
 
 impl Edits {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::http) fn is_empty(&self) -> bool {
         self.request.is_empty() && self.response.is_empty() && self.query.is_empty()
     }
 
+    /// One edit with the effect of this edit followed by another. Only one of them edits the query.
+    pub(super) fn then(self, next: Self) -> Self {
+        Self {
+            request: self.request.then(&next.request),
+            response: self.response.then(&next.response),
+            query: if next.query.is_empty() { self.query } else { next.query },
+        }
+    }
+
     /// The request gets this ID, which is a valid value, unless the server sets another.
-    pub(super) fn set_id(&mut self, id: &str) {
+    pub(in crate::http) fn set_id(&mut self, id: &str) {
         let is_set = self.request.appended().any(|(name, _)| name.as_str() == REQUEST_ID);
         if !is_set && let Ok(id) = HeaderEdits::new(&[(REQUEST_ID, id)], &[], &[]) {
             self.request = id.then(&self.request);

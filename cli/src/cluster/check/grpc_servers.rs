@@ -1,39 +1,85 @@
-//! Check of the server that also authorizes requests: whether its Service has endpoints, and whether they speak HTTP/2 in
-//! plaintext, as sidecars do.
+//! Checks of the servers that sidecars call: the one that also authorizes requests, and rate limit services. Whether the Service
+//! of each has endpoints, and whether they speak HTTP/2 in plaintext, as sidecars do.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use kube::api::{Api, ListParams};
+use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use tidegate_controller::bypasses_sidecar;
 use tidegate_core::policy::ServerAddress;
 use tidegate_crds::injection::has_sidecar;
+use tidegate_crds::{UpstreamTrafficSetting, UpstreamTrafficSettingSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::policies::{SERVICE_NAME, counts};
-use super::{Check, CheckOutcome, CheckReport, control_plane};
+use super::{Check, CheckOutcome, CheckReport, CheckSeverity, control_plane};
 use crate::cluster::admin::PodAdminError;
 use crate::cluster::client::Cluster;
 
 /// Time for the server's first frame.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-const SERVER: Check = Check {
+/// Maximum rate limit services that are looked up.
+const MOST_SERVICES: usize = 16;
+
+const AUTHORIZER: Check = Check {
     id: "external-authorization",
     category: "Policies",
     title: "the server of the external authorization can be reached",
     hint: "requests are refused, or with failureModeAllow forwarded unchecked, while the server cannot be reached",
 };
 
-/// Adds no finding if the MeshConfig does not enable it, or is reported by another check.
+const RATE_LIMITERS: Check = Check {
+    id: "rate-limit-services",
+    category: "Policies",
+    title: "each rate limit service can be reached",
+    hint: "while a service cannot be reached, nothing is counted; failOpen says whether requests and connections are then allowed",
+};
+
+/// Adds no finding if the mesh has no such server, or if another check reports the object that names it.
 pub(super) async fn check(cluster: &Cluster, report: &mut CheckReport) {
+    authorizer(cluster, report).await;
+    rate_limiters(cluster, report).await;
+}
+
+async fn authorizer(cluster: &Cluster, report: &mut CheckReport) {
     let Ok(Some(config)) = control_plane::mesh_config(cluster).await else { return };
     let Some(server) = config.spec.external_authorization() else { return };
     if let Ok(server) = server.server() {
-        report.add(&SERVER, outcome(cluster, &server.address).await);
+        report.add(&AUTHORIZER, outcome(cluster, &server.address).await);
     }
+}
+
+/// The services of UpstreamTrafficSettings in force.
+async fn rate_limiters(cluster: &Cluster, report: &mut CheckReport) {
+    let resource = ApiResource::erase::<UpstreamTrafficSetting>(&());
+    let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &resource);
+    let what = "UpstreamTrafficSettings of all namespaces";
+    let Ok(settings) = cluster.list(&api, ListParams::default(), what).await else { return };
+    let mut services = BTreeMap::new();
+    for setting in settings.iter().filter(|setting| setting.data["status"]["currentStatus"] == "committed") {
+        let spec = serde_json::from_value::<UpstreamTrafficSettingSpec>(setting.data["spec"].clone());
+        for service in spec.iter().flat_map(UpstreamTrafficSettingSpec::rate_limit_services) {
+            if let Ok(address) = ServerAddress::parse(&service.host, service.port) {
+                services.insert(address.to_string(), address);
+            }
+        }
+    }
+    if services.is_empty() {
+        return;
+    }
+    let mut unreachable = Vec::new();
+    for address in services.values().take(MOST_SERVICES) {
+        match outcome(cluster, address).await {
+            Ok(outcome) if outcome.severity == CheckSeverity::Ok => {}
+            Ok(outcome) => unreachable.extend(outcome.message),
+            Err(error) => return report.add(&RATE_LIMITERS, Err(error)),
+        }
+    }
+    report.add(&RATE_LIMITERS, Ok(CheckOutcome::warning_for(&unreachable)));
 }
 
 async fn outcome(cluster: &Cluster, address: &ServerAddress) -> anyhow::Result<CheckOutcome> {
