@@ -4,17 +4,19 @@
 // Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tidegate_tests::app::App;
 use tidegate_tests::app::h2c::H2cApp;
+use tidegate_tests::caller::CallerMesh;
 use tidegate_tests::client::h2::H2Connection;
-use tidegate_tests::client::{Client, Connection, End, RequestOutcome};
+use tidegate_tests::client::{Client, Connection, End, RequestOutcome, Tls};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
-use tidegate_tests::objects::{backend, https, policy, principal, range};
-use tidegate_tests::pki::INGRESS_CLIENT;
+use tidegate_tests::objects::{self, backend, https, policy, principal, range};
+use tidegate_tests::pki::{INGRESS_CLIENT, Leaf};
 use tidegate_tests::wait::{self, SOON};
 
 const TCP_PORT: u16 = 14002;
@@ -240,6 +242,34 @@ fn a_terminating_sidecar_lets_what_is_in_flight_finish() {
     assert_eq!(answer.status(), 200);
     assert!(answer.closes(), "{:?}", answer.fields);
     let status = wait::until("the sidecar ends", SOON, || mesh.sidecar.exited());
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_terminating_sidecar_lets_its_app_call_out_until_the_last_request_to_it_is_answered() {
+    let mut story = CallerMesh::start(Options::default());
+    let _called = App::echo(story.mesh.app_address());
+    let app = App::echo(story.mesh.app_port(PORT + 1000));
+    story.mesh.apply("calling", &[objects::service("calling", "caller", &[(PORT + 1000, "http")])]);
+    let credentials = Arc::new(story.mesh.sign(&Leaf::workload("httpbin", "httpbin")));
+    let tls = Tls::new(story.mesh.roots(), "caller.httpbin.cluster.local").protocols(&["tidegate/h1"]);
+    let address = std::net::SocketAddr::new(story.mesh.way_out().ip(), PORT);
+    let client = Client::to(address).from(story.mesh.stranger()).tls(tls.credentials(credentials));
+    let mut busy = client.connect().unwrap();
+    busy.write(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n");
+    app.wait_for_requests(1);
+
+    story.caller.signal(Signal::TERM);
+    wait::until_true("no new connection to the app is taken", SOON, || client.connect().is_err());
+    // What the app does for the request that it has, also on new connections.
+    for _ in 0..3 {
+        assert_eq!(story.app().get("/get"), RequestOutcome::Status(200));
+    }
+    assert!(story.caller.exited().is_none(), "a request is in flight");
+    app.release();
+    let answer = busy.response(tidegate_tests::http1::MessageKind::Response).unwrap();
+    assert_eq!(answer.status(), 200);
+    let status = wait::until("the sidecar ends", SOON, || story.caller.exited());
     assert!(status.success(), "{status}");
 }
 

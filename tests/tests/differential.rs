@@ -16,6 +16,8 @@ use tidegate_tests::mesh::Options;
 
 const REQUESTS: u64 = 2000;
 const CONVERSATIONS: u64 = 100;
+/// Connections on which requests follow each other, in pieces.
+const SEQUENCES: u64 = 150;
 /// What sidecars add, and what belongs to one connection.
 const OWN: [&str; 7] = [
     "connection",
@@ -126,18 +128,18 @@ impl Random {
     }
 }
 
-/// What the app got last.
-type Received = Arc<Mutex<Option<Message>>>;
+/// What the app got.
+type Received = Arc<Mutex<Vec<Message>>>;
 
 /// An app that answers a request by its number.
 fn app(address: SocketAddr) -> (App, Received) {
     let received = Received::default();
-    let last = received.clone();
+    let all = received.clone();
     let answer = move |conversation: &mut Conversation| {
         while let Some(request) = conversation.request()? {
             let number = request.value("x-case").unwrap().parse::<u64>().unwrap();
             let is_head = request.method() == "HEAD";
-            *last.lock().unwrap() = Some(request);
+            all.lock().unwrap().push(request);
             conversation.write(&Random::of_case(number + REQUESTS).response(is_head))?;
         }
         Ok(())
@@ -161,6 +163,11 @@ impl Seen {
         let fields = fields.into_iter().filter(|(name, _)| !is_own(name)).collect();
         Self { first_line, fields, body, trailers }
     }
+}
+
+/// What the app got since the last time.
+fn taken(received: &Received) -> Vec<Seen> {
+    std::mem::take(&mut *received.lock().unwrap()).into_iter().map(Seen::of).collect()
 }
 
 /// A client's connection, which is made again when it was closed.
@@ -197,9 +204,48 @@ fn requests_and_responses_are_the_same_through_two_sidecars_as_without() {
         let (kind, request) = Random::of_case(number).request(number);
         let [expected, actual] = [&mut straight, &mut meshed].map(|way| {
             let response = way.exchange(kind, &request);
-            (received.lock().unwrap().take().map(Seen::of), Seen::of(response))
+            (taken(&received), Seen::of(response))
         });
         assert_eq!(expected, actual, "request {number}: {}", String::from_utf8_lossy(&request));
+    }
+}
+
+/// Sends bytes in pieces that end anywhere, and reads as many answers as there are requests.
+fn converse_in_pieces(client: &Client, bytes: &[u8], ends: &[usize], kinds: &[MessageKind]) -> Vec<Seen> {
+    let mut connection = client.connect().unwrap();
+    let mut from = 0;
+    for end in ends {
+        connection.write(&bytes[from..*end]);
+        from = *end;
+    }
+    connection.write(&bytes[from..]);
+    let answers = kinds.iter().map(|kind| connection.response(*kind).unwrap());
+    answers.map(Seen::of).collect()
+}
+
+#[test]
+fn requests_in_a_row_whose_bytes_come_in_pieces_are_the_same_through_two_sidecars_as_without() {
+    let mesh = CallerMesh::start(Options::default());
+    let (_app, received) = app(mesh.mesh.app_address());
+    let ways = [mesh.mesh.app_address(), mesh.mesh.way_out()].map(Client::to);
+    for sequence in 0..SEQUENCES {
+        let mut random = Random::of_case(2 * REQUESTS + sequence);
+        let count = 1 + random.below(5) as u64;
+        let requests = (0..count).map(|at| Random::of_case(5 * sequence + at).request(5 * sequence + at));
+        let (kinds, requests): (Vec<_>, Vec<_>) = requests.unzip();
+        let bytes = requests.concat();
+        let mut ends: Vec<_> = (0..random.below(8)).map(|_| random.below(bytes.len())).collect();
+        ends.sort_unstable();
+        let [expected, actual] = [&ways[0], &ways[1]].map(|client| {
+            let answers = converse_in_pieces(client, &bytes, &ends, &kinds);
+            (taken(&received), answers)
+        });
+        assert_eq!(
+            expected,
+            actual,
+            "sequence {sequence}: {}",
+            String::from_utf8_lossy(&bytes[..bytes.len().min(2000)])
+        );
     }
 }
 

@@ -44,8 +44,13 @@ fn assert_there(subject: &str, cell: &str) -> usize {
 }
 
 fn security() -> String {
+    read("docs/security.md")
+}
+
+/// A file of the repository.
+fn read(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    std::fs::read_to_string(root.join("docs/security.md")).unwrap()
+    std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 #[test]
@@ -66,4 +71,24 @@ fn every_memory_limit_in_the_security_document_names_a_test_that_exists() {
         seen += assert_there(attack, test);
     }
     assert!(seen >= 5, "only {seen} paths were found; has the table changed its form?");
+}
+
+#[test]
+fn every_end_to_end_test_of_open_service_mesh_has_tests_here_that_exist() {
+    let document = read("docs/differences.md");
+    let mut seen = 0;
+    for cells in rows(&document, "Open Service Mesh tested") {
+        let [subject, tests] = cells[..] else { panic!("not a row of two cells: {cells:?}") };
+        let before = seen;
+        for test in quoted(tests) {
+            let (path, name) = test.split_once("::").unwrap_or_else(|| panic!("{test} names no function"));
+            assert!(
+                read(path).contains(&format!("fn {name}(")),
+                "{test} is not there, but it is for: {subject}"
+            );
+            seen += 1;
+        }
+        assert!(seen > before, "no test is named for: {subject}");
+    }
+    assert!(seen > 25, "only {seen} tests were found; has the table changed its form?");
 }

@@ -6,9 +6,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 use tidegate_tests::app::App;
@@ -166,10 +167,15 @@ struct TwoEndpoints {
 
 impl TwoEndpoints {
     fn start() -> Self {
+        Self::with(App::echo)
+    }
+
+    /// The endpoint outside the mesh is this app.
+    fn with(plain: impl FnOnce(SocketAddr) -> App) -> Self {
         let mut story = CallerMesh::start(Options::default());
         let meshed = App::echo(story.mesh.app_address());
         let (inside, outside) = (story.mesh.target(), story.mesh.block().at(63, PORT));
-        let plain = App::echo(outside);
+        let plain = plain(outside);
         let mut caller = objects::pod("caller", "caller", &story.mesh.way_out().ip().to_string(), &[]);
         caller["spec"]["nodeName"] = json!("node-1");
         story.mesh.apply("caller", &[caller]);
@@ -258,6 +264,37 @@ fn hints_prefer_the_endpoints_of_the_caller_s_zone() {
     mesh.apply(json!({}), ["node-2", "node-2"], ["", ""]);
     mesh.wait_until_known("all are used", |known| *known == json!([]));
     wait::until_true("by power of two choices", SOON, || mesh.shares().iter().all(|share| *share > 0));
+}
+
+#[test]
+fn an_endpoint_that_fails_is_left_out_for_seconds_and_gets_its_share_again_once_it_is_well() {
+    let is_well = Arc::new(AtomicBool::new(false));
+    let recovers = is_well.clone();
+    let mut mesh = TwoEndpoints::with(|address| {
+        App::start(address, move |conversation| {
+            while conversation.request()?.is_some() {
+                let status =
+                    if recovers.load(Ordering::Relaxed) { "200 OK" } else { "503 Service Unavailable" };
+                conversation.write(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes())?;
+            }
+            Ok(())
+        })
+    });
+    mesh.apply(json!({}), ["node-2", "node-2"], ["", ""]);
+    let mut failures = 0;
+    wait::until_true("the endpoint is ejected", SOON, || {
+        failures += usize::from(mesh.story.app().get("/get") != OK);
+        failures == 5
+    });
+    let since = Instant::now();
+    assert_eq!(mesh.shares(), [10, 0]);
+    // It is out for five seconds at least.
+    wait::until_true("it is tried again", SOON, || mesh.story.app().get("/get") != OK);
+    assert!(since.elapsed() > Duration::from_secs(4), "{:?}", since.elapsed());
+    is_well.store(true, Ordering::Relaxed);
+    wait::until_true("it is well again and gets its share", 2 * SOON, || {
+        mesh.shares().iter().all(|share| *share > 0)
+    });
 }
 
 #[test]

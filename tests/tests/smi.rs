@@ -13,6 +13,7 @@ use tidegate_tests::client::h2::H2Connection;
 use tidegate_tests::client::{Client, End, RequestOutcome};
 use tidegate_tests::mesh::{Mesh, Options, PORT};
 use tidegate_tests::objects;
+use tidegate_tests::outside;
 use tidegate_tests::pki::{Credentials, Leaf};
 use tidegate_tests::wait::{self, SOON};
 
@@ -213,6 +214,7 @@ fn a_tcp_route_lets_a_peer_s_bytes_through_two_sidecars_and_without_it_they_are_
     };
     open_to(&[TCP_PORT], "httpbin");
     wait::until_true("the caller is admitted", SOON, echoed);
+    assert!(outside::tls_is_echoed(way_out.target, "app.example"), "TLS of the app's own, such as gRPC's");
     let mut open = way_out.connect().unwrap();
     open.write(b"ping");
     open.read_until(b"ping").unwrap();

@@ -217,6 +217,22 @@ fn a_backend_that_does_not_exist_answers_its_share_with_500_until_it_does() {
 }
 
 #[test]
+fn a_backend_s_own_split_is_not_followed_and_the_root_may_be_a_backend() {
+    let mut shop = Shop::start(80);
+    let of_root = split(&[("cart-v2", 1)], &Value::Null);
+    let mut of_backend = split(&[("cart-v1", 1)], &Value::Null);
+    of_backend["metadata"]["name"] = "cart-v2".into();
+    of_backend["spec"]["service"] = "cart-v2".into();
+    shop.apply(&[of_root, of_backend.clone()], asked, &["v2"]);
+    assert_eq!(asked(&shop.way_out), "v2");
+    let both = split(&[("cart", 1), ("cart-v2", 1)], &Value::Null);
+    shop.apply(&[both, of_backend], asked, &["v1"]);
+    let mut connection = shop.way_out.connect().unwrap();
+    let answers: Vec<_> = (0..20).map(|_| get(&mut connection, "")).collect();
+    assert_eq!(answers.iter().filter(|answer| *answer == "v2").count(), 10, "{answers:?}");
+}
+
+#[test]
 fn routes_of_the_service_take_precedence_over_a_split() {
     let mut shop = Shop::start(80);
     let split = split(&[("cart-v1", 1)], &Value::Null);

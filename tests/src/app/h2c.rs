@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 /// Answers each request with its own body, as `application/grpc` with `grpc-status: 0` in the trailers; `/bytes/<n>`
-/// with that many bytes instead. Ends when dropped.
+/// with that many bytes instead, and `/sink` with the number of bytes in the request, which it does not keep. Ends when dropped.
 #[derive(Debug)]
 pub struct H2cApp {
     runtime: Option<Runtime>,
@@ -92,11 +92,18 @@ async fn answer(
 ) -> Result<(), h2::Error> {
     let (head, mut stream) = request.into_parts();
     let asked = (head.method != Method::HEAD).then(|| super::requested_bytes(head.uri.path())).flatten();
-    let mut body = Vec::new();
+    let is_sink = head.uri.path() == "/sink";
+    let (mut body, mut count) = (Vec::new(), 0);
     while let Some(data) = stream.data().await {
         let data = data?;
         stream.flow_control().release_capacity(data.len())?;
-        body.extend_from_slice(&data);
+        count += data.len();
+        if !is_sink {
+            body.extend_from_slice(&data);
+        }
+    }
+    if is_sink {
+        body = count.to_string().into_bytes();
     }
     let trailers = stream.trailers().await?;
     if let Some(requests) = &seen.0 {
