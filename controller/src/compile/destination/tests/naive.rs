@@ -99,7 +99,7 @@ fn pods() -> Vec<String> {
 }
 
 /// "The ready endpoints of the port, in all slices of a family; if there is none, those that terminate and still serve." An
-/// endpoint whose Pod is not known to have the address is none, and one with a sidecar is reached by its identity.
+/// endpoint whose Pod is not known to have the address is left out, and one with a sidecar is reached by its identity.
 fn expected(slices: &[RandomSlice], is_ipv4: bool) -> BTreeMap<SocketAddr, Option<String>> {
     for wants_last in [false, true] {
         let mut found = BTreeMap::new();

@@ -27,8 +27,8 @@ impl RandomRetry {
     }
 }
 
-/// The Retry of a service account for a Service: "of several, the oldest", and then the first by name; "a policy that cannot be
-/// read" is none.
+/// The Retry of a service account for a Service: "of several, the oldest", and then the first by name. One whose policy cannot be
+/// read does not count.
 fn decides(all: &[RandomRetry], account: usize, service: usize) -> Option<usize> {
     let mut oldest: Option<usize> = None;
     for (at, one) in all.iter().enumerate() {
