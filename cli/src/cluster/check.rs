@@ -12,8 +12,10 @@ mod before;
 mod control_plane;
 mod data_plane;
 mod egress;
+mod gateway_routes;
 mod grpc_servers;
 mod not_enforced;
+mod objects;
 mod policies;
 mod protocols;
 mod traffic_targets;
@@ -165,6 +167,7 @@ impl CheckReport {
         data_plane::check(cluster, &mut report).await;
         policies::check(cluster, &mut report).await;
         traffic_targets::check(cluster, &mut report).await;
+        gateway_routes::check(cluster, &mut report).await;
         grpc_servers::check(cluster, &mut report).await;
         egress::check(cluster, &mut report).await;
         not_enforced::check(cluster, &mut report).await;

@@ -625,6 +625,55 @@ async fn a_traffic_target_that_is_not_committed_is_named_with_its_reason() {
 }
 
 #[tokio::test]
+async fn a_retry_that_is_not_committed_is_named_with_its_reason() {
+    let (fake, _) = healthy().await;
+    let reason = "spec.destinations: Service shop/cart does not exist";
+    fake.put(json!({"apiVersion": "policy.openservicemesh.io/v1alpha1", "kind": "Retry",
+                    "metadata": {"name": "cart", "namespace": "httpbin"}, "spec": {},
+                    "status": {"currentStatus": "error", "reason": reason}}));
+    let expected = format!("Failed traffic-targets-committed: Retry httpbin/cart: {reason}");
+    assert_eq!(faults(&checked(&fake).await), [expected]);
+}
+
+#[tokio::test]
+async fn a_route_that_a_service_does_not_accept_or_that_leads_nowhere_is_named_with_its_reason() {
+    let (fake, _) = healthy().await;
+    let route = |kind: &str, name: &str, controller: &str, conditions: Value| {
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
+               "metadata": {"name": name, "namespace": "httpbin"}, "spec": {},
+               "status": {"parents": [{"controllerName": controller, "parentRef": {}, "conditions": conditions}]}})
+    };
+    let ours = "tidegate.io/mesh-controller";
+    let is = |kind: &str, status: &str| json!({"type": kind, "status": status, "message": format!("{kind} {status}")});
+    fake.put(crd("httproutes", "gateway.networking.k8s.io", "v1"));
+    // A version that is not read.
+    fake.put(crd("tcproutes", "gateway.networking.k8s.io", "v1alpha2"));
+    fake.put(route("HTTPRoute", "edge", "example.com/gateway", json!([is("Accepted", "False")])));
+    let well = json!([is("Accepted", "True"), is("ResolvedRefs", "True"), is("PartiallyInvalid", "False")]);
+    fake.put(route("HTTPRoute", "good", ours, well));
+    assert_eq!(faults(&checked(&fake).await), Vec::<String>::new());
+    fake.put(crd("grpcroutes", "gateway.networking.k8s.io", "v1"));
+    fake.put(route("HTTPRoute", "lost", ours, json!([is("Accepted", "True"), is("ResolvedRefs", "False")])));
+    fake.put(route(
+        "HTTPRoute",
+        "partly",
+        ours,
+        json!([is("Accepted", "True"), is("PartiallyInvalid", "True")]),
+    ));
+    fake.put(route(
+        "GRPCRoute",
+        "refused",
+        ours,
+        json!([is("Accepted", "False"), is("ResolvedRefs", "True")]),
+    ));
+    assert_eq!(
+        faults(&checked(&fake).await),
+        ["Warning gateway-routes-accepted: HTTPRoute httpbin/lost: ResolvedRefs False; \
+             HTTPRoute httpbin/partly: PartiallyInvalid True; GRPCRoute httpbin/refused: Accepted False"]
+    );
+}
+
+#[tokio::test]
 async fn an_egress_proxy_that_is_not_in_force_is_named_with_its_reason() {
     let (fake, _) = healthy().await;
     let message = "spec.credentials.secretName: Secret httpbin/squid: it has no key username";

@@ -1,19 +1,18 @@
-//! Check of SMI's objects, UpstreamTrafficSettings and Egresses: whether each is committed.
+//! Check of SMI's objects, UpstreamTrafficSettings, Retries and Egresses: whether each is committed.
 
-use std::collections::BTreeSet;
+use kube::api::ApiResource;
+use tidegate_crds::{
+    Egress, HTTPRouteGroup, Retry, TCPRoute, TrafficSplit, TrafficTarget, UpstreamTrafficSetting,
+};
 
-use kube::api::{Api, ApiResource, DynamicObject, ListParams, ResourceExt};
-use tidegate_crds::injection::namespace_is_in_mesh;
-use tidegate_crds::{Egress, HTTPRouteGroup, TCPRoute, TrafficSplit, TrafficTarget, UpstreamTrafficSetting};
-
+use super::objects::{full_name, members, of_kind};
 use super::{Check, CheckOutcome, CheckReport};
 use crate::cluster::client::Cluster;
-use crate::cluster::namespace;
 
 const STATUS: Check = Check {
     id: "traffic-targets-committed",
     category: "Policies",
-    title: "each TrafficTarget, TrafficSplit, HTTPRouteGroup, TCPRoute, UpstreamTrafficSetting and Egress is committed",
+    title: "each TrafficTarget, TrafficSplit, HTTPRouteGroup, TCPRoute, UpstreamTrafficSetting, Retry and Egress is committed",
     hint: "correct the object, or what it refers to; `tidegate policy list` shows every status",
 };
 
@@ -25,34 +24,24 @@ pub(super) async fn check(cluster: &Cluster, report: &mut CheckReport) {
 }
 
 async fn outcome(cluster: &Cluster) -> anyhow::Result<Option<CheckOutcome>> {
-    let namespaces = namespace::all(cluster).await?;
-    let members: BTreeSet<String> = namespaces
-        .iter()
-        .filter(|namespace| namespace_is_in_mesh(namespace, &cluster.mesh_name))
-        .map(ResourceExt::name_any)
-        .collect();
+    let namespaces = members(cluster).await?;
     let kinds = [
         ApiResource::erase::<TrafficTarget>(&()),
         ApiResource::erase::<TrafficSplit>(&()),
         ApiResource::erase::<HTTPRouteGroup>(&()),
         ApiResource::erase::<TCPRoute>(&()),
         ApiResource::erase::<UpstreamTrafficSetting>(&()),
+        ApiResource::erase::<Retry>(&()),
         ApiResource::erase::<Egress>(&()),
     ];
     let (mut count, mut errors) = (0, Vec::new());
-    for resource in kinds {
-        let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &resource);
-        let what = format!("{}s of all namespaces", resource.kind);
-        let objects = cluster.list(&api, ListParams::default(), &what).await?;
-        let is_member =
-            |object: &DynamicObject| object.namespace().is_some_and(|name| members.contains(&name));
-        for object in objects.iter().filter(|object| is_member(object)) {
+    for kind in kinds {
+        for object in of_kind(cluster, &kind, &namespaces).await? {
             count += 1;
             let status = &object.data["status"];
             if status["currentStatus"] == "error" {
                 let reason = status["reason"].as_str().unwrap_or("error");
-                let namespace = object.namespace().unwrap_or_default();
-                errors.push(format!("{} {namespace}/{}: {reason}", resource.kind, object.name_any()));
+                errors.push(format!("{} {}: {reason}", kind.kind, full_name(&object)));
             }
         }
     }
