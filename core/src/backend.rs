@@ -44,6 +44,10 @@ pub struct Backend {
     pub topology: Topology,
     /// What endpoints belong to, such as the name of a Deployment in the namespace of the object; for metrics and traces.
     pub workloads: BTreeMap<SocketAddr, Arc<str>>,
+    /// Shares of connections and requests, relative to each other; endpoints that are not here have 1. Empty: endpoints are chosen by
+    /// how fast they respond.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub weights: BTreeMap<SocketAddr, u32>,
     /// Further endpoints, whose addresses sidecars look up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns: Option<DnsEndpoints>,
@@ -84,13 +88,14 @@ pub enum BackendProtocol {
 impl Backend {
     /// A backend whose endpoints all clients use.
     pub fn new(name: BackendRef, protocol: BackendProtocol, endpoints: Vec<Endpoint>) -> Self {
-        let workloads = BTreeMap::new();
+        let (workloads, weights) = (BTreeMap::new(), BTreeMap::new());
         Self {
             name,
             protocol,
             endpoints,
             topology: Topology::Any,
             workloads,
+            weights,
             dns: None,
             hosts: Vec::new(),
             original_destination: None,

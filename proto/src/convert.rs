@@ -24,7 +24,7 @@ mod routes;
 mod telemetry;
 mod topology;
 
-use self::identity::{identity_from_wire, identity_to_wire};
+use self::identity::{identities_from_wire, identities_to_wire, identity_from_wire, identity_to_wire};
 use self::object_ref::{object_from_wire, object_to_wire};
 
 /// A field of a message that cannot be decoded.

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
-use tidegate_core::backend::{Endpoint, Transport};
+use tidegate_core::backend::Endpoint;
 use tidegate_core::contract::names::EGRESS_PATH;
 use tidegate_core::destination::DestinationKey;
 use tidegate_runtime::trust_bundle::fingerprint;
@@ -125,9 +125,10 @@ fn destination_at(address: SocketAddr, version: &str, target: Option<&ResolvedDe
     let Some(target) = target else { return json!({"address": address, "state": "asked"}) };
     let endpoint = |choice: &BalancedEndpoint| {
         let Endpoint { address, transport, .. } = &*choice.endpoint;
-        let identity = match transport {
-            Transport::Mesh(identity) => Some(identity),
-            Transport::Plain | Transport::Tls(_) => None,
+        let identity = match transport.identities() {
+            [] => Value::Null,
+            [identity] => json!(identity),
+            several => json!(several),
         };
         json!({"address": address, "identity": identity, "connections": choice.open()})
     };

@@ -23,6 +23,7 @@ mod resolved;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;

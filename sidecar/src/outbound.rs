@@ -96,7 +96,7 @@ impl OutboundConnection<'_> {
             owner: destination.owner().clone(),
         };
         let live = LiveDestination::new(self.context.destinations.clone(), address.into(), destination);
-        Handler::outbound(info, live, self.context.refusals.clone())
+        Handler::outbound(info, live, self.context.refusals.clone(), self.context.http.clone())
     }
 
     /// What metrics call a destination of which no endpoint is reached.

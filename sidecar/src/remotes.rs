@@ -167,7 +167,7 @@ impl EndpointRemote {
         *self.id.get_or_init(|| {
             let known = match &endpoint.transport {
                 Transport::Mesh(identity) => WorkloadLabels::of(identity),
-                Transport::Plain | Transport::Tls(_) => WorkloadLabels::default(),
+                Transport::MeshOneOf(_) | Transport::Plain | Transport::Tls(_) => WorkloadLabels::default(),
             };
             let of_service =
                 || self.service.as_deref()?.split_once('/').map(|(namespace, _)| namespace.into());

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
-use tidegate_core::backend::{Endpoint, ProxyRequest, Transport};
+use tidegate_core::backend::{Endpoint, ProxyRequest};
 use tidegate_core::policy::{Decision, Reason, Terms};
 use tidegate_core::telemetry::TelemetrySettings;
 
@@ -214,7 +214,7 @@ pub struct Telemetry {
 impl DialledEndpoint {
     /// An endpoint, and the workload there.
     pub(crate) fn new(endpoint: &Endpoint, remote: RemoteId) -> Self {
-        let is_mutual_tls = matches!(endpoint.transport, Transport::Mesh(_));
+        let is_mutual_tls = !endpoint.transport.identities().is_empty();
         let via = endpoint.via.as_ref();
         let is_http_proxy = via.is_some_and(|proxy| proxy.request == ProxyRequest::AbsoluteForm);
         Self { address: endpoint.address, is_mutual_tls, is_http_proxy, remote }
@@ -386,6 +386,11 @@ impl Telemetry {
     /// Counts a connection or request that a forward proxy did not take further.
     pub(crate) fn forward_proxy_failed(&self, reason: &'static str) {
         self.metrics.forward_proxy_failed(reason);
+    }
+
+    /// Counts a connection or request that would be refused if its policy were not in audit mode.
+    pub(crate) fn would_refuse(&self, reason: &'static str) {
+        self.metrics.would_refuse(reason);
     }
 
     /// Counts the result of a check by the external authorization.

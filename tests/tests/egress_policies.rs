@@ -159,4 +159,10 @@ fn an_http_route_group_narrows_requests_and_audit_mode_only_logs() {
         let log = caller.sidecar.log();
         log.lines().any(|line| line.contains("host=\"example.org\"") && line.contains("would be refused"))
     });
+    let page = caller.sidecar.admin_get("/metrics").unwrap();
+    let page = String::from_utf8_lossy(&page.body);
+    let count = "tidegate_audit_refusals_total{reason=\"destination_unregistered\"} ";
+    let count = page.lines().find_map(|line| line.strip_prefix(count)).unwrap_or_else(|| panic!("{page}"));
+    // A request, and two connections of opaque bytes.
+    assert!(count.parse::<u32>().unwrap() >= 3, "{count}");
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
-use tidegate_core::backend::{BackendRef, Endpoint, Transport};
+use tidegate_core::backend::{BackendRef, Endpoint};
 use tidegate_core::{Identity, ServiceRetry};
 
 use super::{ExplainError, Explanation, HttpRequest, OutboundView, Query, Speaks, ask};
@@ -143,12 +143,13 @@ impl<'i> FarSide<'i> {
 
     /// What the sidecar of an endpoint decides about a request.
     fn decision(&self, endpoint: &Endpoint, request: &HttpRequest) -> Result<FarSideDecision, ExplainError> {
-        let Transport::Mesh(server) = &endpoint.transport else {
+        let servers = endpoint.transport.identities();
+        if servers.is_empty() {
             return Ok(FarSideDecision::outside_the_mesh());
-        };
+        }
         let port = endpoint.address.port();
         let is_it = |(name, pod): &(&ObjectName, &Arc<Pod>)| {
-            self.resolver.workload(name, pod, port).as_ref() == Some(server)
+            self.resolver.workload(name, pod, port).is_some_and(|identity| servers.contains(&identity))
         };
         let found = self.view.index.pods_at(endpoint.address.ip()).find(is_it);
         // The backend was compiled from the same objects, so the Pod is there.

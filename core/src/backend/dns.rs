@@ -26,6 +26,8 @@ pub struct DnsEndpoint {
     pub port: u16,
     /// How to connect.
     pub transport: Transport,
+    /// The share of each of its addresses, as in [`Backend::weights`](super::Backend).
+    pub weight: u32,
 }
 
 /// Which addresses of an answer are used.

@@ -31,6 +31,8 @@ pub enum Transport {
     Plain,
     /// Mutual TLS to a sidecar that must present this identity.
     Mesh(Identity),
+    /// The same with one of these identities, at least two.
+    MeshOneOf(Arc<[Identity]>),
     /// TLS to a server outside the mesh.
     Tls(Box<TlsOrigination>),
 }
@@ -54,6 +56,17 @@ pub enum ProxyRequest {
     Tunnel(Arc<str>),
     /// Requests of HTTP/1 in absolute form (RFC 9112 §3.2.2), for any host.
     AbsoluteForm,
+}
+
+impl Transport {
+    /// The identities of which the sidecar there must present one; empty outside the mesh.
+    pub fn identities(&self) -> &[Identity] {
+        match self {
+            Self::Mesh(identity) => std::slice::from_ref(identity),
+            Self::MeshOneOf(identities) => identities,
+            Self::Plain | Self::Tls(_) => &[],
+        }
+    }
 }
 
 impl Endpoint {

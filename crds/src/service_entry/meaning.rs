@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use tidegate_core::destination::HostSource;
-use tidegate_core::{DnsName, PortProtocol};
+use tidegate_core::{DnsName, Identity, PortProtocol};
 
 use super::{EntryPort, ServiceEntrySpec, WorkloadEntry};
 
@@ -115,6 +115,11 @@ impl ServiceEntrySpec {
         (!labels.is_empty()).then_some(labels)
     }
 
+    /// The workloads among `subjectAltNames`: other names are in no certificate of the mesh.
+    pub fn server_identities(&self) -> impl Iterator<Item = Identity> {
+        self.subject_alt_names.iter().filter_map(|name| Identity::from_spiffe_uri(name).ok())
+    }
+
     /// Whether the workloads of a namespace see the entry, which is in the namespace `own`.
     pub fn is_exported_to(&self, namespace: &str, own: &str) -> bool {
         let is_meant = |text: &String| match text.as_str() {
@@ -175,6 +180,16 @@ impl WorkloadEntry {
     /// Its Unix socket, as written; none for an address or a name.
     pub fn socket(&self) -> Option<&str> {
         self.address.as_deref().filter(|address| address.starts_with(SOCKET))
+    }
+
+    /// The service account as which it runs, if that is named.
+    pub fn account(&self) -> Option<&str> {
+        self.service_account.as_deref().filter(|account| !account.is_empty())
+    }
+
+    /// Its share of connections and requests, relative to the others'.
+    pub fn weight(&self) -> u32 {
+        self.weight.filter(|weight| *weight > 0).unwrap_or(1)
     }
 
     /// Its port for one of the entry's.

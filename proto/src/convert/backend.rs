@@ -7,7 +7,7 @@
 //! Refused: an address that occurs twice, because a sidecar counts connections to endpoints, and ejects endpoints, by
 //! address; an absent transport, which would otherwise mean plaintext; TLS without any accepted name, which would
 //! accept every server of a root; an unknown traffic policy, which may leave endpoints out. An empty list of endpoints is
-//! valid: the backend exists and connections to it are refused. Endpoints and names beside an original destination are refused.
+//! valid: the backend exists and connections to it are refused. An empty list of identities is refused. Endpoints and names beside an original destination are refused.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,8 +21,8 @@ use super::duration::{duration_from_wire, duration_to_wire};
 use super::protocol::{backend_protocol_from_wire, backend_protocol_to_wire};
 use super::topology::{EndpointPlace, topology_from_wire, topology_to_wire};
 use super::{
-    ConversionError, bad, identity_from_wire, identity_to_wire, missing, object_from_wire, object_to_wire,
-    port_number,
+    ConversionError, bad, identities_from_wire, identities_to_wire, identity_from_wire, identity_to_wire,
+    missing, object_from_wire, object_to_wire, port_number,
 };
 use crate::discovery as wire;
 
@@ -44,6 +44,7 @@ impl From<&Backend> for wire::Backend {
         for (endpoint, message) in backend.endpoints.iter().zip(&mut message.endpoints) {
             message.workload =
                 backend.workloads.get(&endpoint.address).map(ToString::to_string).unwrap_or_default();
+            message.weight = backend.weights.get(&endpoint.address).copied().unwrap_or_default();
         }
         message
     }
@@ -58,6 +59,7 @@ impl TryFrom<wire::Backend> for Backend {
         let places = backend.endpoints.iter_mut().map(EndpointPlace::take).collect();
         let workloads: Vec<_> =
             backend.endpoints.iter_mut().map(|endpoint| std::mem::take(&mut endpoint.workload)).collect();
+        let weights: Vec<u32> = backend.endpoints.iter().map(|endpoint| endpoint.weight).collect();
         let endpoint = |(i, endpoint)| endpoint_from_wire(&format!("endpoints[{i}]"), endpoint);
         let endpoints: Vec<Endpoint> =
             backend.endpoints.into_iter().enumerate().map(endpoint).collect::<Result<_, _>>()?;
@@ -69,6 +71,8 @@ impl TryFrom<wire::Backend> for Backend {
         let topology = topology_from_wire(backend.internal_traffic_policy, &endpoints, places)?;
         let workloads = endpoints.iter().zip(workloads).filter(|(_, workload)| !workload.is_empty());
         let workloads = workloads.map(|(endpoint, workload)| (endpoint.address, workload.into())).collect();
+        let weights = endpoints.iter().zip(weights).filter(|(_, weight)| *weight > 0);
+        let weights = weights.map(|(endpoint, weight)| (endpoint.address, weight)).collect();
         let affinity = backend.client_affinity.map(|time| duration_from_wire("client_affinity", Some(time)));
         let original = |wire::OriginalDestination { port }| {
             let port = port.map(|port| port_number("original_destination.port", port)).transpose()?;
@@ -93,6 +97,7 @@ impl TryFrom<wire::Backend> for Backend {
             endpoints,
             topology,
             workloads,
+            weights,
             dns,
             hosts,
             original_destination,
@@ -121,6 +126,7 @@ fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
     let transport = match &endpoint.transport {
         Transport::Plain => wire::endpoint::Transport::Plain(wire::PlainTransport {}),
         Transport::Mesh(identity) => wire::endpoint::Transport::Mesh(identity_to_wire(identity)),
+        Transport::MeshOneOf(all) => wire::endpoint::Transport::MeshOneOf(identities_to_wire(all)),
         Transport::Tls(tls) => wire::endpoint::Transport::Tls(tls_to_wire(tls)),
     };
     wire::Endpoint {
@@ -130,6 +136,7 @@ fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
         node: String::new(),
         hints: None,
         workload: String::new(),
+        weight: 0,
     }
 }
 
@@ -143,6 +150,9 @@ fn endpoint_from_wire(path: &str, endpoint: wire::Endpoint) -> Result<Endpoint, 
         wire::endpoint::Transport::Plain(wire::PlainTransport {}) => Transport::Plain,
         wire::endpoint::Transport::Mesh(identity) => {
             Transport::Mesh(identity_from_wire(&format!("{path}.mesh"), &identity)?)
+        }
+        wire::endpoint::Transport::MeshOneOf(all) => {
+            Transport::MeshOneOf(identities_from_wire(&format!("{path}.mesh_one_of"), &all)?)
         }
         wire::endpoint::Transport::Tls(tls) => {
             Transport::Tls(Box::new(tls_from_wire(&format!("{path}.tls"), tls)?))
@@ -229,6 +239,7 @@ mod tests {
 
     fn backend() -> Backend {
         let identity = Identity::new(TrustDomain::default(), "a", "b").unwrap();
+        let other = Identity::new(TrustDomain::default(), "a", "c").unwrap();
         let tls = |roots, sni: Option<&str>| {
             let names = vec![
                 ServerName::Dns(DnsName::parse("a.example").unwrap()),
@@ -246,14 +257,16 @@ mod tests {
             name: BackendRef { object: ObjectRef::new("Service", "a", "c"), port: 80 },
             protocol: BackendProtocol::Http1,
             endpoints: vec![
-                endpoint("10.0.0.1:80", Transport::Mesh(identity)),
+                endpoint("10.0.0.1:80", Transport::Mesh(identity.clone())),
                 endpoint("[fd00::1]:8080", Transport::Plain),
                 endpoint("192.0.2.2:443", tls(TrustRoots::System, Some("a.example"))),
                 endpoint("192.0.2.1:443", tls(bundles, None)),
                 endpoint("192.0.2.3:443", tls(TrustRoots::Pem("pem".into()), None)),
+                endpoint("10.0.0.2:80", Transport::MeshOneOf([identity, other].into())),
             ],
             topology: Topology::Any,
             workloads: [("10.0.0.1:80".parse().unwrap(), "cart".into())].into(),
+            weights: [("10.0.0.1:80".parse().unwrap(), 3)].into(),
             dns: None,
             hosts: vec![],
             original_destination: None,
@@ -263,7 +276,8 @@ mod tests {
 
     #[test]
     fn a_backend_comes_back_from_the_wire_as_it_was() {
-        let empty = Backend { endpoints: vec![], workloads: BTreeMap::new(), ..backend() };
+        let empty =
+            Backend { endpoints: vec![], workloads: BTreeMap::new(), weights: BTreeMap::new(), ..backend() };
         let address = backend().endpoints[1].address;
         let hints = TopologyHints { nodes: vec!["node-1".into()], zones: vec!["a".into(), "b".into()] };
         let local = Topology::SameNode([(address, "node-1".into())].into());
@@ -280,6 +294,7 @@ mod tests {
             name: name.map(|name| DnsName::parse(name).unwrap()),
             port: 443,
             transport: name.map_or(Transport::Plain, |_| Transport::Mesh(identity.clone())),
+            weight: 7,
         });
         let hosts = ["a.example", "*.b.example"].map(|host| DnsPattern::parse(host).unwrap()).to_vec();
         let looked_up = [DnsAnswers::All, DnsAnswers::First].map(|answers| {

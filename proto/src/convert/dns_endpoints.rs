@@ -3,15 +3,21 @@
 use tidegate_core::DnsName;
 use tidegate_core::backend::{DnsAnswers, DnsEndpoint, DnsEndpoints, Transport};
 
-use super::{ConversionError, bad, identity_from_wire, identity_to_wire, missing, port_number};
+use super::{
+    ConversionError, bad, identities_from_wire, identities_to_wire, identity_from_wire, identity_to_wire,
+    missing, port_number,
+};
 use crate::discovery as wire;
+use crate::discovery::dns_endpoint::Transport as WireTransport;
 
 pub(super) fn dns_to_wire(dns: &DnsEndpoints) -> wire::DnsEndpoints {
     let endpoint = |endpoint: &DnsEndpoint| wire::DnsEndpoint {
         name: endpoint.name.as_ref().map(ToString::to_string).unwrap_or_default(),
         port: endpoint.port.into(),
-        mesh: match &endpoint.transport {
-            Transport::Mesh(identity) => Some(identity_to_wire(identity)),
+        weight: endpoint.weight,
+        transport: match &endpoint.transport {
+            Transport::Mesh(identity) => Some(WireTransport::Mesh(identity_to_wire(identity))),
+            Transport::MeshOneOf(all) => Some(WireTransport::MeshOneOf(identities_to_wire(all))),
             Transport::Plain | Transport::Tls(_) => None,
         },
     };
@@ -29,9 +35,17 @@ pub(super) fn dns_from_wire(dns: wire::DnsEndpoints) -> Result<DnsEndpoints, Con
             "" => None,
             name => Some(DnsName::parse(name).map_err(|error| bad(&path("name"), error))?),
         };
-        let mesh = endpoint.mesh.map(|identity| identity_from_wire(&path("mesh"), &identity)).transpose()?;
+        let transport = match endpoint.transport {
+            None => Transport::Plain,
+            Some(WireTransport::Mesh(identity)) => {
+                Transport::Mesh(identity_from_wire(&path("mesh"), &identity)?)
+            }
+            Some(WireTransport::MeshOneOf(all)) => {
+                Transport::MeshOneOf(identities_from_wire(&path("mesh_one_of"), &all)?)
+            }
+        };
         let port = port_number(&path("port"), endpoint.port)?;
-        Ok(DnsEndpoint { name, port, transport: mesh.map_or(Transport::Plain, Transport::Mesh) })
+        Ok(DnsEndpoint { name, port, transport, weight: endpoint.weight.max(1) })
     };
     let names = dns.names.into_iter().enumerate().map(endpoint).collect::<Result<_, _>>()?;
     let answers = if dns.first_only { DnsAnswers::First } else { DnsAnswers::All };

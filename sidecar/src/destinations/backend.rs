@@ -13,10 +13,14 @@ use tidegate_core::dns_name::{DnsName, DnsPattern};
 use super::affinity::Affinity;
 use super::caller::ClientWorkload;
 use super::endpoint::{EndpointState, LoadSlot, Moment, Peers};
+use super::weights::EndpointWeights;
 use crate::remotes::{EndpointRemote, RemoteId};
 
 /// How many pairs are drawn before all endpoints are looked at.
 const DRAWS: usize = 4;
+
+/// How many endpoints are drawn by weight before weights no longer count.
+const WEIGHTED_DRAWS: usize = 16;
 
 /// The endpoints behind a name. All addresses and routes that lead to the backend share it.
 #[derive(Debug)]
@@ -32,6 +36,7 @@ pub(crate) struct BalancedBackend {
     /// How many are preferred. The others get what is new only while none of these can be reached.
     preferred: usize,
     affinity: Option<Box<Affinity>>,
+    weights: Option<Box<EndpointWeights>>,
     /// Its endpoint is the address that was dialled.
     original_destination: Option<OriginalDestination>,
     /// Why a name of an endpoint could not be looked up.
@@ -67,6 +72,7 @@ impl BalancedBackend {
             backend.topology.usable(&backend.endpoints, caller.locality.as_ref());
         let count = preferred.len();
         let endpoints: Vec<_> = preferred.into_iter().chain(others).collect();
+        let weights = EndpointWeights::new(backend, &endpoints);
         let known = before.into_iter().flat_map(|before| &before.endpoints);
         let known: HashMap<_, _> = known.map(|known| (known.endpoint.address, &known.state)).collect();
         let now = Moment::now();
@@ -106,6 +112,7 @@ impl BalancedBackend {
             endpoints,
             preferred: count,
             affinity,
+            weights,
             original_destination: backend.original_destination,
             lookup_failure: None,
             placed: is_placed.then(|| Box::new(backend.clone())),
@@ -149,6 +156,7 @@ impl BalancedBackend {
             preferred: endpoints.len(),
             endpoints,
             affinity: None,
+            weights: None,
             original_destination: None,
             lookup_failure: None,
             placed: None,
@@ -203,14 +211,26 @@ impl BalancedBackend {
     pub(super) fn choose(&self, wanted: impl Fn(&Endpoint) -> bool) -> Option<&BalancedEndpoint> {
         let now = Moment::now();
         let is_good = |choice: &&BalancedEndpoint| wanted(&choice.endpoint) && !choice.state.is_ejected(now);
-        let chosen = match &self.affinity {
-            None => self.tiers().into_iter().find_map(|tier| balance(tier, is_good, now)),
-            Some(affinity) => self.stay(affinity, is_good, now),
+        let chosen = match (&self.affinity, &self.weights) {
+            (Some(affinity), _) => self.stay(affinity, is_good, now),
+            (None, Some(weights)) => self.by_weight(weights, is_good, now),
+            (None, None) => self.tiers().into_iter().find_map(|tier| balance(tier, is_good, now)),
         };
         chosen.or_else(|| {
             let left = self.endpoints.iter().filter(|choice| wanted(&choice.endpoint));
             left.min_by_key(|choice| choice.state.ejected_until())
         })
+    }
+
+    /// The next endpoint by weight. While those with most of the weight are not good, the others are balanced.
+    fn by_weight(
+        &self,
+        weights: &EndpointWeights,
+        is_good: impl Fn(&&BalancedEndpoint) -> bool,
+        now: Moment,
+    ) -> Option<&BalancedEndpoint> {
+        let mut drawn = (0..WEIGHTED_DRAWS).filter_map(|_| self.endpoints.get(weights.next()?));
+        drawn.find(&is_good).or_else(|| balance(&self.endpoints, is_good, now))
     }
 
     /// The endpoint that the client keeps, or a new one for it to keep.

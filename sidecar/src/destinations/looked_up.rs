@@ -124,7 +124,8 @@ impl LookedUp {
         let mut endpoints = backend.endpoints.clone();
         let mut known: BTreeSet<SocketAddr> = endpoints.iter().map(|endpoint| endpoint.address).collect();
         let mut failure = None;
-        for DnsEndpoint { name, port, transport } in &dns.names {
+        let mut weights = backend.weights.clone();
+        for DnsEndpoint { name, port, transport, weight } in &dns.names {
             let answer = self.answers.get(name.as_ref().or(usage.1.as_ref())?)?;
             failure = failure.or_else(|| answer.failure.clone());
             let count = if dns.answers == DnsAnswers::First { 1 } else { MOST_ENDPOINTS };
@@ -134,10 +135,13 @@ impl LookedUp {
                 let address = SocketAddr::new(*ip, *port);
                 if endpoints.len() < MOST_ENDPOINTS && known.insert(address) {
                     endpoints.push(Endpoint::new(address, transport.clone()));
+                    if *weight != 1 {
+                        weights.insert(address, *weight);
+                    }
                 }
             }
         }
-        let backend = Backend { endpoints, dns: None, ..backend.clone() };
+        let backend = Backend { endpoints, weights, dns: None, ..backend.clone() };
         let before = self.resolved.get(usage).map(|before| &**before);
         Some(BalancedBackend::new(&backend, caller, before).with_lookup_failure(failure))
     }

@@ -44,7 +44,7 @@ impl World {
         let world = Self { destinations, server, task, key };
         let name = host.is_none().then(|| DnsName::parse(NAME).unwrap());
         world.set(DnsEndpoints {
-            names: vec![DnsEndpoint { name, port: 8443, transport: Transport::Plain }],
+            names: vec![DnsEndpoint { name, port: 8443, transport: Transport::Plain, weight: 1 }],
             answers,
         });
         world
@@ -164,7 +164,12 @@ async fn a_name_that_is_not_used_any_more_is_not_looked_up() {
     world.until_known(&["192.0.2.1:8443"]).await;
     let name = DnsName::parse("other.example.com").unwrap();
     world.set(DnsEndpoints {
-        names: vec![DnsEndpoint { name: Some(name.clone()), port: 1, transport: Transport::Plain }],
+        names: vec![DnsEndpoint {
+            name: Some(name.clone()),
+            port: 1,
+            transport: Transport::Plain,
+            weight: 1,
+        }],
         answers: DnsAnswers::All,
     });
     world.until_known(&["192.0.2.1:1"]).await;

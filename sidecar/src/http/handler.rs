@@ -53,10 +53,11 @@ impl Handler {
         info: OutboundInfo,
         destination: LiveDestination,
         refusals: Rc<RefusalLog>,
+        context: Rc<HttpContext>,
     ) -> Self {
         let info = Rc::new(info);
         let connection = ServedConnection::Outbound(info.clone());
-        let outbound = Outbound::new(info, destination, refusals);
+        let outbound = Outbound::new(info, destination, refusals, context);
         Self { connection, rule: Rule::Outbound(Box::new(outbound)) }
     }
 

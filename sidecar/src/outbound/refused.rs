@@ -51,6 +51,7 @@ impl OutboundConnection<'_> {
         }
         if rule.is_none() {
             self.context.refusals.would_refuse(dialled, server.name.as_deref(), &policies.reason);
+            self.context.http.telemetry.would_refuse(NoEndpoint::Unregistered.details());
         }
         Some((address.allowed(rule).clone(), received))
     }

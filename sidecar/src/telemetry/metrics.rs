@@ -206,7 +206,7 @@ impl WorkerMetrics {
         match record.decision {
             Some(Decision::Deny(denial)) => self.refuse(denial.reason.code()),
             Some(Decision::Allow(Grant::Audit(denial))) => {
-                count_label(&self.audited, &self.shard.audited, denial.reason.code());
+                self.would_refuse(denial.reason.code());
             }
             _ => {}
         }
@@ -264,6 +264,11 @@ impl WorkerMetrics {
     /// Counts that this limit was reached.
     pub fn limited(&self, limit: &'static str) {
         count_label(&self.limited, &self.shard.limited, limit);
+    }
+
+    /// Counts a connection or request that would be refused if its policy were not in audit mode.
+    pub(crate) fn would_refuse(&self, reason: &'static str) {
+        count_label(&self.audited, &self.shard.audited, reason);
     }
 
     /// Counts the result of a check by the external authorization.

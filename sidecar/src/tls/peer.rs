@@ -1,4 +1,4 @@
-//! TLS to other sidecars: TLS 1.3, our own certificate, and a peer with exactly the expected identity.
+//! TLS to other sidecars: TLS 1.3, our own certificate, and a peer with exactly the expected identity, or one of several.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,29 +26,29 @@ const MAX_CONFIGS: usize = 1024;
 /// Maximum number of certificates in a server's chain, including the leaf.
 const MAX_CERTIFICATES: usize = 8;
 
-/// Client configurations for one certificate and one trust bundle, cached per expected identity and protocol.
+/// Client configurations for one certificate and one trust bundle, cached per expected identities and protocol.
 pub struct PeerTls {
     /// The trust bundle that verifies certificates of peers.
     pub bundle: Arc<TrustBundle>,
     certificate: Arc<SingleCertAndKey>,
     algorithms: WebPkiSupportedAlgorithms,
-    configs: Mutex<HashMap<(Identity, MeshProtocol), Arc<ClientConfig>>>,
+    configs: Mutex<HashMap<(Box<[Identity]>, MeshProtocol), Arc<ClientConfig>>>,
 }
 
-/// Accepts the certificate of one workload: it must chain to the trust bundle, be valid for servers, and contain both
+/// Accepts the certificate of an expected workload: it must chain to the trust bundle, be valid for servers, and contain both
 /// forms of the identity. Host names are not checked.
 #[derive(Debug)]
 struct PeerVerifier {
     roots: Arc<RootCertStore>,
     algorithms: WebPkiSupportedAlgorithms,
-    expected: Identity,
+    expected: Box<[Identity]>,
 }
 
 /// The peer has another identity.
 #[derive(Debug, thiserror::Error)]
-#[error("expected {expected}, but the certificate is for {found}")]
+#[error("expected {}, but the certificate is for {found}", list(.expected))]
 struct OtherIdentity {
-    expected: Identity,
+    expected: Box<[Identity]>,
     found: String,
 }
 
@@ -75,10 +75,10 @@ impl PeerTls {
         })
     }
 
-    /// The configuration for a peer that must have this identity, and speak this protocol.
-    pub fn config(&self, expected: &Identity, protocol: MeshProtocol) -> Result<Arc<ClientConfig>, Error> {
+    /// The configuration for a peer that must have one of these identities, and speak this protocol.
+    pub fn config(&self, expected: &[Identity], protocol: MeshProtocol) -> Result<Arc<ClientConfig>, Error> {
         let mut known = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (expected.clone(), protocol);
+        let key = (Box::from(expected), protocol);
         if let Some(config) = known.get(&key) {
             return Ok(config.clone());
         }
@@ -99,12 +99,12 @@ impl PeerTls {
         verify_chain(leaf, intermediates, &self.bundle.lasting_store(), self.algorithms, now)
     }
 
-    /// A configuration that accepts this identity alone.
-    fn build(&self, expected: &Identity, protocol: MeshProtocol) -> Result<ClientConfig, Error> {
+    /// A configuration that accepts these identities alone.
+    fn build(&self, expected: &[Identity], protocol: MeshProtocol) -> Result<ClientConfig, Error> {
         let verifier = PeerVerifier {
             roots: self.bundle.root_store(),
             algorithms: self.algorithms,
-            expected: expected.clone(),
+            expected: expected.into(),
         };
         let mut config = ClientConfig::builder_with_provider(tidegate_runtime::tls::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -137,13 +137,14 @@ impl ServerCertVerifier for PeerVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let peer = PeerCertificate::from_der(leaf).map_err(|_| Error::from(CertificateError::BadEncoding))?;
         verify_chain(leaf, intermediates, &self.roots, self.algorithms, now)?;
-        match Identity::of_workload(&peer.sans, self.expected.trust_domain()) {
-            Some(identity) if identity == self.expected => Ok(ServerCertVerified::assertion()),
-            _ => {
-                let error = OtherIdentity { expected: self.expected.clone(), found: peer.display_names() };
-                Err(CertificateError::Other(OtherError(Arc::new(error))).into())
-            }
+        let is_peer = |expected: &Identity| {
+            Identity::of_workload(&peer.sans, expected.trust_domain()).as_ref() == Some(expected)
+        };
+        if self.expected.iter().any(is_peer) {
+            return Ok(ServerCertVerified::assertion());
         }
+        let error = OtherIdentity { expected: self.expected.clone(), found: peer.display_names() };
+        Err(CertificateError::Other(OtherError(Arc::new(error))).into())
     }
 
     fn verify_tls12_signature(
@@ -167,6 +168,11 @@ impl ServerCertVerifier for PeerVerifier {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+/// `a`, `a or b`
+fn list(identities: &[Identity]) -> String {
+    identities.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
 /// Verifies that a server's certificate chains to one of the roots, is valid now, and is for servers. Names are left to

@@ -72,7 +72,7 @@ impl UpstreamConnector {
     pub(super) fn longest(&self, endpoint: &Endpoint) -> Duration {
         let handshake = match endpoint.transport {
             Transport::Plain => Duration::ZERO,
-            Transport::Mesh(_) | Transport::Tls(_) => self.limits.handshake,
+            Transport::Mesh(_) | Transport::MeshOneOf(_) | Transport::Tls(_) => self.limits.handshake,
         };
         let hop = match &endpoint.via {
             None => self.limits.connect,
@@ -170,9 +170,9 @@ impl UpstreamConnector {
     ) -> Result<Option<Security>, ConnectError> {
         match &endpoint.transport {
             Transport::Plain => Ok(None),
-            Transport::Mesh(expected) => {
+            transport @ (Transport::Mesh(_) | Transport::MeshOneOf(_)) => {
                 let tls = self.snapshots.current().peer_tls.clone().ok_or(ConnectError::NoCertificate)?;
-                let config = tls.config(expected, protocol).map_err(ConnectError::other_tls)?;
+                let config = tls.config(transport.identities(), protocol).map_err(ConnectError::other_tls)?;
                 let name = ServerName::from(endpoint.address.ip());
                 Ok(Some(self.secured(config, name, SecuredBy::Mesh(tls))))
             }

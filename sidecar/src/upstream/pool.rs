@@ -120,7 +120,7 @@ impl<C: Reusable> Pool<C> {
     /// How long a connection to this endpoint may wait.
     fn longest(&self, endpoint: &Endpoint) -> Duration {
         match endpoint.transport {
-            Transport::Mesh(_) => IDLE_PEER,
+            Transport::Mesh(_) | Transport::MeshOneOf(_) => IDLE_PEER,
             Transport::Plain | Transport::Tls(_) => self.longest,
         }
     }

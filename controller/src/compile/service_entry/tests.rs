@@ -1,6 +1,7 @@
 mod cells;
 mod hosts;
 mod naive;
+mod terms;
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -79,12 +80,11 @@ fn seen_as(index: &Index, key: &DestinationKey, client: Option<&str>) -> String 
                     let port = original.port.map(|port| format!(":{port}")).unwrap_or_default();
                     let _ = write!(text, " original{port}");
                 }
-                for DnsEndpoint { name, port, transport } in backend.dns.iter().flat_map(|dns| &dns.names) {
+                for DnsEndpoint { name, port, transport, weight } in
+                    backend.dns.iter().flat_map(|dns| &dns.names)
+                {
                     let name = name.as_ref().map_or("<host>", |name| name.as_str());
-                    let identity = match transport {
-                        Transport::Mesh(identity) => format!("={}", identity.service_account()),
-                        _ => String::new(),
-                    };
+                    let identity = terms(transport, *weight);
                     let first = if backend.dns.as_ref().unwrap().answers == DnsAnswers::First {
                         " first"
                     } else {
@@ -93,11 +93,8 @@ fn seen_as(index: &Index, key: &DestinationKey, client: Option<&str>) -> String 
                     let _ = write!(text, "{first} {name}:{port}{identity}");
                 }
                 for endpoint in &backend.endpoints {
-                    let identity = match &endpoint.transport {
-                        Transport::Mesh(identity) => format!("={}", identity.service_account()),
-                        _ => String::new(),
-                    };
-                    let _ = write!(text, " {}{identity}", endpoint.address);
+                    let weight = backend.weights.get(&endpoint.address).copied().unwrap_or(1);
+                    let _ = write!(text, " {}{}", endpoint.address, terms(&endpoint.transport, weight));
                 }
                 text
             }
@@ -105,6 +102,13 @@ fn seen_as(index: &Index, key: &DestinationKey, client: Option<&str>) -> String 
             other => format!("{other:?}"),
         }
     })
+}
+
+/// The service accounts of which an endpoint must be one, and its weight if it is not 1.
+fn terms(transport: &Transport, weight: u32) -> String {
+    let accounts: Vec<_> = transport.identities().iter().map(|identity| identity.service_account()).collect();
+    let accounts = if accounts.is_empty() { String::new() } else { format!("={}", accounts.join("|")) };
+    if weight == 1 { accounts } else { format!("{accounts}*{weight}") }
 }
 
 /// The condition of an entry, its reason and its warnings.
@@ -289,7 +293,7 @@ fn tcp_beside_http_on_the_same_port_stays_opaque() {
 #[test]
 fn an_entry_with_errors_has_no_effect_and_says_why_and_unused_fields_are_named() {
     let bad = tcp("a/bad", 0, "192.0.2.1, 300.0.0.1", "");
-    let more = ", resolution: STATIC, endpoints: [{address: 10.0.0.1, weight: 2, locality: eu}], subjectAltNames: [a]";
+    let more = ", resolution: STATIC, endpoints: [{address: 10.0.0.1, network: net, locality: eu}, {network: net}], subjectAltNames: [a]";
     let odd = tcp("a/odd", 0, "192.0.2.2", more);
     let index = index(&[&bad, &odd]);
     assert_eq!(seen(&index, "192.0.2.1:443", None), "Unknown");
@@ -299,5 +303,13 @@ fn an_entry_with_errors_has_no_effect_and_says_why_and_unused_fields_are_named()
     let (condition, _, warnings) = status(&index, "a/odd");
     assert_eq!(condition, ACCEPTED);
     let fields: Vec<_> = warnings.iter().map(|warning| warning.split_once(' ').unwrap().0).collect();
-    assert_eq!(fields, ["spec.endpoints[0].weight", "spec.endpoints[0].locality", "spec.subjectAltNames"]);
+    assert_eq!(
+        fields,
+        [
+            "spec.endpoints[0].locality",
+            "spec.endpoints[0].network",
+            "spec.endpoints[1]",
+            "spec.subjectAltNames"
+        ]
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use tidegate_core::DnsName;
+use tidegate_core::{DnsName, Identity, TrustDomain};
 
 use crate::service_entry::{EntryLocation, Resolution, SOCKET, ServiceEntrySpec, WorkloadEntry, port};
 use crate::validate::Finding;
@@ -27,6 +27,12 @@ pub(super) fn check(spec: &ServiceEntrySpec, findings: &mut Findings) {
     let names: BTreeSet<_> = spec.ports.iter().map(|port| port.name.as_str()).collect();
     for (i, endpoint) in spec.endpoints.iter().enumerate() {
         check_address(spec, resolution, endpoint, &format!("spec.endpoints[{i}].address"), findings);
+        if let Some(Err(error)) =
+            endpoint.account().map(|account| Identity::new(TrustDomain::default(), "default", account))
+        {
+            let path = format!("spec.endpoints[{i}].serviceAccount");
+            findings.add("account", || Finding::error(path, error.to_string()));
+        }
         for (name, number) in &endpoint.ports {
             let path = || format!("spec.endpoints[{i}].ports.{name}");
             if !names.contains(name.as_str()) {

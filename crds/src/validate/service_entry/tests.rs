@@ -155,6 +155,16 @@ fn what_a_resolution_does_not_take_is_refused() {
 }
 
 #[test]
+fn an_endpoint_s_service_account_has_a_name_that_one_can_have() {
+    let named =
+        |account: &str| findings(json!({"endpoints": [{"address": "192.0.2.2", "serviceAccount": account}]}));
+    let error =
+        "error: spec.endpoints[0].serviceAccount: service account \"a_b\" is not a DNS-1123 subdomain";
+    assert_eq!(named("a_b"), [error]);
+    assert!(named("").is_empty() && named("cart.v2").is_empty());
+}
+
+#[test]
 fn a_selector_needs_labels_without_wildcards_and_a_resolution_that_takes_endpoints() {
     for (change, expected) in [
         (

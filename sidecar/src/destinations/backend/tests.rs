@@ -243,3 +243,23 @@ fn a_backend_of_the_original_destination_has_the_address_that_was_dialled() {
     assert_eq!(at(None, "192.0.2.1:3128"), "192.0.2.1:3128");
     assert_eq!(at(Some(8443), "[fd00::1]:443"), "[fd00::1]:8443");
 }
+
+#[test]
+fn endpoints_get_the_shares_of_their_weights_whatever_their_load_and_the_others_while_one_is_ejected() {
+    let mut compiled = compiled(&[1, 2, 3]);
+    compiled.weights = [(address(1), 6), (address(2), 3)].into();
+    let backend = BalancedBackend::new(&compiled, &ClientWorkload::default(), None);
+    let _busy: Vec<_> = (0..50).map(|_| backend.endpoints[0].hold()).collect();
+    let shares = |count: usize| {
+        let chosen: Vec<_> = (0..count).map(|_| backend.choose(any).unwrap().endpoint.address).collect();
+        [1, 2, 3].map(|number| chosen.iter().filter(|chosen| **chosen == address(number)).count())
+    };
+    assert_eq!(shares(100), [60, 30, 10]);
+    assert_eq!(
+        backend.choose(|endpoint| endpoint.address == address(3)).unwrap().endpoint.address,
+        address(3)
+    );
+    backend.endpoints[0].hold().unreachable();
+    let [none, most, least] = shares(400);
+    assert!(none == 0 && most > 2 * least && least > 0, "{most} and {least}");
+}

@@ -18,6 +18,7 @@ use crate::destinations::{
     LiveDestination, LiveHosts, NoEndpoint, PendingHost, PolicedAddress, ProxiedDestination,
     ResolvedDestination, ResolvedRoutes, ResolvedTarget,
 };
+use crate::http::HttpContext;
 use crate::http::local_reply::{self, LocalReply};
 use crate::http::mirror::MirrorTarget;
 use crate::http::request::{NormalRequest, Request, Version};
@@ -32,6 +33,7 @@ pub(super) struct Outbound {
     hosts: LiveHosts,
     info: Rc<OutboundInfo>,
     refusals: Rc<RefusalLog>,
+    context: Rc<HttpContext>,
 }
 
 impl Outbound {
@@ -39,8 +41,9 @@ impl Outbound {
         info: Rc<OutboundInfo>,
         destination: LiveDestination,
         refusals: Rc<RefusalLog>,
+        context: Rc<HttpContext>,
     ) -> Self {
-        Self { dialled: info.dialled, destination, hosts: LiveHosts::default(), info, refusals }
+        Self { dialled: info.dialled, destination, hosts: LiveHosts::default(), info, refusals, context }
     }
 
     /// Chooses an endpoint from the newest ones, by the newest routes.
@@ -97,7 +100,7 @@ impl Outbound {
         let policies = &address.policies;
         let host = host_of(request.authority);
         let Ok(normal) = NormalRequest::new(request, policies.needs_normal_path()) else {
-            return Handled::reply(local_reply::bad_request("path_without_normal_form"));
+            return self.deny(address, request, local_reply::bad_request("path_without_normal_form"));
         };
         match policies.for_request(self.dialled, host, &normal) {
             Ok(rule) => {
@@ -106,16 +109,26 @@ impl Outbound {
                 let path = normal.into_other_path();
                 Handled { path, ..leave(allowed, request) }
             }
-            Err(_) if policies.is_audit => {
-                self.refusals.would_refuse(self.dialled, Some(host), &policies.reason);
-                leave(address.allowed(None), request)
-            }
-            Err(EgressDenial::Request) => Handled::reply(local_reply::no_route()),
+            Err(EgressDenial::Request) => self.deny(address, request, local_reply::no_route()),
             Err(EgressDenial::Host) => {
-                self.refusals.unregistered(self.dialled, Some(host), &policies.reason);
-                Handled::reply(local_reply::unregistered(NoEndpoint::Unregistered.details()))
+                if !policies.is_audit {
+                    self.refusals.unregistered(self.dialled, Some(host), &policies.reason);
+                }
+                self.deny(address, request, local_reply::unregistered(NoEndpoint::Unregistered.details()))
             }
         }
+    }
+
+    /// Answers a request that policies do not allow; in audit mode it is logged, counted and forwarded as it was sent.
+    fn deny(&self, address: &PolicedAddress, request: &Request<'_>, reply: LocalReply) -> Handled {
+        let policies = &address.policies;
+        if !policies.is_audit {
+            return Handled::reply(reply);
+        }
+        let host = host_of(request.authority);
+        self.refusals.would_refuse(self.dialled, Some(host), &policies.reason);
+        self.context.telemetry.would_refuse(reply.details);
+        leave(address.allowed(None), request)
     }
 
     /// The endpoint of a request could not be reached: turns to the next one; `false` if there is none.
