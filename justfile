@@ -41,6 +41,7 @@ bench:
     cargo build --release --workspace
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --write-readme
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --topology pair --write-readme
+    "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --topology egress --write-readme
 
 # Regenerate sidecar/hot.ld, which makes the linker place the functions that a sidecar runs side by side; as root, some minutes.
 layout:

@@ -1,12 +1,16 @@
-//! The app behind the proxies: HTTP/1.1 keep-alive in a minimal loop, so that it costs as little as possible.
+//! The app behind the proxies: HTTP/1.1 keep-alive in a minimal loop, so that it costs as little as possible. Outside the mesh
+//! it speaks TLS, and is the company's forward proxy in front of itself: the way between the two adds nothing then.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::http;
+use crate::tls::{self, ClientIdentity};
 
 pub(crate) use crate::http::LARGE_PATH;
 
@@ -19,6 +23,8 @@ pub(crate) const SMALL_FILL: u8 = b't';
 /// First word of the line printed once the app listens; the address follows.
 pub(crate) const LISTENING: &str = "listening";
 
+/// Bytes at which the head of a CONNECT is refused.
+const LARGEST_HEAD: usize = 16 * 1024;
 /// Bytes per read or write of a large body.
 const CHUNK: usize = 64 * 1024;
 
@@ -28,30 +34,65 @@ pub(crate) struct AppOptions {
     /// Where to listen; port 0 selects a free one, and the address is printed.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Certificate, PEM, of an app outside the mesh: it speaks TLS, directly or in the tunnels that it opens by CONNECT.
+    #[arg(long, requires = "key")]
+    certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, requires = "certificate")]
+    key: Option<PathBuf>,
 }
 
 /// Prints the address, then serves until accepting fails.
 pub(crate) fn main(options: AppOptions) -> Result<()> {
+    let identity =
+        options.certificate.zip(options.key).map(|(certificate, key)| ClientIdentity { certificate, key });
+    let acceptor = identity.as_ref().map(tls::acceptor).transpose()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(options.listen)
             .await
             .with_context(|| format!("cannot listen on {}", options.listen))?;
         println!("{LISTENING} {}", listener.local_addr()?);
-        serve(listener).await
+        serve(listener, acceptor).await
     })
 }
 
-/// Serves until accepting fails permanently.
-pub(crate) async fn serve(listener: TcpListener) -> Result<()> {
+/// Serves until accepting fails permanently; with an acceptor, as an app outside the mesh.
+pub(crate) async fn serve(listener: TcpListener, acceptor: Option<TlsAcceptor>) -> Result<()> {
     loop {
         let (stream, _) = listener.accept().await.context("cannot accept")?;
         stream.set_nodelay(true)?;
+        let acceptor = acceptor.clone();
         tokio::spawn(async move {
             // A peer may disconnect mid-response; that is not an error of the app.
-            drop(connection(stream).await);
+            drop(match acceptor {
+                None => connection(stream).await,
+                Some(acceptor) => outside(stream, &acceptor).await,
+            });
         });
     }
+}
+
+/// Serves a client outside the mesh, which speaks TLS at once or asks for a tunnel first.
+async fn outside(mut stream: TcpStream, acceptor: &TlsAcceptor) -> Result<()> {
+    let mut first = [0];
+    stream.peek(&mut first).await?;
+    if first == *b"C" {
+        open_tunnel(&mut stream).await?;
+    }
+    connection(acceptor.accept(stream).await?).await
+}
+
+/// Reads the head of a CONNECT, behind which the client waits for the answer, and agrees.
+async fn open_tunnel(stream: &mut TcpStream) -> Result<()> {
+    let mut head = Vec::with_capacity(1024);
+    while !head.ends_with(b"\r\n\r\n") {
+        anyhow::ensure!(
+            head.len() < LARGEST_HEAD && stream.read_buf(&mut head).await? > 0,
+            "no head of CONNECT"
+        );
+    }
+    Ok(stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?)
 }
 
 /// Serves one client's requests, one after another.
@@ -59,7 +100,7 @@ pub(crate) async fn serve(listener: TcpListener) -> Result<()> {
 /// # Errors
 ///
 /// On bytes that are not HTTP/1.1, and if the client disconnects within a message.
-async fn connection(mut stream: TcpStream) -> Result<()> {
+async fn connection(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<()> {
     let small = small_answer();
     let mut buffer = vec![0; 16 * 1024];
     let mut filled = 0;
@@ -96,14 +137,16 @@ async fn connection(mut stream: TcpStream) -> Result<()> {
                 return Ok(());
             }
         }
+        // TLS may hold bytes back.
+        stream.flush().await?;
         if request.close {
-            return Ok(());
+            return Ok(stream.shutdown().await?);
         }
     }
 }
 
 /// Reads and discards this many bytes of a request's body.
-async fn skip(stream: &mut TcpStream, mut bytes: u64) -> Result<()> {
+async fn skip(stream: &mut (impl AsyncRead + Unpin), mut bytes: u64) -> Result<()> {
     let mut chunk = vec![0; CHUNK];
     while bytes > 0 {
         let size = usize::try_from(bytes).unwrap_or(CHUNK).min(CHUNK);
@@ -115,7 +158,7 @@ async fn skip(stream: &mut TcpStream, mut bytes: u64) -> Result<()> {
 }
 
 /// Sends the large response.
-async fn download(stream: &mut TcpStream) -> Result<()> {
+async fn download(stream: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {LARGE_BYTES}\r\n\r\n"
     );
@@ -137,4 +180,35 @@ fn small_answer() -> Vec<u8> {
             .into_bytes();
     answer.resize(answer.len() + SMALL_BYTES as usize, SMALL_FILL);
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificates::{OUTSIDE, RunCertificates};
+    use crate::http::HttpConnection;
+    use crate::load::LoadExchange;
+    use crate::tls::Dialer;
+
+    #[tokio::test]
+    async fn an_app_outside_the_mesh_speaks_tls_at_once_and_in_tunnels() {
+        let directory = tempfile::tempdir().unwrap();
+        let certificates = RunCertificates::create(directory.path()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, Some(tls::acceptor(&certificates.server).unwrap())));
+        for (name, is_tunnel) in OUTSIDE.into_iter().zip([false, true, true]) {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            if is_tunnel {
+                let request = format!("CONNECT {name}:443 HTTP/1.1\r\nhost: {name}:443\r\n\r\n");
+                stream.write_all(request.as_bytes()).await.unwrap();
+                let mut answer = [0; 39];
+                stream.read_exact(&mut answer).await.unwrap();
+                assert_eq!(&answer, b"HTTP/1.1 200 Connection established\r\n\r\n");
+            }
+            let dialer = Dialer::new(&certificates.ca, name, None, &[]).unwrap();
+            let mut client = HttpConnection::new(dialer.handshake(stream).await.unwrap());
+            LoadExchange::last("/1k", SMALL_BYTES).on(&mut client).await.unwrap();
+        }
+    }
 }

@@ -25,6 +25,9 @@ const CALLER_URI: &str = "spiffe://cluster.local/ns/httpbin/sa/caller";
 /// The name in the proxies' own certificate, which clients verify.
 pub(crate) const SERVER: &str = "httpbin.httpbin.cluster.local";
 
+/// Names of the app outside the mesh, for which the proxies' own certificate is valid, too.
+pub(crate) const OUTSIDE: [&str; 3] = ["api.example.com", "www.example.com", "cdn.example.com"];
+
 /// Paths of the PEM files.
 #[derive(Debug, Clone)]
 pub(crate) struct RunCertificates {
@@ -69,7 +72,10 @@ impl RunCertificates {
         let name = |name: &str| CertificateParams::new([name.to_owned()]);
         let mut caller = name(CALLER)?;
         caller.subject_alt_names.push(SanType::URI(CALLER_URI.try_into()?));
-        issue(&ca, SERVER, name(SERVER)?, ExtendedKeyUsagePurpose::ServerAuth, &paths.server)?;
+        let server = CertificateParams::new(
+            [SERVER].into_iter().chain(OUTSIDE).map(str::to_owned).collect::<Vec<_>>(),
+        )?;
+        issue(&ca, SERVER, server, ExtendedKeyUsagePurpose::ServerAuth, &paths.server)?;
         issue(&ca, ALLOWED, name(ALLOWED)?, ExtendedKeyUsagePurpose::ClientAuth, &paths.allowed)?;
         issue(&ca, CALLER, caller, ExtendedKeyUsagePurpose::ClientAuth, &paths.caller)?;
         issue(&ca, FOREIGN, name(FOREIGN)?, ExtendedKeyUsagePurpose::ClientAuth, &paths.foreign)?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::app::{SMALL_BYTES, SMALL_FILL};
+use crate::certificates::OUTSIDE;
 use crate::load::{LoadEndpoint, LoadExchange};
 use crate::targets::{MtlsListener, Running};
 use crate::tls::ClientIdentity;
@@ -18,13 +19,13 @@ const POLL: Duration = Duration::from_millis(20);
 /// How every target of topology "ingress" refuses a client by its name.
 const FORBIDDEN: &str = "status 403";
 
-/// Waits until the admitted client gets the app's response.
-pub(crate) async fn wait_until_serving(running: &mut Running) -> Result<()> {
+/// Waits until the admitted client gets the app's response; of an app outside the mesh, by each of its names.
+pub(crate) async fn wait_until_serving(running: &mut Running, topology: ProxyTopology) -> Result<()> {
     let mut last_error = anyhow::anyhow!("no answer");
     let wait = async {
         loop {
             running.ensure_running()?;
-            match served(running).await {
+            match served(running, topology).await {
                 Ok(()) => return anyhow::Ok(()),
                 Err(error) => last_error = error,
             }
@@ -49,7 +50,9 @@ pub(crate) struct ObservedRefusals {
 /// Checks at the listener that enforces the policy that the admitted client gets the app's response, and a client of the
 /// same CA with another name and a client without a certificate get nothing of it: of an ingress, the former gets 403.
 pub(crate) async fn refuses_others(running: &Running, topology: ProxyTopology) -> Result<ObservedRefusals> {
-    let Some(listener) = running.guarded() else { return Ok(ObservedRefusals::default()) };
+    let Some(listener) = running.guarded().filter(|_| topology != ProxyTopology::Egress) else {
+        return Ok(ObservedRefusals::default());
+    };
     let files = &listener.files;
     // Otherwise a listener that refuses everyone would pass.
     let admitted = endpoint(&listener, Some(&files.allowed))?;
@@ -78,7 +81,13 @@ async fn refusal(endpoint: &LoadEndpoint) -> Result<String> {
 }
 
 /// Whether the admitted client gets the app's response.
-async fn served(running: &Running) -> Result<()> {
+async fn served(running: &Running, topology: ProxyTopology) -> Result<()> {
+    if let (ProxyTopology::Egress, Some(files)) = (topology, &running.tls) {
+        for name in OUTSIDE {
+            answered_by_app(&LoadEndpoint::tls(running.address, &files.ca, name, None, &[])?).await?;
+        }
+        return Ok(());
+    }
     let endpoint = match (&running.tls, running.guarded()) {
         (Some(files), Some(listener)) => endpoint(&listener, Some(&files.allowed))?,
         _ => LoadEndpoint::plain(running.address),

@@ -1,8 +1,8 @@
 //! `tidegate-bench`: measures Tidegate against nginx, HAProxy and Envoy on one machine.
 //!
 //! ProxyTopology "ingress": mTLS client → proxy that admits one client name → plaintext HTTP/1.1 app. ProxyTopology "pair":
-//! plaintext client → proxy → mTLS → proxy that admits the first one's name → app. One program plays every other part,
-//! each in its own process so that it can be pinned to a core:
+//! plaintext client → proxy → mTLS → proxy that admits the first one's name → app. ProxyTopology "egress": TLS client → proxy
+//! → `CONNECT` → app. One program plays every other part, each in its own process so that it can be pinned to a core:
 //!
 //! - [`run`] starts app, proxies and load, in interleaved rounds, and reports. Start reading here.
 //! - [`load`] is the load generator, [`app`] the app behind the proxies.

@@ -1,6 +1,7 @@
 //! A whole run: each round measures every target once, freshly started, in an order that rotates by one each time.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,7 @@ use crate::load;
 use crate::process::Process;
 use crate::report::{self, Machine, Measures, Results, RunSettings};
 use crate::targets::{Programs, Running, Target, TargetSite};
+use crate::tls::ClientIdentity;
 use crate::topology::ProxyTopology;
 
 /// How much longer than expected a load may take until it counts as stalled.
@@ -56,7 +58,7 @@ pub(crate) struct RunOptions {
     /// Core of load and app.
     #[arg(long, default_value_t = 1)]
     load_core: usize,
-    /// Folder for results.json, results.md and results.svg; of a pair, for pair.json, pair.md and pair.svg.
+    /// Folder for results.json, results.md and results.svg; of the other topologies, for files with their names.
     #[arg(long, default_value_os_t = report::default_folder())]
     out: PathBuf,
     /// Also put table and chart into bench/README.md.
@@ -119,8 +121,10 @@ async fn measure(options: &RunOptions) -> Result<Results> {
 
     let directory = tempfile::Builder::new().prefix("tidegate-bench-").tempdir()?;
     let certificates = RunCertificates::create(directory.path())?;
-    let (_app_process, app) = start_app("app", options.load_core, directory.path()).await?;
-    let (_across_process, app_across) = start_app("app-across", options.proxy_core, directory.path()).await?;
+    let outside = (topology == ProxyTopology::Egress).then_some(&certificates.server);
+    let (_app_process, app) = start_app("app", options.load_core, directory.path(), outside).await?;
+    let (_across_process, app_across) =
+        start_app("app-across", options.proxy_core, directory.path(), outside).await?;
     let bench = Bench { options, directory: directory.path(), certificates, app, app_across };
 
     let began = Instant::now();
@@ -167,7 +171,8 @@ impl Bench<'_> {
 
     /// Starts a target and runs every load on it.
     async fn measure(&self, target: Target, round: usize) -> Result<Measures> {
-        let directory = self.directory.join(format!("{round}-{target}"));
+        // A comma separates paths in some flags.
+        let directory = self.directory.join(format!("{round}-{target}").replace(',', ""));
         std::fs::create_dir(&directory)?;
         let topology = self.options.topology;
         let site = TargetSite {
@@ -180,7 +185,7 @@ impl Bench<'_> {
             programs: &self.options.programs,
         };
         let mut running = target.start(&site).await?;
-        check::wait_until_serving(&mut running).await?;
+        check::wait_until_serving(&mut running, topology).await?;
         let fresh_kib = running.resident_kib()?;
         let refusals = check::refuses_others(&running, topology).await?;
 
@@ -201,6 +206,7 @@ impl Bench<'_> {
             ProxyTopology::Pair => {
                 upload = Some(self.load(&running, &directory, load::LoadKind::Upload { seconds }).await?);
             }
+            ProxyTopology::Egress => {}
             // The app only speaks HTTP/1.1.
             ProxyTopology::Ingress if running.measured.is_empty() => {}
             ProxyTopology::Ingress => {
@@ -293,9 +299,19 @@ fn sockets() -> String {
     }
 }
 
-/// Starts the app on a core; returns its address.
-async fn start_app(name: &str, core: usize, directory: &Path) -> Result<(Process, std::net::SocketAddr)> {
-    let (mut process, stdout) = Process::start_own(name, core, directory, ["app"])?;
+/// Starts the app on a core; returns its address. With a certificate, it is outside the mesh.
+async fn start_app(
+    name: &str,
+    core: usize,
+    directory: &Path,
+    outside: Option<&ClientIdentity>,
+) -> Result<(Process, std::net::SocketAddr)> {
+    let mut arguments = vec![OsStr::new("app")];
+    if let Some(ClientIdentity { certificate, key }) = outside {
+        arguments.extend(["--certificate".as_ref(), certificate.as_os_str()]);
+        arguments.extend(["--key".as_ref(), key.as_os_str()]);
+    }
+    let (mut process, stdout) = Process::start_own(name, core, directory, arguments)?;
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line).await?;
     let Some(address) = line.trim().strip_prefix(app::LISTENING) else {

@@ -13,7 +13,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::certificates::{RunCertificates, SERVER};
+use self::tidegate::OutsidePolicy;
+use crate::certificates::{OUTSIDE, RunCertificates, SERVER};
 use crate::process::{Process, usage};
 use crate::tls::ClientIdentity;
 use crate::topology::ProxyTopology;
@@ -39,6 +40,26 @@ pub(crate) enum Target {
     #[value(name = "tidegate-1000-rules")]
     #[serde(rename = "tidegate-1000-rules")]
     Tidegate1000Rules,
+    /// Tidegate's sidecar, and ServiceEntries for the names of the app outside the mesh.
+    #[value(name = "tidegate-3-entries")]
+    #[serde(rename = "tidegate-3-entries")]
+    Tidegate3Entries,
+    /// The same among 1,000 ServiceEntries.
+    #[value(name = "tidegate-1000-entries")]
+    #[serde(rename = "tidegate-1000-entries")]
+    Tidegate1000Entries,
+    /// The same among 10,000 ServiceEntries.
+    #[value(name = "tidegate-10000-entries")]
+    #[serde(rename = "tidegate-10000-entries")]
+    Tidegate10000Entries,
+    /// Tidegate's sidecar, and Egresses with 1,000 hosts.
+    #[value(name = "tidegate-1000-hosts")]
+    #[serde(rename = "tidegate-1000-hosts")]
+    Tidegate1000Hosts,
+    /// The same with 10,000 hosts.
+    #[value(name = "tidegate-10000-hosts")]
+    #[serde(rename = "tidegate-10000-hosts")]
+    Tidegate10000Hosts,
     Nginx,
     Haproxy,
     /// Envoy, and HTTP.
@@ -146,6 +167,15 @@ impl Target {
                 Self::Envoy,
                 Self::EnvoyTcp,
             ],
+            ProxyTopology::Egress => &[
+                Self::Tidegate,
+                Self::Tidegate3Entries,
+                Self::Tidegate1000Entries,
+                Self::Tidegate10000Entries,
+                Self::Tidegate1000Hosts,
+                Self::Tidegate10000Hosts,
+                Self::Envoy,
+            ],
         }
     }
 
@@ -153,12 +183,10 @@ impl Target {
     pub(crate) fn version(self, programs: &Programs) -> Result<Option<String>> {
         let (program, flag) = match self {
             Self::Direct => return Ok(None),
-            Self::Tidegate | Self::TidegateTcp | Self::Tidegate100Rules | Self::Tidegate1000Rules => {
-                (programs.tidegate()?.sidecar, "--version")
-            }
             Self::Nginx => (programs.nginx()?, "-v"),
             Self::Haproxy => (programs.haproxy()?, "-v"),
             Self::Envoy | Self::EnvoyTcp => (programs.envoy()?, "--version"),
+            _ => (programs.tidegate()?.sidecar, "--version"),
         };
         let output = Command::new(&program)
             .arg(flag)
@@ -176,6 +204,15 @@ impl Target {
     pub(crate) async fn start(self, site: &TargetSite<'_>) -> Result<Running> {
         match self {
             Self::Direct => Ok(Running::without_proxy(site.app)),
+            Self::Tidegate | Self::Envoy if site.topology == ProxyTopology::Egress => match self {
+                Self::Envoy => envoy::start_tunnels(site),
+                _ => tidegate::start_outside(site, OutsidePolicy::ForwardProxy).await,
+            },
+            Self::Tidegate3Entries => tidegate::start_outside(site, OutsidePolicy::Entries(3)).await,
+            Self::Tidegate1000Entries => tidegate::start_outside(site, OutsidePolicy::Entries(1000)).await,
+            Self::Tidegate10000Entries => tidegate::start_outside(site, OutsidePolicy::Entries(10_000)).await,
+            Self::Tidegate1000Hosts => tidegate::start_outside(site, OutsidePolicy::Hosts(1000)).await,
+            Self::Tidegate10000Hosts => tidegate::start_outside(site, OutsidePolicy::Hosts(10_000)).await,
             Self::Tidegate => tidegate::start(site, "http", 0).await,
             Self::TidegateTcp => tidegate::start(site, "tcp", 0).await,
             Self::Tidegate100Rules => tidegate::start(site, "http", 100).await,
@@ -191,12 +228,10 @@ impl Target {
     fn program(self) -> &'static str {
         match self {
             Self::Direct => "direct",
-            Self::Tidegate | Self::TidegateTcp | Self::Tidegate100Rules | Self::Tidegate1000Rules => {
-                "Tidegate"
-            }
             Self::Nginx => "nginx",
             Self::Haproxy => "HAProxy",
             Self::Envoy | Self::EnvoyTcp => "Envoy",
+            _ => "Tidegate",
         }
     }
 }
@@ -208,6 +243,11 @@ impl fmt::Display for Target {
             Self::TidegateTcp | Self::EnvoyTcp => " TCP",
             Self::Tidegate100Rules => " 100 rules",
             Self::Tidegate1000Rules => " 1,000 rules",
+            Self::Tidegate3Entries => " 3 entries",
+            Self::Tidegate1000Entries => " 1,000 entries",
+            Self::Tidegate10000Entries => " 10,000 entries",
+            Self::Tidegate1000Hosts => " 1,000 hosts",
+            Self::Tidegate10000Hosts => " 10,000 hosts",
             _ => "",
         })
     }
@@ -251,6 +291,18 @@ impl Running {
             processes: vec![proxy.process],
             address: proxy.listen,
             tls: Some(tls),
+            inner: None,
+        }
+    }
+
+    /// A proxy beside a client of the app outside the mesh, whose TLS is its own.
+    fn outside(proxy: StartedProxy, others: Vec<Process>, site: &TargetSite<'_>) -> Self {
+        let files = ClientFiles::of(site.certificates, &site.certificates.allowed);
+        Self {
+            measured: vec![proxy.process.id()],
+            processes: std::iter::once(proxy.process).chain(others).collect(),
+            address: proxy.listen,
+            tls: Some(ClientFiles { server_name: OUTSIDE[0].to_owned(), ..files }),
             inner: None,
         }
     }
@@ -315,7 +367,9 @@ fn start_peer(
     let inbound = inbound(site)?;
     match site.topology {
         ProxyTopology::Ingress => Ok(Running::single(inbound, site)),
-        ProxyTopology::Pair => Ok(Running::pair(outbound(site, inbound.listen)?, inbound, site)),
+        ProxyTopology::Pair | ProxyTopology::Egress => {
+            Ok(Running::pair(outbound(site, inbound.listen)?, inbound, site))
+        }
     }
 }
 

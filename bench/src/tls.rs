@@ -11,13 +11,13 @@ use anyhow::{Context, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// A client certificate in PEM files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,6 +183,18 @@ impl AsyncWrite for ClientStream {
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
+}
+
+/// A server's side: TLS 1.3, without resumption.
+pub(crate) fn acceptor(identity: &ClientIdentity) -> Result<TlsAcceptor> {
+    let key = PrivateKeyDer::from_pem_file(&identity.key)
+        .with_context(|| format!("cannot read the key {}", identity.key.display()))?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(certificates(&identity.certificate)?, key)?;
+    config.send_tls13_tickets = 0;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// The certificates in a PEM file.

@@ -15,6 +15,8 @@ pub(crate) enum ProxyTopology {
     Ingress,
     /// Client → proxy → mTLS → proxy → app.
     Pair,
+    /// Client → its own TLS, through a proxy and a company's forward proxy → app outside the mesh.
+    Egress,
 }
 
 impl ProxyTopology {
@@ -22,7 +24,7 @@ impl ProxyTopology {
     pub(crate) fn admitted(self) -> &'static str {
         match self {
             Self::Ingress => ALLOWED,
-            Self::Pair => CALLER,
+            Self::Pair | Self::Egress => CALLER,
         }
     }
 
@@ -31,6 +33,7 @@ impl ProxyTopology {
         match self {
             Self::Ingress => "results",
             Self::Pair => "pair",
+            Self::Egress => "egress",
         }
     }
 }
@@ -40,6 +43,7 @@ impl fmt::Display for ProxyTopology {
         formatter.write_str(match self {
             Self::Ingress => "ingress",
             Self::Pair => "pair",
+            Self::Egress => "egress",
         })
     }
 }

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 use tidegate_controller::Index;
 use tidegate_controller::explain::{
@@ -133,11 +134,13 @@ impl ExplainOptions {
     /// The answer of a folder's objects.
     fn answer(&self, index: &Index) -> anyhow::Result<Value> {
         let domain = &self.trust.trust_domain;
+        // Manifests may be without the sidecars that the injector adds.
+        let is_workload: fn(&Pod) -> bool = |_| true;
         let (from, service) = match (&self.from, &self.backend) {
             (Some(from), ExplainedTarget::Service(service)) => (from, service),
             (Some(from), ExplainedTarget::External(server, port)) => {
                 let query = self.external(from.clone(), server, *port);
-                return Ok(serde_json::to_value(explain_external(index, domain, &query)?)?);
+                return Ok(serde_json::to_value(explain_external(index, domain, is_workload, &query)?)?);
             }
             (None, ExplainedTarget::Service(service)) => {
                 let source = self.source.context("--source is missing")?;
@@ -151,9 +154,7 @@ impl ExplainOptions {
             port: self.port,
             request: self.request(),
         };
-        // Manifests may be without the sidecars that the injector adds.
-        let view =
-            OutboundView { index, trust_domain: domain, is_workload: |_| true, missing_policy: &|_| None };
+        let view = OutboundView { index, trust_domain: domain, is_workload, missing_policy: &|_| None };
         Ok(serde_json::to_value(explain_outbound(view, &query)?)?)
     }
 

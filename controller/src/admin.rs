@@ -127,7 +127,7 @@ async fn explained(
             };
         }
         Question::External(query) => {
-            return match explain_external(&index, &shared.trust_domain, &query) {
+            return match explain_external(&index, &shared.trust_domain, shared.is_workload, &query) {
                 Ok(explanation) => Json(explanation).into_response(),
                 Err(error) => (StatusCode::NOT_FOUND, format!("{error}\n")).into_response(),
             };

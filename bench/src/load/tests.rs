@@ -15,7 +15,7 @@ use crate::certificates::{RunCertificates, SERVER};
 async fn app() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(app::serve(listener));
+    tokio::spawn(app::serve(listener, None));
     address
 }
 

@@ -99,6 +99,36 @@ const PAIR: [Goal; 11] = [
         .at_most(12.0, "KiB"),
 ];
 
+/// All goals of topology "egress", in the order of the table.
+const EGRESS: [Goal; 9] = [
+    goal("CPU per new connection", Metric::CpuMillisPerHandshake).beside_envoy(),
+    goal("CPU per request at 64 connections", CPU).beside_envoy(),
+    goal("CPU per GB, download", Metric::CpuPerGigabyte(Transfer::Download)).beside_envoy(),
+    goal("RSS, fresh", Metric::FreshMegabytes).beside_envoy(),
+    goal("memory per idle connection", Metric::KibPerIdleConnection).beside_envoy(),
+    beside_few(
+        "CPU per new connection, 1,000 entries",
+        Metric::CpuMillisPerHandshake,
+        Target::Tidegate1000Entries,
+    ),
+    beside_few(
+        "CPU per new connection, 10,000 entries",
+        Metric::CpuMillisPerHandshake,
+        Target::Tidegate10000Entries,
+    ),
+    beside_few("RSS with three of 1,000 entries in use", Metric::FreshMegabytes, Target::Tidegate1000Entries),
+    beside_few(
+        "RSS with three of 10,000 entries in use",
+        Metric::FreshMegabytes,
+        Target::Tidegate10000Entries,
+    ),
+];
+
+/// A goal for many ServiceEntries: the cost of three, but for what measurements differ by.
+const fn beside_few(name: &'static str, metric: Metric, of: Target) -> Goal {
+    Goal { of, ..goal(name, metric) }.times(&[Target::Tidegate3Entries], "× that of 3", Bound::AtMost(1.1))
+}
+
 /// A goal of Tidegate's for HTTP, still without its bound.
 const fn goal(name: &'static str, metric: Metric) -> Goal {
     Goal { name, metric, of: Target::Tidegate, beside: &[], bound: Bound::AtLeast(0.0), unit: "" }
@@ -110,6 +140,7 @@ pub(super) fn render(results: &Results) -> String {
     let goals = match results.settings.topology {
         ProxyTopology::Ingress => &INGRESS[..],
         ProxyTopology::Pair => &PAIR,
+        ProxyTopology::Egress => &EGRESS,
     };
     for goal in goals {
         let measured = goal.measured(results);
@@ -132,6 +163,11 @@ impl Goal {
     /// Relative to other targets.
     const fn times(self, beside: &'static [Target], unit: &'static str, bound: Bound) -> Self {
         Self { beside, unit, bound, ..self }
+    }
+
+    /// At most what Envoy needs.
+    const fn beside_envoy(self) -> Self {
+        self.times(&[Target::Envoy], "× Envoy's", Bound::AtMost(1.0))
     }
 
     /// An absolute upper bound.

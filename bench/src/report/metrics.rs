@@ -87,6 +87,7 @@ impl Metric {
                 &[Transfer::Download, Transfer::Http2Download, Transfer::Http2Upload][..]
             }
             ProxyTopology::Pair => &[Transfer::Download, Transfer::Upload],
+            ProxyTopology::Egress => &[Transfer::Download],
         };
         for transfer in transfers.iter().copied() {
             rows.extend([Self::Megabytes(transfer), Self::CpuPerGigabyte(transfer)]);
@@ -97,7 +98,7 @@ impl Metric {
     /// The row's label.
     pub(super) fn label(self, settings: &RunSettings) -> String {
         let side = match settings.topology {
-            ProxyTopology::Ingress => "",
+            ProxyTopology::Ingress | ProxyTopology::Egress => "",
             ProxyTopology::Pair => " of the client's side",
         };
         match self {
@@ -107,7 +108,7 @@ impl Metric {
             Self::CpuOpen { rate } => format!("CPU s per 10 k requests at {rate}/s"),
             Self::Handshakes => match settings.topology {
                 ProxyTopology::Ingress => "new mTLS connections/s".to_owned(),
-                ProxyTopology::Pair => "new connections/s".to_owned(),
+                ProxyTopology::Pair | ProxyTopology::Egress => "new connections/s".to_owned(),
             },
             Self::CpuMillisPerHandshake => "CPU ms per new connection".to_owned(),
             Self::FreshMegabytes => format!("RSS MB{side}, fresh"),

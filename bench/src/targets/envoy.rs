@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use super::{StartedProxy, TargetSite, free_address};
+use super::{Running, StartedProxy, TargetSite, free_address};
 use crate::certificates::SERVER;
 use crate::process::Process;
 use crate::template;
@@ -18,6 +18,8 @@ pub(super) const TCP_INBOUND: &str = include_str!("../../templates/envoy-tcp.yam
 pub(super) const HTTP_OUTBOUND: &str = include_str!("../../templates/outbound/envoy.yaml");
 /// The same for opaque bytes.
 pub(super) const TCP_OUTBOUND: &str = include_str!("../../templates/outbound/envoy-tcp.yaml");
+/// Beside a client of the app outside the mesh.
+pub(super) const TUNNELS: &str = include_str!("../../templates/outbound/envoy-tunnels.yaml");
 
 /// Starts Envoy in front of the app, on an unused port.
 pub(super) fn http_inbound(site: &TargetSite<'_>) -> Result<StartedProxy> {
@@ -37,6 +39,13 @@ pub(super) fn http_outbound(site: &TargetSite<'_>, to: SocketAddr) -> Result<Sta
 /// The same for opaque bytes.
 pub(super) fn tcp_outbound(site: &TargetSite<'_>, to: SocketAddr) -> Result<StartedProxy> {
     outbound(site, TCP_OUTBOUND, to)
+}
+
+/// Starts Envoy beside a client of the app outside the mesh; it opens a tunnel for each connection.
+pub(super) fn start_tunnels(site: &TargetSite<'_>) -> Result<Running> {
+    let listen = free_address()?;
+    let proxy = start(site, "envoy-tunnels", listen, &render_tunnels(site, listen)?)?;
+    Ok(Running::outside(proxy, vec![], site))
 }
 
 fn inbound(site: &TargetSite<'_>, template: &str) -> Result<StartedProxy> {
@@ -109,4 +118,18 @@ pub(super) fn render_outbound(
         ],
     )
     .context("Envoy's configuration beside the client")
+}
+
+/// The configuration beside a client of the app outside the mesh.
+pub(super) fn render_tunnels(site: &TargetSite<'_>, listen: SocketAddr) -> Result<String> {
+    template::render(
+        TUNNELS,
+        &[
+            ("proxy_address", site.app.ip().to_string()),
+            ("proxy_port", site.app.port().to_string()),
+            ("listen_address", listen.ip().to_string()),
+            ("listen_port", listen.port().to_string()),
+        ],
+    )
+    .context("Envoy's configuration for tunnels")
 }

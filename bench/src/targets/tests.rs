@@ -117,12 +117,36 @@ fn the_client_s_side_of_each_pair_presents_its_certificate_and_verifies_the_othe
 }
 
 #[test]
-fn opaque_tcp_is_measured_in_pairs_only() {
-    let [ingress, pair] = [ProxyTopology::Ingress, ProxyTopology::Pair].map(Target::all);
-    for target in [Target::TidegateTcp, Target::EnvoyTcp] {
-        assert!(pair.contains(&target) && !ingress.contains(&target));
+fn envoy_opens_tunnels_through_the_app_to_the_name_in_the_client_hello() {
+    let (directory, certificates) = certificates();
+    let programs = programs();
+    let site = TargetSite {
+        topology: ProxyTopology::Egress,
+        directory: directory.path(),
+        certificates: &certificates,
+        app: "127.0.0.1:4001".parse().unwrap(),
+        core: 0,
+        load_core: 1,
+        programs: &programs,
+    };
+    let envoy = envoy::render_tunnels(&site, "127.0.7.10:4003".parse().unwrap()).unwrap();
+    for part in [
+        "{address: 127.0.7.10, port_value: 4003}",
+        "{address: 127.0.0.1, port_value: 4001}",
+        "hostname: \"%REQUESTED_SERVER_NAME%:443\"",
+    ] {
+        assert!(envoy.contains(part), "{part} is not in {envoy}");
     }
-    assert!(ingress.is_sorted() && pair.is_sorted(), "the order of the report's columns");
+}
+
+#[test]
+fn opaque_tcp_is_measured_in_pairs_only() {
+    let all = [ProxyTopology::Ingress, ProxyTopology::Pair, ProxyTopology::Egress].map(Target::all);
+    let [ingress, pair, egress] = all;
+    for target in [Target::TidegateTcp, Target::EnvoyTcp] {
+        assert!(pair.contains(&target) && !ingress.contains(&target) && !egress.contains(&target));
+    }
+    assert!(all.iter().all(|targets| targets.is_sorted()), "the order of the report's columns");
 }
 
 #[test]

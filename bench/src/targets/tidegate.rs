@@ -4,6 +4,7 @@
 //! the other proxies; the admitted client has the certificate that the CA issues for the ingress gateway.
 
 mod caller;
+mod outside;
 mod rules;
 mod tokens;
 
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use tokio::net::TcpStream;
 
 use self::caller::CallerSidecar;
+pub(super) use self::outside::{OutsidePolicy, start_outside};
 use self::tokens::TokenKey;
 use super::{ClientFiles, MtlsListener, PEERS, Running, TargetSite, free_addresses};
 use crate::certificates::{ALLOWED, SERVER};
@@ -89,21 +91,10 @@ struct ProgramFlags(Vec<String>);
 pub(super) async fn start(site: &TargetSite<'_>, protocol: &str, rules: usize) -> Result<Running> {
     let programs = site.programs.tidegate()?;
     let mesh = LocalMesh::prepare(site, protocol, rules)?;
-
-    let start = |name, core, program: &Path, arguments: ProgramFlags| {
-        Process::start(name, core, site.directory, program, arguments.0)
-    };
-    let mut ca = start("cert-manager", site.load_core, &programs.cert_manager, mesh.ca_arguments(site))?;
+    let [controller, ca] = mesh.start_control_plane(site, &programs).await?;
+    let sidecar = mesh.sidecar_arguments(site);
+    let sidecar = start_sidecar(site, &programs, "sidecar", sidecar, mesh.sidecar_admin).await?;
     let gateway = mesh.secrets.join(SECRET);
-    until("cert-manager", &mut ca, async || {
-        ready(mesh.ca_admin).await && has_content(&gateway, ["ca.crt", "tls.crt", "tls.key"])
-    })
-    .await?;
-    let mut controller =
-        start("controller", site.load_core, &programs.controller, mesh.controller_arguments())?;
-    until("controller", &mut controller, async || ready(mesh.controller_admin).await).await?;
-    let mut sidecar = start("sidecar", site.core, &programs.sidecar, mesh.sidecar_arguments(site))?;
-    until("sidecar", &mut sidecar, async || ready(mesh.sidecar_admin).await).await?;
 
     let Some(caller) = &mesh.caller else {
         return Ok(Running {
@@ -122,8 +113,8 @@ pub(super) async fn start(site: &TargetSite<'_>, protocol: &str, rules: usize) -
             inner: None,
         });
     };
-    let mut outbound = start("caller", site.core, &programs.sidecar, caller.arguments(site, &mesh))?;
-    until("caller", &mut outbound, async || ready(caller.admin).await).await?;
+    let outbound =
+        start_sidecar(site, &programs, "caller", caller.arguments(site, &mesh), caller.admin).await?;
     Ok(Running {
         measured: vec![outbound.id(), sidecar.id()],
         processes: vec![outbound, sidecar, controller, ca],
@@ -136,6 +127,19 @@ pub(super) async fn start(site: &TargetSite<'_>, protocol: &str, rules: usize) -
             protocols: if protocol == "tcp" { &[b"tidegate/tcp"] } else { &[b"tidegate/h1"] },
         }),
     })
+}
+
+/// Starts a sidecar, and waits until it is ready.
+async fn start_sidecar(
+    site: &TargetSite<'_>,
+    programs: &ReleasePrograms,
+    name: &str,
+    arguments: ProgramFlags,
+    admin: SocketAddr,
+) -> Result<Process> {
+    let mut sidecar = Process::start(name, site.core, site.directory, &programs.sidecar, arguments.0)?;
+    until(name, &mut sidecar, async || ready(admin).await).await?;
+    Ok(sidecar)
 }
 
 impl ReleasePrograms {
@@ -166,8 +170,20 @@ impl ReleasePrograms {
 }
 
 impl LocalMesh {
-    /// Writes the programs' input: manifests, tokens and the key that signs the tokens.
+    /// For the client of an app in the mesh, or for an ingress controller.
     fn prepare(site: &TargetSite<'_>, protocol: &str, rules: usize) -> Result<Self> {
+        let port = site.app.port();
+        let dialled = (site.topology == ProxyTopology::Pair).then(|| SocketAddr::new(caller::SERVICE, port));
+        let mesh = Self::with_manifests(site, &render(site, protocol)?, dialled)?;
+        if mesh.caller.is_some() {
+            fs::write(mesh.manifests.join("rules.yaml"), rules::manifests(rules, port, protocol))?;
+        }
+        Ok(mesh)
+    }
+
+    /// Writes the programs' input: manifests, tokens and the key that signs the tokens. With an address that a client
+    /// dials, the mesh has a sidecar beside it.
+    fn with_manifests(site: &TargetSite<'_>, manifests: &str, dialled: Option<SocketAddr>) -> Result<Self> {
         let [ca, ca_admin, discovery, controller_admin, sidecar_admin] = free_addresses()?;
         let path = |name: &str| site.directory.join(name);
         let key = TokenKey::generate()?;
@@ -182,23 +198,36 @@ impl LocalMesh {
             token_key_file: path("token-key.pub"),
             controller_token: path("controller.token"),
             sidecar_token: path("sidecar.token"),
-            caller: match site.topology {
-                ProxyTopology::Ingress => None,
-                ProxyTopology::Pair => Some(CallerSidecar::prepare(site, &key)?),
-            },
+            caller: dialled.map(|dialled| CallerSidecar::prepare(site, &key, dialled)).transpose()?,
             secrets: path("secrets"),
             store: path("store"),
         };
         fs::create_dir(&mesh.manifests)?;
-        fs::write(mesh.manifests.join("httpbin.yaml"), render(site, protocol)?)?;
-        if mesh.caller.is_some() {
-            let rules = rules::manifests(rules, site.app.port(), protocol);
-            fs::write(mesh.manifests.join("rules.yaml"), rules)?;
-        }
+        fs::write(mesh.manifests.join("httpbin.yaml"), manifests)?;
         fs::write(&mesh.token_key_file, key.public_pem())?;
         fs::write(&mesh.controller_token, key.token("tidegate-system", "tidegate-controller")?)?;
         fs::write(&mesh.sidecar_token, key.token("httpbin", "httpbin")?)?;
         Ok(mesh)
+    }
+
+    /// Starts controller and CA, the latter first, and waits until both are ready.
+    async fn start_control_plane(
+        &self,
+        site: &TargetSite<'_>,
+        programs: &ReleasePrograms,
+    ) -> Result<[Process; 2]> {
+        let start = |name, program: &Path, arguments: ProgramFlags| {
+            Process::start(name, site.load_core, site.directory, program, arguments.0)
+        };
+        let mut ca = start("cert-manager", &programs.cert_manager, self.ca_arguments(site))?;
+        let gateway = self.secrets.join(SECRET);
+        until("cert-manager", &mut ca, async || {
+            ready(self.ca_admin).await && has_content(&gateway, ["ca.crt", "tls.crt", "tls.key"])
+        })
+        .await?;
+        let mut controller = start("controller", &programs.controller, self.controller_arguments())?;
+        until("controller", &mut controller, async || ready(self.controller_admin).await).await?;
+        Ok([controller, ca])
     }
 
     /// Flags of the cert-manager.
@@ -271,7 +300,7 @@ pub(super) fn render(site: &TargetSite<'_>, protocol: &str) -> Result<String> {
             values.push(("allowed", ALLOWED.to_owned()));
             template::render(INGRESS, &values).context("tidegate.yaml")
         }
-        ProxyTopology::Pair => {
+        ProxyTopology::Pair | ProxyTopology::Egress => {
             values.push(("caller_address", caller::POD.to_string()));
             values.push(("service_address", caller::SERVICE.to_string()));
             template::render(PAIR, &values).context("pair.yaml")

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use tidegate_core::destination::{DestinationKey, DestinationTarget, HostSource, RequestedHost};
 use tidegate_core::dns_name::{DnsName, DnsPattern};
@@ -62,10 +63,12 @@ pub struct ExternalExplanation {
     pub port: u16,
 }
 
-/// Answers a question from the objects alone, like [`explain`](super::explain).
+/// Answers a question from the objects alone, like [`explain`](super::explain). `is_workload`: whether a Pod has a sidecar;
+/// the address of one without is no destination of its own.
 pub fn explain_external(
     index: &Index,
     trust_domain: &TrustDomain,
+    is_workload: fn(&Pod) -> bool,
     query: &ExternalQuery,
 ) -> Result<ExternalExplanation, ExplainError> {
     let host = query.host.as_deref();
@@ -74,8 +77,7 @@ pub fn explain_external(
     {
         return Err(ExplainError::IsService(host.to_owned(), service));
     }
-    // Which Pods have sidecars decides about the transport alone.
-    let resolver = Resolver { index, trust_domain, is_workload: |_| true, features: Features::EXECUTED };
+    let resolver = Resolver { index, trust_domain, is_workload, features: Features::EXECUTED };
     let listed = query.address.or_else(|| listed_address(index, query));
     // An address that no object lists is as good as any other.
     let address = SocketAddr::new(listed.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), query.port);
@@ -358,7 +360,7 @@ spec:
                 port,
             };
             let objects = index(&[OBJECTS, &mesh_config(true), &proxy(spec)]);
-            explain_external(&objects, &TrustDomain::default(), &query).unwrap()
+            explain_external(&objects, &TrustDomain::default(), |_| true, &query).unwrap()
         };
         let spec = "proxies: [{address: 10.9.9.9, port: 3128}], selector: {matchLabels: {app: cart}}";
         let found = asked(spec, 443);
@@ -381,7 +383,7 @@ spec:
             port,
         };
         let objects = index(&[OBJECTS, &mesh_config(egress)]);
-        explain_external(&objects, &TrustDomain::default(), &query).unwrap()
+        explain_external(&objects, &TrustDomain::default(), |_| true, &query).unwrap()
     }
 
     #[test]
@@ -430,7 +432,7 @@ spec:
         let explained = |host: &str, port| {
             let host = Some(host.to_owned());
             let query = ExternalQuery { caller: ObjectName::new("web", "client"), host, address: None, port };
-            explain_external(&objects, &TrustDomain::default(), &query).unwrap()
+            explain_external(&objects, &TrustDomain::default(), |_| true, &query).unwrap()
         };
         let tls = explained("b.example.com", 443);
         assert_eq!((tls.decision, tls.rule.as_deref()), ("allow", Some("Egress web/out")));
@@ -457,6 +459,25 @@ spec:
     }
 
     #[test]
+    fn a_pod_by_its_own_address_is_a_destination_only_with_a_sidecar() {
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: squid, namespace: external}\nspec: {serviceAccountName: default, \
+                   containers: [{name: squid, ports: [{containerPort: 3128}]}]}\nstatus: {podIP: 10.1.0.7}\n";
+        let objects = index(&[&mesh_config(false), pod]);
+        let query = ExternalQuery {
+            caller: ObjectName::new("web", "client"),
+            host: None,
+            address: "10.1.0.7".parse().ok(),
+            port: 3128,
+        };
+        let explained = |is_workload: fn(&Pod) -> bool| {
+            let found = explain_external(&objects, &TrustDomain::default(), is_workload, &query).unwrap();
+            (found.decision, found.rule.unwrap_or_default())
+        };
+        assert_eq!(explained(|_| true), ("allow", "Pod external/squid".to_owned()));
+        assert_eq!(explained(|_| false), ("deny", "MeshConfig tidegate-system/osm-mesh-config".to_owned()));
+    }
+
+    #[test]
     fn the_name_of_a_service_is_refused_as_an_external_host() {
         let query = ExternalQuery {
             caller: ObjectName::new("web", "client"),
@@ -464,7 +485,8 @@ spec:
             address: None,
             port: 80,
         };
-        let error = explain_external(&index(&[OBJECTS]), &TrustDomain::default(), &query).unwrap_err();
+        let objects = index(&[OBJECTS]);
+        let error = explain_external(&objects, &TrustDomain::default(), |_| true, &query).unwrap_err();
         assert_eq!(
             error.to_string(),
             "cart.shop.svc.cluster.local is service shop/cart: ask about shop/cart"

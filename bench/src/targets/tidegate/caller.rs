@@ -1,4 +1,4 @@
-//! The sidecar beside the client of a pair.
+//! The sidecar beside a client.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,19 +19,21 @@ pub(super) const SERVICE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 pub(super) struct CallerSidecar {
     /// Its admin server.
     pub(super) admin: SocketAddr,
-    /// Where the client connects to, in place of the Service.
+    /// Where the client connects to, in place of what it dials.
     pub(super) outbound: SocketAddr,
+    /// What the client dials.
+    dialled: SocketAddr,
     /// Its service account token.
     token: PathBuf,
 }
 
 impl CallerSidecar {
     /// Writes the sidecar's token.
-    pub(super) fn prepare(site: &TargetSite<'_>, key: &TokenKey) -> Result<Self> {
+    pub(super) fn prepare(site: &TargetSite<'_>, key: &TokenKey, dialled: SocketAddr) -> Result<Self> {
         let [admin, outbound] = free_addresses()?;
         let token = site.directory.join("caller.token");
         fs::write(&token, key.token("httpbin", "caller")?)?;
-        Ok(Self { admin, outbound, token })
+        Ok(Self { admin, outbound, dialled, token })
     }
 
     /// Flags of the sidecar. Its inbound listener, which a sidecar must have, is not used.
@@ -39,6 +41,6 @@ impl CallerSidecar {
         let port = site.app.port();
         mesh.workload_arguments("httpbin/caller", self.admin, &self.token)
             .with("--inbound", format!("{}={}", SocketAddr::new(POD, port), site.app))
-            .with("--outbound", format!("{}={}", self.outbound, SocketAddr::new(SERVICE, port)))
+            .with("--outbound", format!("{}={}", self.outbound, self.dialled))
     }
 }
