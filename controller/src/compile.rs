@@ -5,6 +5,7 @@
 //! force. Both read a rule through the same functions, so that what a status says is what sidecars do. Each kind
 //! that is compiled has a file of its own.
 
+mod audit;
 mod backend;
 pub(crate) mod destination;
 pub(crate) mod egress;

@@ -38,6 +38,10 @@ fn mesh(server: SocketAddr, settings: Value) -> Mesh {
 }
 
 fn apply_config(mesh: &mut Mesh, server: SocketAddr, settings: Value) {
+    mesh.apply("config", &[config(server, settings)]);
+}
+
+fn config(server: SocketAddr, settings: Value) -> Value {
     let mut config = objects::mesh_config(true);
     let mut external =
         json!({"enable": true, "address": server.ip(), "port": server.port(), "timeout": "10s"});
@@ -45,7 +49,7 @@ fn apply_config(mesh: &mut Mesh, server: SocketAddr, settings: Value) {
         external[key] = value.clone();
     }
     config["spec"]["traffic"]["inboundExternalAuthorization"] = external;
-    mesh.apply("config", &[config]);
+    config
 }
 
 /// Allows what has this token, and denies the rest with a page.
@@ -310,6 +314,45 @@ fn what_the_policy_refuses_is_not_checked() {
     assert!(server.checks().is_empty());
     assert_eq!(mesh.client().get("/"), OK);
     assert_eq!(server.checks().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn audit_mode_forwards_requests_as_they_were_sent_and_reports_what_would_be_refused() {
+    let server = Authorizer::start(token);
+    let mut audit = config(server.address(), json!({"timeout": "500ms"}));
+    audit["metadata"]["annotations"] = json!({"tidegate.io/audit": "true"});
+    let mut mesh = mesh(server.address(), json!({}));
+    let app = App::echo(mesh.app_address());
+    mesh.apply("config", &[audit.clone()]);
+    let post = b"POST /a HTTP/1.1\r\nhost: a\r\nauthorization: Bearer bad\r\ncontent-length: 4\r\n\r\nbody";
+    let mut connection = mesh.client().connect().unwrap();
+    assert_eq!(connection.request(post).unwrap().status(), 200);
+    assert_eq!(connection.request(&get("/b", "good")).unwrap().status(), 200);
+    let seen: Vec<_> =
+        app.requests().iter().map(|request| (request.target().to_owned(), request.text())).collect();
+    assert_eq!(seen, [("/a", "body"), ("/b", "")].map(|(path, body)| (path.to_owned(), body.to_owned())));
+    let calls = H2cApp::start(mesh.app_port(H2C_PORT));
+    let client = Client::to(mesh.target_port(H2C_PORT)).from(mesh.gateway());
+    let http2 = H2Connection::open(&client).await.unwrap();
+    assert_eq!(http2.get("/c").await.unwrap().head.status(), 200);
+    assert_eq!(calls.requests().len(), 1);
+    drop(server);
+    assert_eq!(mesh.client().get("/d"), OK, "its check fails");
+    audit["spec"]["traffic"]["inboundExternalAuthorization"] = json!({"enable": true, "address": "opa"});
+    mesh.apply("config", &[audit]);
+    assert_eq!(mesh.client().get("/e"), OK, "there is no server to call");
+    wait::until_true("what would be refused is counted", SOON, || {
+        [
+            ("externally_denied", 2),
+            ("external_authorization_failed", 1),
+            ("external_authorization_invalid", 1),
+        ]
+        .iter()
+        .all(|(reason, count)| {
+            metric(&mesh, &format!("tidegate_audit_refusals_total{{reason=\"{reason}\"}} {count}"))
+        })
+    });
+    assert!(mesh.sidecar.log().contains("allowed: audit mode; otherwise refused"));
 }
 
 #[test]

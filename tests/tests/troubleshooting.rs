@@ -160,6 +160,7 @@ fn every_status_of_a_policy_is_explained() {
         1,
         &messages(&[
             "controller/src/compile.rs",
+            "controller/src/compile/audit.rs",
             "controller/src/compile/ingress_backend.rs",
             "controller/src/compile/ingress_backend/rules.rs",
             "controller/src/compile/mesh_config.rs",

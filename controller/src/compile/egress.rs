@@ -2,10 +2,10 @@
 
 pub(crate) mod rules;
 
-use tidegate_core::contract::annotations::AUDIT;
 use tidegate_crds::{Egress, Finding, validate};
 
-use self::rules::{EgressFault, audit_annotation, fault, is_audit};
+use self::rules::{EgressFault, fault};
+use super::audit::{is_audit, misspelled};
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::Index;
 use crate::object::OfKind;
@@ -53,18 +53,14 @@ fn effect(index: &Index, object: &Egress) -> Vec<String> {
             "spec.traffic.enableEgress is not false: every server is reachable, and this has no effect"
                 .to_owned(),
         );
-    } else if is_audit(object) {
+    } else if is_audit(&object.metadata) {
         effects.push(
             "audit mode: what would be refused is logged, unless another policy for the service account is enforced; then this has \
              no effect"
                 .to_owned(),
         );
     }
-    if let Some(value) = audit_annotation(object).filter(|value| !matches!(*value, "true" | "false")) {
-        effects.push(format!(
-            "annotation {AUDIT}: expected \"true\" or \"false\", got {value:?}; this is enforced"
-        ));
-    }
+    effects.extend(misspelled(&object.metadata));
     effects
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tidegate_core::policy::{ExternalAuthorization, ExternalAuthorizationState, ServerAddress};
 use tidegate_crds::mesh_config::FieldProblem;
 
+use super::audit::is_audit;
 use crate::index::Index;
 use crate::object::{Kind, ObjectName};
 
@@ -72,24 +73,23 @@ impl ServerLocation {
 
 /// The external authorization of the mesh.
 fn in_force(index: &Index) -> Option<ExternalAuthorization> {
-    let invalid = |name: &ObjectName, why: String| ExternalAuthorization {
-        origin: name.to_ref(Kind::MeshConfig),
-        state: ExternalAuthorizationState::Invalid(why.into()),
-    };
     if let Some(config) = index.unreadable_mesh_config() {
-        return config.may_authorize_externally().then(|| invalid(&config.name(), config.reason()));
+        return config.may_authorize_externally().then(|| ExternalAuthorization {
+            origin: config.name().to_ref(Kind::MeshConfig),
+            state: ExternalAuthorizationState::Invalid(config.reason().into()),
+            is_audit: false,
+        });
     }
     let (name, config) = index.mesh_config()?;
-    let external = config.spec.external_authorization()?;
-    Some(match external.server() {
-        Ok(server) => ExternalAuthorization {
-            origin: name.to_ref(Kind::MeshConfig),
-            state: ExternalAuthorizationState::Active(server),
-        },
+    let state = match config.spec.external_authorization()?.server() {
+        Ok(server) => ExternalAuthorizationState::Active(server),
         Err(FieldProblem { field, problem }) => {
-            invalid(name, format!("spec.traffic.inboundExternalAuthorization.{field}: {problem}"))
+            let why = format!("spec.traffic.inboundExternalAuthorization.{field}: {problem}");
+            ExternalAuthorizationState::Invalid(why.into())
         }
-    })
+    };
+    let (origin, is_audit) = (name.to_ref(Kind::MeshConfig), is_audit(&config.metadata));
+    Some(ExternalAuthorization { origin, state, is_audit })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_core::telemetry::TracingSettings;
 use tidegate_crds::{Finding, MeshConfig, validate};
 
+use super::audit::{is_audit, misspelled};
 use super::status::{Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::Index;
 use crate::object::ObjectName;
@@ -62,9 +63,17 @@ pub(super) fn mesh_config(index: &Index, name: &ObjectName, object: &MeshConfig)
     };
     let findings = validate::mesh_config(&object.spec);
     let error = error.or_else(|| findings.iter().find(|finding| finding.is_error()).map(Finding::to_string));
-    let warnings =
-        findings.iter().map(Finding::to_string).filter(|text| error.as_ref() != Some(text)).collect();
+    let warnings = findings.iter().map(Finding::to_string).filter(|text| error.as_ref() != Some(text));
+    let warnings = warnings.chain(audit_effect(object)).collect();
     ObjectStatus::new(error, warnings, &object.metadata)
+}
+
+/// What the annotation for audit mode means, if a server authorizes requests.
+fn audit_effect(object: &MeshConfig) -> Option<String> {
+    object.spec.external_authorization()?;
+    let effect =
+        || "audit mode: what the external authorization would refuse is counted and logged".to_owned();
+    is_audit(&object.metadata).then(effect).or_else(|| misspelled(&object.metadata))
 }
 
 /// What the MeshConfig in force says about traces. One with an error in these settings traces nothing.

@@ -5,10 +5,10 @@ pub(super) mod rules;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tidegate_core::contract::annotations::AUDIT;
 use tidegate_crds::{Finding, TrafficTarget, validate};
 
-use self::rules::{TargetFault, audit_annotation, beyond_bound, fault, is_audit};
+use self::rules::{TargetFault, beyond_bound, fault};
+use super::audit::{is_audit, misspelled};
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::Index;
 use crate::object::{ObjectName, OfKind};
@@ -65,7 +65,7 @@ fn status(
 fn effect(index: &Index, name: &ObjectName, object: &TrafficTarget) -> Vec<String> {
     let mut effects = Vec::new();
     let is_permissive = index.mesh_config_spec().is_some_and(|config| config.is_permissive());
-    match (is_audit(object), is_permissive) {
+    match (is_audit(&object.metadata), is_permissive) {
         (true, true) => effects.push(
             "audit mode: what would be refused without permissive mode is counted and logged".to_owned(),
         ),
@@ -77,7 +77,7 @@ fn effect(index: &Index, name: &ObjectName, object: &TrafficTarget) -> Vec<Strin
             effects.push("audit mode: what would be refused is counted and logged".to_owned());
             let is_enforced = |(other, target): &(&ObjectName, &Arc<TrafficTarget>)| {
                 *other != name
-                    && !is_audit(target)
+                    && !is_audit(&target.metadata)
                     && target.spec.destination.name == object.spec.destination.name
             };
             let others = index.traffic_targets_in(&name.namespace).filter(is_enforced);
@@ -90,11 +90,7 @@ fn effect(index: &Index, name: &ObjectName, object: &TrafficTarget) -> Vec<Strin
         }
         (false, false) => {}
     }
-    if let Some(value) = audit_annotation(object).filter(|value| !matches!(*value, "true" | "false")) {
-        effects.push(format!(
-            "annotation {AUDIT}: expected \"true\" or \"false\", got {value:?}; this is enforced"
-        ));
-    }
+    effects.extend(misspelled(&object.metadata));
     effects
 }
 

@@ -3,10 +3,10 @@
 mod global;
 pub(super) mod limits;
 
-use tidegate_core::contract::annotations::AUDIT;
 use tidegate_crds::{Finding, UpstreamTrafficSetting, validate};
 
-use self::limits::{RoutePaths, is_audit, oldest};
+use self::limits::{RoutePaths, oldest};
+use super::audit::{is_audit, misspelled};
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, setting_service};
 use crate::object::{ObjectName, OfKind};
@@ -81,15 +81,8 @@ fn fault(
 
 /// What the audit annotation means; `None` without it.
 fn audit_effect(object: &UpstreamTrafficSetting) -> Option<String> {
-    match object.metadata.annotations.as_ref()?.get(AUDIT)?.as_str() {
-        _ if is_audit(object) => {
-            Some("audit mode: what exceeds the limits is counted and logged, not refused".to_owned())
-        }
-        "false" => None,
-        value => Some(format!(
-            "annotation {AUDIT}: expected \"true\" or \"false\", got {value:?}; this is enforced"
-        )),
-    }
+    let effect = || "audit mode: what exceeds the limits is counted and logged, not refused".to_owned();
+    is_audit(&object.metadata).then(effect).or_else(|| misspelled(&object.metadata))
 }
 
 #[cfg(test)]

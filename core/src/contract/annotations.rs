@@ -25,7 +25,8 @@ pub const APP_ADDRESS: &str = "tidegate.io/app-address";
 /// Pod, with `tidegate standalone`: where the app reaches destinations, as `LISTEN=DESTINATION` separated by commas.
 pub const OUTBOUND: &str = "tidegate.io/outbound";
 
-/// TrafficTarget: `true` reports what would be refused, without refusing it.
+/// TrafficTarget, UpstreamTrafficSetting, Egress, and MeshConfig for its external authorization: `true` reports what would be
+/// refused, without refusing it.
 pub const AUDIT: &str = "tidegate.io/audit";
 
 /// MeshConfig: more namespaces for the ingress controller's certificate.

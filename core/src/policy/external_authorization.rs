@@ -18,6 +18,8 @@ pub struct ExternalAuthorization {
     pub origin: ObjectRef,
     /// The server, or why there is none.
     pub state: ExternalAuthorizationState,
+    /// Audit mode: refusals are reported, and the requests are forwarded.
+    pub is_audit: bool,
 }
 
 /// Whether there is a server that can be called.
@@ -115,6 +117,9 @@ impl Serialize for ServerAddress {
 
 impl fmt::Display for ExternalAuthorization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_audit {
+            write!(f, "audit mode: ")?;
+        }
         match &self.state {
             ExternalAuthorizationState::Invalid(why) => write!(f, "refuses every request: {why}"),
             ExternalAuthorizationState::Active(server) => {
@@ -150,7 +155,11 @@ mod tests {
 
     #[test]
     fn it_says_who_decides_and_what_a_failure_means() {
-        let state = |state| ExternalAuthorization { origin: ObjectRef::new("MeshConfig", "a", "b"), state };
+        let external = |state, is_audit| ExternalAuthorization {
+            origin: ObjectRef::new("MeshConfig", "a", "b"),
+            state,
+            is_audit,
+        };
         let server = |failure_mode_allow| AuthorizationServer {
             address: ServerAddress::parse("opa", 9191).unwrap(),
             timeout: Duration::from_secs(1),
@@ -161,13 +170,14 @@ mod tests {
                 as_bytes: false,
             }),
         };
-        let active = |allow| state(ExternalAuthorizationState::Active(server(allow))).to_string();
+        let active = |allow| external(ExternalAuthorizationState::Active(server(allow)), false).to_string();
         assert_eq!(active(false), "opa:9191 decides within 1s; its failure refuses the request");
         assert_eq!(
             active(true),
             "opa:9191 decides within 1s; its failure allows the request; it gets up to 100 bytes of the body"
         );
-        let invalid = state(ExternalAuthorizationState::Invalid("no port".into())).to_string();
-        assert_eq!(invalid, "refuses every request: no port");
+        let invalid = |is_audit| external(ExternalAuthorizationState::Invalid("no port".into()), is_audit);
+        assert_eq!(invalid(false).to_string(), "refuses every request: no port");
+        assert_eq!(invalid(true).to_string(), "audit mode: refuses every request: no port");
     }
 }

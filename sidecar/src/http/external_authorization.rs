@@ -11,7 +11,7 @@ mod body;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tidegate_core::policy::{AuthorizationServer, Denial, ExternalAuthorization, Reason};
+use tidegate_core::policy::{AuthorizationServer, Decision, Denial, ExternalAuthorization, Grant, Reason};
 use tidegate_core::route::filter::HeaderEdits;
 use tidegate_proto::external_authorization::CheckRequest;
 
@@ -118,15 +118,20 @@ impl AuthorizationCheck {
         self.refuse(Reason::ExternalAuthorizationFailed, response)
     }
 
+    /// Refuses the request; in audit mode it is forwarded, and that is reported.
     fn refuse(self, reason: Reason, response: RefusalResponse) -> CheckVerdict {
-        let details = match reason {
+        let denial = Denial { reason, origin: Some(self.authorization.origin.clone()) };
+        if self.authorization.is_audit {
+            let report = Some(Rc::new(Decision::Allow(Grant::Audit(denial))));
+            return CheckVerdict::Allow(Allowance { report, ..self.allowance(None) });
+        }
+        let details = match denial.reason {
             Reason::ExternallyDenied => "ext_authz_denied",
             Reason::ExternalAuthorizationBodyTooLarge => "ext_authz_body_too_large",
             _ => "ext_authz_error",
         };
-        let origin = Some(self.authorization.origin.clone());
         let response = if self.is_grpc { response.for_grpc() } else { response };
-        CheckVerdict::Refuse(Refusal::new(Denial { reason, origin }, response, details))
+        CheckVerdict::Refuse(Refusal::new(denial, response, details))
     }
 
     /// Edits what the server gets as the app would get it.
@@ -143,12 +148,16 @@ impl AuthorizationCheck {
         }
     }
 
+    fn allow(&self, edits: Option<Box<Edits>>) -> CheckVerdict {
+        CheckVerdict::Allow(self.allowance(edits))
+    }
+
     /// The app gets the ID that the server has got.
-    fn allow(&self, mut edits: Option<Box<Edits>>) -> CheckVerdict {
+    fn allowance(&self, mut edits: Option<Box<Edits>>) -> Allowance {
         if let Some(id) = &self.new_id {
             edits.get_or_insert_default().set_id(id);
         }
-        CheckVerdict::Allow(Allowance { edits, report: None })
+        Allowance { edits, report: None }
     }
 }
 

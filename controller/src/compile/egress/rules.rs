@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tidegate_core::contract::annotations::AUDIT;
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::egress::policies::{EgressPolicies, EgressRule, EgressTraffic};
 use tidegate_core::route::RouteMatch;
@@ -11,6 +10,7 @@ use tidegate_core::{CidrSet, EgressMode};
 use tidegate_crds::egress::{EgressProtocol, EgressReference};
 use tidegate_crds::{Egress, validate};
 
+use crate::compile::audit::is_audit;
 use crate::compile::traffic_target::rules::match_bytes;
 use crate::index::Index;
 use crate::object::{Kind, ObjectName, OfKind};
@@ -61,8 +61,8 @@ pub(crate) fn egress_of(
         return mode.clone();
     }
     policies.sort_by(|(_, a), (_, b)| a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp));
-    let is_audit_only = policies.iter().all(|(_, object)| is_audit(object));
-    let wanted = policies.into_iter().filter(|(_, object)| is_audit(object) == is_audit_only);
+    let is_audit_only = policies.iter().all(|(_, object)| is_audit(&object.metadata));
+    let wanted = policies.into_iter().filter(|(_, object)| is_audit(&object.metadata) == is_audit_only);
     let rules = wanted.flat_map(|(name, object)| rules(index, name, object)).filter(|rule| take(rule));
     let reason = format!("{reason}, and no Egress for service account {account} allows it");
     EgressMode::Policies(Arc::new(EgressPolicies {
@@ -70,16 +70,6 @@ pub(crate) fn egress_of(
         is_audit: is_audit_only,
         reason: reason.into(),
     }))
-}
-
-/// Whether a policy is in audit mode. Only `true` is: another value enforces, as its status says.
-pub(crate) fn is_audit(object: &Egress) -> bool {
-    audit_annotation(object) == Some("true")
-}
-
-/// The value of the annotation for audit mode.
-pub(crate) fn audit_annotation(object: &Egress) -> Option<&str> {
-    object.metadata.annotations.as_ref()?.get(AUDIT).map(String::as_str)
 }
 
 /// What keeps a policy from allowing anything.

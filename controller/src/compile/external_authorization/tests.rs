@@ -49,6 +49,25 @@ fn a_setting_without_a_server_refuses_every_request() {
 }
 
 #[test]
+fn audit_mode_is_an_annotation_of_the_mesh_config() {
+    let judged = |value: &str| {
+        let annotation = format!("metadata: {{annotations: {{tidegate.io/audit: '{value}'}}, ");
+        let config =
+            mesh_config("enable: true, address: opa, port: 9191").replace("metadata: {", &annotation);
+        let index = index(&[HTTPBIN, &config]);
+        let pod = index.pod(&ObjectName::new("httpbin", "httpbin-1")).unwrap();
+        let policy = workload(&index, pod, &TrustDomain::default()).unwrap();
+        let status = crate::status::all(&index).into_iter().find(|status| status.kind == "MeshConfig");
+        (policy.external_authorization.unwrap().is_audit, status.unwrap().warnings.join("; "))
+    };
+    let effect = "audit mode: what the external authorization would refuse is counted and logged";
+    assert_eq!(judged("true"), (true, effect.to_owned()));
+    assert_eq!(judged("false"), (false, String::new()));
+    let (is_audit, warning) = judged("yes");
+    assert!(!is_audit && warning.ends_with("got \"yes\"; this is enforced"), "{warning}");
+}
+
+#[test]
 fn the_server_s_own_workload_is_not_subject_to_it() {
     for address in
         ["httpbin.httpbin", "httpbin.httpbin.svc", "httpbin.httpbin.svc.cluster.local", "127.0.0.11"]

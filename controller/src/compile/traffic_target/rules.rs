@@ -6,7 +6,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use tidegate_core::contract::annotations::AUDIT;
 use tidegate_core::policy::{ActivePeerRule, AppProtocol, PeerRule, PeerRuleState, PeerTraffic};
 use tidegate_core::route::RouteMatch;
 use tidegate_core::route::matching::{PathMatch, RpcMatch, ValueMatch};
@@ -15,6 +14,7 @@ use tidegate_crds::TrafficTarget;
 use tidegate_crds::traffic_target::{Subject, TargetRule};
 use tidegate_crds::validate::{self, Finding};
 
+use crate::compile::audit::is_audit;
 use crate::index::{CompiledMatch, Index, NamedMatches};
 use crate::object::{Kind, ObjectName, OfKind};
 
@@ -99,10 +99,13 @@ impl CompiledTarget {
         let origin = name.to_ref(TrafficTarget::KIND);
         let (traffic, sources) = match (fault(index, name, object), sources(trust_domain, name, object)) {
             (Some(fault), _) => {
-                return Self { is_audit: is_audit(object), ..Self::invalid(origin, fault.reason()) };
+                return Self {
+                    is_audit: is_audit(&object.metadata),
+                    ..Self::invalid(origin, fault.reason())
+                };
             }
             (None, Err(reason)) => {
-                return Self { is_audit: is_audit(object), ..Self::invalid(origin, &reason) };
+                return Self { is_audit: is_audit(&object.metadata), ..Self::invalid(origin, &reason) };
             }
             (None, Ok(sources)) => (traffic(index, name, object).unwrap_or_default(), sources),
         };
@@ -120,7 +123,7 @@ impl CompiledTarget {
             Some(ports) if !traffic.has_all_ports => Ports::These(ports),
             _ => Ports::All,
         };
-        Self { is_audit: is_audit(object), ports, http, opaque }
+        Self { is_audit: is_audit(&object.metadata), ports, http, opaque }
     }
 
     /// One that grants nothing, for this reason.
@@ -158,16 +161,6 @@ impl TargetFault {
             Self::ReferenceNotFound(_) => "ReferenceNotFound",
         }
     }
-}
-
-/// Whether a target is in audit mode. Only `true` is: another value enforces, as its status says.
-pub(crate) fn is_audit(object: &TrafficTarget) -> bool {
-    audit_annotation(object) == Some("true")
-}
-
-/// The value of the annotation for audit mode.
-pub(crate) fn audit_annotation(object: &TrafficTarget) -> Option<&str> {
-    object.metadata.annotations.as_ref()?.get(AUDIT).map(String::as_str)
 }
 
 /// The TrafficTargets of a namespace that are beyond [`MOST_TARGETS`].

@@ -7,7 +7,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tidegate_core::ObjectRef;
-use tidegate_core::contract::annotations::AUDIT;
 use tidegate_core::policy::{GlobalRateLimits, GlobalRequestLimit, RateLimits, RouteRateLimit};
 use tidegate_core::route::RouteMatch;
 use tidegate_core::route::filter::LocalRateLimit;
@@ -18,6 +17,7 @@ use tidegate_crds::upstream_traffic_setting::{HttpRateLimitSpec, TOO_MANY_REQUES
 
 use super::super::traffic_target::rules::match_bytes;
 use super::global;
+use crate::compile::audit::is_audit;
 use crate::index::{Index, setting_service};
 use crate::object::{ObjectName, OfKind};
 
@@ -74,12 +74,6 @@ pub(crate) fn oldest<'i>(index: &'i Index, service: &ObjectName) -> Option<&'i O
     oldest.map(|(name, _)| name)
 }
 
-/// Whether an object is in audit mode. Only `true` is: another value enforces, as its status says.
-pub(crate) fn is_audit(object: &UpstreamTrafficSetting) -> bool {
-    let annotations = object.metadata.annotations.as_ref();
-    annotations.and_then(|annotations| annotations.get(AUDIT)).is_some_and(|value| value == "true")
-}
-
 /// `None` without any limit.
 fn compile(name: &ObjectName, object: &UpstreamTrafficSetting, paths: &RoutePaths<'_>) -> Option<RateLimits> {
     let origin = name.to_ref(UpstreamTrafficSetting::KIND);
@@ -97,7 +91,7 @@ fn compile(name: &ObjectName, object: &UpstreamTrafficSetting, paths: &RoutePath
         requests: local.and_then(|local| local.http.as_ref()).map(|http| request_limit(&origin, "", http)),
         routes,
         global: global::compile(&object.spec, paths),
-        is_audit: is_audit(object),
+        is_audit: is_audit(&object.metadata),
         origin,
     };
     let is_local = limits.connections.is_some() || limits.of_requests().next().is_some();

@@ -33,7 +33,11 @@ pub(super) fn external_to_wire(external: &ExternalAuthorization) -> wire::Extern
             })
         }
     };
-    wire::ExternalAuthorization { origin: Some(object_to_wire(&external.origin)), state: Some(state) }
+    wire::ExternalAuthorization {
+        origin: Some(object_to_wire(&external.origin)),
+        state: Some(state),
+        is_audit: external.is_audit,
+    }
 }
 
 /// Errors name the field below `external_authorization`.
@@ -49,7 +53,7 @@ pub(super) fn external_from_wire(
             ExternalAuthorizationState::Active(server_from_wire(server)?)
         }
     };
-    Ok(ExternalAuthorization { origin, state })
+    Ok(ExternalAuthorization { origin, state, is_audit: external.is_audit })
 }
 
 fn server_from_wire(server: wire::AuthorizationServer) -> Result<AuthorizationServer, ConversionError> {
@@ -78,7 +82,8 @@ mod tests {
     use super::*;
 
     fn external(state: ExternalAuthorizationState) -> ExternalAuthorization {
-        ExternalAuthorization { origin: ObjectRef::new("MeshConfig", "a", "b"), state }
+        let is_audit = matches!(state, ExternalAuthorizationState::Invalid(_));
+        ExternalAuthorization { origin: ObjectRef::new("MeshConfig", "a", "b"), state, is_audit }
     }
 
     #[test]
@@ -122,7 +127,7 @@ mod tests {
             (with_body("a", 1, second, 0), "external_authorization.body.most_bytes"),
             (with_body("a", 1, second, MOST_CHECKED_BODY + 1), "external_authorization.body.most_bytes"),
         ] {
-            let wire = wire::ExternalAuthorization { origin: origin.clone(), state };
+            let wire = wire::ExternalAuthorization { origin: origin.clone(), state, is_audit: false };
             assert_eq!(external_from_wire(wire).unwrap_err().field, field);
         }
     }

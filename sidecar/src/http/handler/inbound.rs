@@ -43,7 +43,7 @@ impl Inbound {
     /// limit services and the external authorization to decide.
     pub(super) fn handle(&self, request: &Request<'_>) -> Handled {
         let decided = self.authorize(request).and_then(|allowed| self.limit(request, allowed));
-        let Allowed { decision, path, limits } = match decided {
+        let allowed = match decided {
             Ok(allowed) => allowed,
             Err((decision, action)) => return handled(decision, None, action),
         };
@@ -52,10 +52,7 @@ impl Inbound {
             protocol: app_version(&self.authorizer, request),
             attempts: None,
         };
-        match self.authorizer.external_authorization() {
-            None if limits.is_empty() => handled(decision, path, HandlerAction::Forward(forward)),
-            external => self.check(external.as_ref(), request, Allowed { decision, path, limits }, forward),
-        }
+        self.check(self.authorizer.external_authorization().as_ref(), request, allowed, forward)
     }
 
     /// What the policy allows. The error is the response to what it does not.
@@ -119,12 +116,12 @@ impl Inbound {
         Ok(allowed)
     }
 
-    /// Policy and limits allow the request, and servers have to allow it, too.
+    /// Policy and limits allow the request. Servers may have to allow it, too.
     fn check(
         &self,
         external: Option<&Arc<ExternalAuthorization>>,
         request: &Request<'_>,
-        Allowed { decision, path, limits }: Allowed,
+        Allowed { mut decision, path, limits }: Allowed,
         forward: Forward,
     ) -> Handled {
         let sent = path.as_deref().unwrap_or(request.path);
@@ -136,11 +133,18 @@ impl Inbound {
             }
             Some((external, ExternalAuthorizationState::Invalid(why))) => {
                 let reason = Reason::ExternalAuthorizationInvalid(why.clone());
-                let action = HandlerAction::Reply(local_reply::denied(&reason));
+                let reply = local_reply::denied(&reason);
                 let denial = Denial { reason, origin: Some(external.origin.clone()) };
-                return handled(Rc::new(Decision::Deny(denial)), path, action);
+                if !external.is_audit {
+                    return handled(Rc::new(Decision::Deny(denial)), path, HandlerAction::Reply(reply));
+                }
+                decision = Rc::new(Decision::Allow(Grant::Audit(denial)));
+                None
             }
         };
+        if authorization.is_none() && limits.is_empty() {
+            return handled(decision, path, HandlerAction::Forward(forward));
+        }
         let checks = RequestChecks::new(limits, authorization);
         let action = HandlerAction::Check(Box::new(PendingCheck { checks, forward, path }));
         handled(decision, None, action)
