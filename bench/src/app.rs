@@ -1,15 +1,21 @@
-//! The app behind the proxies: HTTP/1.1 keep-alive in a minimal loop, so that it costs as little as possible. Outside the mesh
-//! it speaks TLS, and is the company's forward proxy in front of itself: the way between the two adds nothing then.
+//! The app behind the proxies: HTTP/1.1 keep-alive in a minimal loop, so that it costs as little as possible; HTTP/2 where a
+//! client begins with its preface. Outside the mesh it speaks TLS, and is the company's forward proxy in front of itself: the
+//! way between the two adds nothing then.
 
+mod http2;
+
+use std::ffi::OsStr;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use anyhow::{Context, Result, bail};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+pub(crate) use self::http2::SPANS_CAME;
 use crate::http;
+use crate::process::Process;
 use crate::tls::{self, ClientIdentity};
 
 pub(crate) use crate::http::LARGE_PATH;
@@ -25,6 +31,9 @@ pub(crate) const LISTENING: &str = "listening";
 
 /// Bytes at which the head of a CONNECT is refused.
 const LARGEST_HEAD: usize = 16 * 1024;
+/// Start of an HTTP/2 client's first bytes; RFC 9113 §3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
 /// Bytes per read or write of a large body.
 const CHUNK: usize = 64 * 1024;
 
@@ -40,6 +49,28 @@ pub(crate) struct AppOptions {
     /// Its key, PEM.
     #[arg(long, requires = "certificate")]
     key: Option<PathBuf>,
+}
+
+/// Starts the app in a process of its own on a core; returns its address. With a certificate, it is outside the mesh.
+pub(crate) async fn start(
+    name: &str,
+    core: usize,
+    directory: &Path,
+    outside: Option<&ClientIdentity>,
+) -> Result<(Process, SocketAddr)> {
+    let mut arguments = vec![OsStr::new("app")];
+    if let Some(ClientIdentity { certificate, key }) = outside {
+        arguments.extend(["--certificate".as_ref(), certificate.as_os_str()]);
+        arguments.extend(["--key".as_ref(), key.as_os_str()]);
+    }
+    let (mut process, stdout) = Process::start_own(name, core, directory, arguments)?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line).await?;
+    let Some(address) = line.trim().strip_prefix(LISTENING) else {
+        process.ensure_running()?;
+        bail!("the app printed {line:?} instead of its address");
+    };
+    Ok((process, address.trim().parse()?))
 }
 
 /// Prints the address, then serves until accepting fails.
@@ -99,15 +130,23 @@ async fn open_tunnel(stream: &mut TcpStream) -> Result<()> {
 ///
 /// # Errors
 ///
-/// On bytes that are not HTTP/1.1, and if the client disconnects within a message.
+/// On bytes that are not HTTP, and if the client disconnects within a message.
 async fn connection(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<()> {
-    let small = small_answer();
+    let small = answer_of(SMALL_BYTES);
+    let mut sized = Vec::new();
+    let mut sized_bytes = None;
     let mut buffer = vec![0; 16 * 1024];
     let mut filled = 0;
     loop {
         let request = loop {
-            if let Some(request) = http::parse_request(&buffer[..filled])? {
-                break request;
+            match http::parse_request(&buffer[..filled]) {
+                Ok(Some(request)) => break request,
+                Ok(None) => {}
+                Err(_) if buffer.starts_with(PREFACE) => {
+                    buffer.truncate(filled);
+                    return http2::serve(stream, buffer).await;
+                }
+                Err(error) => return Err(error),
             }
             anyhow::ensure!(filled < buffer.len(), "request head is larger than the buffer");
             let read = stream.read(&mut buffer[filled..]).await?;
@@ -120,6 +159,12 @@ async fn connection(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(
         filled -= request.head_bytes;
         match request.kind {
             http::AppRequest::Small => stream.write_all(&small).await?,
+            http::AppRequest::Sized(bytes) => {
+                if sized_bytes != Some(bytes) {
+                    (sized, sized_bytes) = (answer_of(bytes), Some(bytes));
+                }
+                stream.write_all(&sized).await?;
+            }
             http::AppRequest::Download => download(&mut stream).await?,
             http::AppRequest::Upload(length) => {
                 let came_with_head = filled.min(usize::try_from(length).unwrap_or(filled));
@@ -173,12 +218,12 @@ async fn download(stream: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
     Ok(())
 }
 
-/// Head and body of the small response.
-fn small_answer() -> Vec<u8> {
+/// Head and body of a response of this many bytes.
+fn answer_of(bytes: u64) -> Vec<u8> {
     let mut answer =
-        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {SMALL_BYTES}\r\n\r\n")
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {bytes}\r\n\r\n")
             .into_bytes();
-    answer.resize(answer.len() + SMALL_BYTES as usize, SMALL_FILL);
+    answer.resize(answer.len() + bytes as usize, SMALL_FILL);
     answer
 }
 

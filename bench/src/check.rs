@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::app::{SMALL_BYTES, SMALL_FILL};
+use crate::app::{SMALL_BYTES, SMALL_FILL, SPANS_CAME};
 use crate::certificates::OUTSIDE;
 use crate::load::{LoadEndpoint, LoadExchange};
 use crate::targets::{MtlsListener, Running};
@@ -65,6 +65,13 @@ pub(crate) async fn refuses_others(running: &Running, topology: ProxyTopology) -
     );
     let nameless = refusal(&endpoint(&listener, None)?).await.context("a client without a certificate")?;
     Ok(ObservedRefusals { foreign: Some(foreign), nameless: Some(nameless) })
+}
+
+/// Fails if requests are traced and the collector has got no spans: the figures would be those of a proxy without traces.
+pub(crate) fn spans_have_come(running: &Running) -> Result<()> {
+    let Some(collector) = &running.collector else { return Ok(()) };
+    ensure!(collector.log_tail().contains(SPANS_CAME), "the collector of spans has got none");
+    Ok(())
 }
 
 /// How a client is refused: by a status, or by an error of its connection. Fails if it is admitted.

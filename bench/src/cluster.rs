@@ -3,7 +3,8 @@
 //!
 //! - [`measure`] is the sequence: start a cluster, install Tidegate, add more and more meshed pods. Start reading here.
 //! - [`site`] is the cluster with its workloads; [`node`] makes connections from the node's network.
-//! - One file per measurement: [`changes`], [`connections`], [`memory`], [`creation`]. [`synthetic`] creates pods that
+//! - One file per measurement: [`changes`], [`connections`], [`memory`], [`creation`], [`routes`]; [`prober`] watches for
+//!   the effect of a change. [`synthetic`] creates pods that
 //!   no kubelet runs.
 //! - [`results`] holds the measurements, [`report`] formats them.
 
@@ -12,8 +13,10 @@ mod connections;
 mod creation;
 mod memory;
 mod node;
+mod prober;
 mod report;
 mod results;
+mod routes;
 mod site;
 mod synthetic;
 
@@ -30,6 +33,7 @@ use tokio::sync::oneshot;
 
 use self::changes::PolicyChange;
 use self::results::{ClusterResults, ClusterSettings, Population};
+use self::routes::{RouteBench, RouteOptions};
 use self::site::ClusterSite;
 use crate::report::{Machine, default_folder};
 
@@ -51,6 +55,8 @@ pub(crate) struct ClusterBenchOptions {
     /// Pods of each kind whose creation is timed; 0 skips this.
     #[arg(long, default_value_t = 20)]
     creations: usize,
+    #[command(flatten)]
+    routes: RouteOptions,
     /// Name of the cluster; an existing one of this name is stopped first.
     #[arg(long, default_value = "bench")]
     name: String,
@@ -86,6 +92,11 @@ pub(crate) fn main(options: ClusterBenchOptions) -> Result<()> {
         "--pods {:?}: ascending numbers, at least {}",
         options.pods,
         site::SMALLEST
+    );
+    ensure!(
+        options.routes.routes.is_sorted(),
+        "--routes {:?}: ascending numbers, because routes are only added",
+        options.routes.routes
     );
     let (sender, receiver) = oneshot::channel();
     let own = options.clone();
@@ -145,6 +156,9 @@ fn measure(options: &ClusterBenchOptions) -> Result<ClusterResults> {
             let measured = run.phase("creation of pods", |site| creation::measure(site, options.creations));
             run.results.creation = measured.unwrap_or_default();
         }
+        if index == 0 {
+            run.routes(&options.routes);
+        }
     }
     if options.synthetic > 0 {
         let pods = run.site.pods();
@@ -181,6 +195,26 @@ impl Run {
                 self.results.connections.push((population, measured));
             }
         }
+    }
+
+    /// Measures changes of routes at each number of routes, and restores the cluster.
+    fn routes(&mut self, options: &RouteOptions) {
+        if options.is_off() {
+            return;
+        }
+        let bench = self.phase("a client of Services with routes", |site| RouteBench::start(site, options));
+        let Some(mut bench) = bench else { return };
+        for count in options.routes.iter().copied().filter(|count| *count > 0) {
+            let name = format!("{count} routes");
+            match self.phase(&name, |site| bench.measure(site, count)) {
+                Some(measured) => self.results.routes.push(measured),
+                None => break,
+            }
+        }
+        self.phase("without routes again", |_| {
+            bench.end();
+            Ok(())
+        });
     }
 
     /// Measures the memory of all programs.
@@ -223,6 +257,7 @@ fn no_results(options: &ClusterBenchOptions, programs: &Path) -> Result<ClusterR
         connections: Vec::new(),
         memory: Vec::new(),
         creation: Vec::new(),
+        routes: Vec::new(),
         failures: Vec::new(),
     })
 }

@@ -36,6 +36,15 @@ impl Histogram {
         self.max = self.max.max(nanos);
     }
 
+    /// Adds the values of another one.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (count, others) in self.counts.iter_mut().zip(&other.counts) {
+            *count += others;
+        }
+        self.total += other.total;
+        self.max = self.max.max(other.max);
+    }
+
     /// Number of values.
     pub(crate) fn count(&self) -> u64 {
         self.total
@@ -121,6 +130,20 @@ mod tests {
         }
         assert_eq!(histogram.count(), 1000);
         assert_eq!(histogram.max(), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn merged_histograms_have_the_values_of_both() {
+        let (mut one, mut other) = (Histogram::new(), Histogram::new());
+        one.record(Duration::from_micros(10));
+        for _ in 0..3 {
+            other.record(Duration::from_millis(1));
+        }
+        one.merge(&other);
+        assert_eq!((one.count(), one.max()), (4, Duration::from_millis(1)));
+        assert!(
+            one.quantile(0.25) < Duration::from_micros(11) && one.quantile(0.5) > Duration::from_micros(990)
+        );
     }
 
     #[test]

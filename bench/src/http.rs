@@ -6,6 +6,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// Path of the large answer, and of the large request.
 pub(crate) const LARGE_PATH: &str = "/100m";
 
+/// What precedes the number of bytes in the path of a response of any size.
+pub(crate) const SIZED_PATH: &str = "/bytes/";
+/// The most bytes of such a response, which the app keeps in memory.
+pub(crate) const MOST_SIZED: u64 = 16_000_000;
+
 /// Maximum number of fields in a head.
 const MAX_HEADERS: usize = 64;
 /// Bytes of a client's read buffer, and so of a response's head.
@@ -31,6 +36,8 @@ pub(crate) struct ReceivedRequest {
 pub(crate) enum AppRequest {
     /// A GET of any other path: the small response.
     Small,
+    /// A GET of [`SIZED_PATH`] and a number: a response of so many bytes.
+    Sized(u64),
     /// A GET of [`LARGE_PATH`]: the large response.
     Download,
     /// A POST with a body of this many bytes, answered with a small response.
@@ -158,7 +165,7 @@ pub(crate) fn parse_request(bytes: &[u8]) -> Result<Option<ReceivedRequest>> {
     };
     let kind = match (request.method, request.path) {
         (Some("GET"), Some(LARGE_PATH)) => AppRequest::Download,
-        (Some("GET"), _) => AppRequest::Small,
+        (Some("GET"), Some(path)) => sized(path).map_or(AppRequest::Small, AppRequest::Sized),
         (Some("POST"), Some(LARGE_PATH)) => {
             let length =
                 request.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
@@ -171,6 +178,11 @@ pub(crate) fn parse_request(bytes: &[u8]) -> Result<Option<ReceivedRequest>> {
         header.name.eq_ignore_ascii_case("connection") && header.value.eq_ignore_ascii_case(b"close")
     }) || request.version == Some(0);
     Ok(Some(ReceivedRequest { head_bytes, kind, close }))
+}
+
+/// The number of bytes that a path demands; `None` without one, or if it is too large.
+fn sized(path: &str) -> Option<u64> {
+    path.strip_prefix(SIZED_PATH)?.parse().ok().filter(|bytes| *bytes <= MOST_SIZED)
 }
 
 /// Parses a response's head; `None` while it is incomplete.
@@ -216,6 +228,20 @@ mod tests {
         assert_eq!(parse_request(chunked).unwrap().unwrap().kind, AppRequest::NotServed);
         let request = parse_request(b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\n").unwrap().unwrap();
         assert_eq!(request.kind, AppRequest::NotServed);
+    }
+
+    #[test]
+    fn the_path_of_a_get_determines_the_size_of_the_response() {
+        for (path, kind) in [
+            ("/1k", AppRequest::Small),
+            ("/bytes/0", AppRequest::Sized(0)),
+            ("/bytes/1000000", AppRequest::Sized(1_000_000)),
+            ("/bytes/16000001", AppRequest::Small),
+            ("/bytes/", AppRequest::Small),
+        ] {
+            let request = format!("GET {path} HTTP/1.1\r\n\r\n");
+            assert_eq!(parse_request(request.as_bytes()).unwrap().unwrap().kind, kind, "{path}");
+        }
     }
 
     /// Sends each part separately, then closes.

@@ -1,11 +1,12 @@
 //! The load generator: one kind of load on one address, one JSON report.
 //!
-//! One thread, raw HTTP/1.1 over plain TCP or mTLS; HTTP/2 for large bodies. Status and length of every response are
+//! One thread, raw HTTP/1.1 over plain TCP or mTLS; HTTP/2 for large bodies, concurrent requests and gRPC. Status and length of every response are
 //! checked. Only what happens inside the measured window is reported, and the CPU time of the watched processes is
 //! sampled at its start and end.
 
 mod connection;
 mod http2;
+mod http2_closed;
 mod kinds;
 mod window;
 
@@ -15,8 +16,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::app::SMALL_BYTES;
 use crate::tls::ClientIdentity;
 pub(crate) use connection::{LoadEndpoint, LoadExchange};
+pub(crate) use http2_closed::Http2Exchange;
 
 /// Flags of `load`.
 #[derive(Debug, clap::Args)]
@@ -51,6 +54,27 @@ pub(crate) enum LoadKind {
         /// Number of connections.
         #[arg(long, default_value_t = 64)]
         connections: usize,
+        /// Length of the window.
+        #[arg(long, default_value_t = 3.0)]
+        seconds: f64,
+        /// Time before the window.
+        #[arg(long, default_value_t = 0.5)]
+        warm_up: f64,
+        /// Bytes of each response's body.
+        #[arg(long, default_value_t = SMALL_BYTES)]
+        body: u64,
+    },
+    /// One request at a time on each stream of some HTTP/2 connections.
+    Http2Closed {
+        /// What is exchanged on each stream.
+        #[arg(long, default_value = "get")]
+        exchange: Http2Exchange,
+        /// Number of connections.
+        #[arg(long, default_value_t = 4)]
+        connections: usize,
+        /// Number of streams of each connection.
+        #[arg(long, default_value_t = 16)]
+        streams: usize,
         /// Length of the window.
         #[arg(long, default_value_t = 3.0)]
         seconds: f64,
@@ -174,8 +198,12 @@ async fn run(options: LoadOptions) -> Result<LoadMeasurement> {
     };
     let watched = &options.watch_pid;
     match options.kind {
-        LoadKind::Closed { connections, seconds, warm_up } => {
-            kinds::closed(endpoint, watched, connections, warm_up, seconds).await
+        LoadKind::Closed { connections, seconds, warm_up, body } => {
+            kinds::closed(endpoint, watched, connections, warm_up, seconds, body).await
+        }
+        LoadKind::Http2Closed { exchange, connections, streams, seconds, warm_up } => {
+            let streams = http2_closed::Streams { exchange, connections, streams };
+            http2_closed::closed(endpoint, watched, streams, warm_up, seconds).await
         }
         LoadKind::Open { rate, connections, seconds, warm_up } => {
             kinds::open(endpoint, watched, rate, connections, warm_up, seconds).await
@@ -203,7 +231,7 @@ impl LoadKind {
     /// The protocols that a client of this kind offers by ALPN.
     fn protocols(&self) -> &'static [&'static [u8]] {
         match self {
-            Self::Http2Download { .. } | Self::Http2Upload { .. } => &[b"h2"],
+            Self::Http2Closed { .. } | Self::Http2Download { .. } | Self::Http2Upload { .. } => &[b"h2"],
             _ => &[],
         }
     }
@@ -216,10 +244,21 @@ impl LoadKind {
             words
         };
         match self {
-            Self::Closed { connections, seconds, warm_up } => words(
+            Self::Closed { connections, seconds, warm_up, body } => words(
                 "closed",
                 &[
                     ("connections", connections.to_string()),
+                    ("seconds", seconds.to_string()),
+                    ("warm-up", warm_up.to_string()),
+                    ("body", body.to_string()),
+                ],
+            ),
+            Self::Http2Closed { exchange, connections, streams, seconds, warm_up } => words(
+                "http2-closed",
+                &[
+                    ("exchange", exchange.to_string()),
+                    ("connections", connections.to_string()),
+                    ("streams", streams.to_string()),
                     ("seconds", seconds.to_string()),
                     ("warm-up", warm_up.to_string()),
                 ],

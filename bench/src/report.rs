@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 pub(crate) use goals::{Bound, verdict};
-pub(crate) use results::{Machine, Measures, Results, RunSettings};
+pub(crate) use results::{ExtendedMeasures, ExtendedSettings, Machine, Measures, Results, RunSettings};
 pub(crate) use table::number;
 
 /// Flags of `report`.

@@ -1,22 +1,22 @@
 //! A whole run: each round measures every target once, freshly started, in an order that rotates by one each time.
 
+mod extended;
+
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::app;
+use self::extended::ExtendedOptions;
+use crate::app::{self, SMALL_BYTES};
 use crate::certificates::RunCertificates;
 use crate::check;
 use crate::load;
 use crate::process::Process;
 use crate::report::{self, Machine, Measures, Results, RunSettings};
 use crate::targets::{Programs, Running, Target, TargetSite};
-use crate::tls::ClientIdentity;
 use crate::topology::ProxyTopology;
 
 /// How much longer than expected a load may take until it counts as stalled.
@@ -65,6 +65,8 @@ pub(crate) struct RunOptions {
     #[arg(long)]
     write_readme: bool,
     #[command(flatten)]
+    extended: ExtendedOptions,
+    #[command(flatten)]
     programs: Programs,
 }
 
@@ -104,12 +106,13 @@ pub(crate) fn main(options: RunOptions) -> Result<()> {
 /// Runs all rounds.
 async fn measure(options: &RunOptions) -> Result<Results> {
     let topology = options.topology;
-    let all = Target::all(topology);
-    let targets = if options.only.is_empty() { all.to_vec() } else { options.only.clone() };
+    let targets = targets(options);
+    let all = [Target::all(topology), Target::extended(topology)].concat();
     if let Some(other) = targets.iter().find(|target| !all.contains(target)) {
         bail!("{other} is not measured in topology \"{topology}\"");
     }
     ensure!(options.rounds > 0, "--rounds must be at least 1");
+    options.extended.ensure_valid(topology)?;
     ensure_core(options.proxy_core)?;
     ensure_core(options.load_core)?;
     let mut versions = BTreeMap::new();
@@ -122,9 +125,9 @@ async fn measure(options: &RunOptions) -> Result<Results> {
     let directory = tempfile::Builder::new().prefix("tidegate-bench-").tempdir()?;
     let certificates = RunCertificates::create(directory.path())?;
     let outside = (topology == ProxyTopology::Egress).then_some(&certificates.server);
-    let (_app_process, app) = start_app("app", options.load_core, directory.path(), outside).await?;
+    let (_app_process, app) = app::start("app", options.load_core, directory.path(), outside).await?;
     let (_across_process, app_across) =
-        start_app("app-across", options.proxy_core, directory.path(), outside).await?;
+        app::start("app-across", options.proxy_core, directory.path(), outside).await?;
     let bench = Bench { options, directory: directory.path(), certificates, app, app_across };
 
     let began = Instant::now();
@@ -142,9 +145,22 @@ async fn measure(options: &RunOptions) -> Result<Results> {
             connections: options.connections.clone(),
             rates: options.rates.clone(),
             idle: options.idle,
+            extended: options.extended.settings(),
         },
         rounds,
     })
+}
+
+/// The targets to measure.
+fn targets(options: &RunOptions) -> Vec<Target> {
+    if !options.only.is_empty() {
+        return options.only.clone();
+    }
+    let mut targets = Target::all(options.topology).to_vec();
+    if options.extended.extended {
+        targets.extend_from_slice(Target::extended(options.topology));
+    }
+    targets
 }
 
 impl Bench<'_> {
@@ -171,30 +187,18 @@ impl Bench<'_> {
 
     /// Starts a target and runs every load on it.
     async fn measure(&self, target: Target, round: usize) -> Result<Measures> {
-        // A comma separates paths in some flags.
-        let directory = self.directory.join(format!("{round}-{target}").replace(',', ""));
-        std::fs::create_dir(&directory)?;
-        let topology = self.options.topology;
-        let site = TargetSite {
-            topology,
-            directory: &directory,
-            certificates: &self.certificates,
-            app: self.app,
-            core: self.options.proxy_core,
-            load_core: self.options.load_core,
-            programs: &self.options.programs,
-        };
-        let mut running = target.start(&site).await?;
-        check::wait_until_serving(&mut running, topology).await?;
+        // nginx's configuration has no place for spaces in paths, and a comma separates paths in some flags.
+        let directory = self.directory.join(format!("{round}-{target}").replace(' ', "-").replace(',', ""));
+        let mut running = self.start(target, &directory, false).await?;
         let fresh_kib = running.resident_kib()?;
-        let refusals = check::refuses_others(&running, topology).await?;
+        let refusals = check::refuses_others(&running, self.options.topology).await?;
 
         let RunOptions { seconds, warm_up, idle, .. } = *self.options;
         // First, before load has grown its buffers.
         let idle = self.load(&running, &directory, load::LoadKind::Idle { connections: idle }).await?;
         let mut closed = BTreeMap::new();
         for connections in self.options.connections.iter().copied() {
-            let kind = load::LoadKind::Closed { connections, seconds, warm_up };
+            let kind = load::LoadKind::Closed { connections, seconds, warm_up, body: SMALL_BYTES };
             closed.insert(connections, self.load(&running, &directory, kind).await?);
         }
         let open = self.open(target, &running, &directory).await?;
@@ -202,12 +206,12 @@ impl Bench<'_> {
         let handshakes = self.load(&running, &directory, kind).await?;
         let download = self.load(&running, &directory, load::LoadKind::Download { seconds }).await?;
         let (mut upload, mut http2_download, mut http2_upload) = (None, None, None);
-        match topology {
+        match self.options.topology {
             ProxyTopology::Pair => {
                 upload = Some(self.load(&running, &directory, load::LoadKind::Upload { seconds }).await?);
             }
             ProxyTopology::Egress => {}
-            // The app only speaks HTTP/1.1.
+            // The app's large bodies are HTTP/1.1.
             ProxyTopology::Ingress if running.measured.is_empty() => {}
             ProxyTopology::Ingress => {
                 let kind = load::LoadKind::Http2Download { seconds };
@@ -217,6 +221,9 @@ impl Bench<'_> {
             }
         }
         running.ensure_running()?;
+        check::spans_have_come(&running)?;
+        drop(running);
+        let extended = self.extended(target, &directory).await.context("extended measurements")?;
         Ok(Measures {
             refusal: refusals.nameless,
             foreign_refusal: refusals.foreign,
@@ -229,7 +236,27 @@ impl Bench<'_> {
             upload,
             http2_download,
             http2_upload,
+            extended,
         })
+    }
+
+    /// Starts a target in a folder of its own and waits until it serves.
+    async fn start(&self, target: Target, directory: &Path, is_http2: bool) -> Result<Running> {
+        std::fs::create_dir(directory)?;
+        let site = TargetSite {
+            topology: self.options.topology,
+            directory,
+            certificates: &self.certificates,
+            app: self.app,
+            core: self.options.proxy_core,
+            load_core: self.options.load_core,
+            programs: &self.options.programs,
+            is_http2,
+            has_access_log: target.has_access_log(),
+        };
+        let mut running = target.start(&site).await?;
+        check::wait_until_serving(&mut running, self.options.topology).await?;
+        Ok(running)
     }
 
     /// The latencies at each of the fixed rates.
@@ -297,28 +324,6 @@ fn sockets() -> String {
         Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
         Err(error) => format!("ss: {error}"),
     }
-}
-
-/// Starts the app on a core; returns its address. With a certificate, it is outside the mesh.
-async fn start_app(
-    name: &str,
-    core: usize,
-    directory: &Path,
-    outside: Option<&ClientIdentity>,
-) -> Result<(Process, std::net::SocketAddr)> {
-    let mut arguments = vec![OsStr::new("app")];
-    if let Some(ClientIdentity { certificate, key }) = outside {
-        arguments.extend(["--certificate".as_ref(), certificate.as_os_str()]);
-        arguments.extend(["--key".as_ref(), key.as_os_str()]);
-    }
-    let (mut process, stdout) = Process::start_own(name, core, directory, arguments)?;
-    let mut line = String::new();
-    BufReader::new(stdout).read_line(&mut line).await?;
-    let Some(address) = line.trim().strip_prefix(app::LISTENING) else {
-        process.ensure_running()?;
-        bail!("the app printed {line:?} instead of its address");
-    };
-    Ok((process, address.trim().parse()?))
 }
 
 /// Fails if this process may not run on the core.

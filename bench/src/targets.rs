@@ -13,7 +13,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use self::tidegate::OutsidePolicy;
+use self::tidegate::{MeshSettings, OutsidePolicy};
 use crate::certificates::{OUTSIDE, RunCertificates, SERVER};
 use crate::process::{Process, usage};
 use crate::tls::ClientIdentity;
@@ -32,6 +32,10 @@ pub(crate) enum Target {
     Tidegate,
     /// Tidegate's sidecar, for which the bytes are opaque.
     TidegateTcp,
+    /// Tidegate's sidecar and HTTP, with its access log.
+    TidegateLog,
+    /// Tidegate's sidecars and HTTP; of the traces, 1 % are recorded and exported.
+    TidegateTraces,
     /// Tidegate's sidecars and HTTP, with 100 rules at either side, of which the last one applies.
     #[value(name = "tidegate-100-rules")]
     #[serde(rename = "tidegate-100-rules")]
@@ -61,9 +65,13 @@ pub(crate) enum Target {
     #[serde(rename = "tidegate-10000-hosts")]
     Tidegate10000Hosts,
     Nginx,
+    /// nginx with its access log.
+    NginxLog,
     Haproxy,
     /// Envoy, and HTTP.
     Envoy,
+    /// Envoy and HTTP, with its access log.
+    EnvoyLog,
     /// Envoy, for which the bytes are opaque.
     EnvoyTcp,
 }
@@ -101,6 +109,10 @@ pub(crate) struct TargetSite<'a> {
     pub(crate) load_core: usize,
     /// Paths of the programs.
     pub(crate) programs: &'a Programs,
+    /// Whether proxies and app speak HTTP/2 among themselves instead of HTTP/1.1.
+    pub(crate) is_http2: bool,
+    /// Whether the proxies write an access log, to /dev/null.
+    pub(crate) has_access_log: bool,
 }
 
 /// A started target. Its processes stop when it is dropped.
@@ -117,6 +129,8 @@ pub(crate) struct Running {
     pub(crate) tls: Option<ClientFiles>,
     /// The mTLS listener between the two sides of a pair; `None` without one.
     pub(crate) inner: Option<MtlsListener>,
+    /// The collector of spans; `None` if nothing is traced.
+    pub(crate) collector: Option<Process>,
 }
 
 /// A listener that admits one client by its certificate.
@@ -179,13 +193,38 @@ impl Target {
         }
     }
 
+    /// The targets that an extended run measures in addition, in the order of the columns.
+    pub(crate) fn extended(topology: ProxyTopology) -> &'static [Self] {
+        match topology {
+            ProxyTopology::Ingress => &[Self::TidegateLog, Self::NginxLog, Self::EnvoyLog],
+            ProxyTopology::Egress => &[],
+            ProxyTopology::Pair => &[Self::TidegateLog, Self::TidegateTraces, Self::NginxLog, Self::EnvoyLog],
+        }
+    }
+
+    /// Whether its proxies write an access log.
+    pub(crate) fn has_access_log(self) -> bool {
+        matches!(self, Self::TidegateLog | Self::NginxLog | Self::EnvoyLog)
+    }
+
+    /// Whether it differs from another target by one setting only, so that its main measurements say enough.
+    pub(crate) fn is_variant(self) -> bool {
+        self.has_access_log()
+            || matches!(self, Self::TidegateTraces | Self::Tidegate100Rules | Self::Tidegate1000Rules)
+    }
+
+    /// Whether it can carry HTTP/2 from the client of a pair to the app.
+    pub(crate) fn carries_http2(self) -> bool {
+        matches!(self, Self::Direct | Self::Tidegate | Self::Haproxy | Self::Envoy)
+    }
+
     /// The version that its program reports; `None` without a program. If it is missing, the error says how to get it.
     pub(crate) fn version(self, programs: &Programs) -> Result<Option<String>> {
         let (program, flag) = match self {
             Self::Direct => return Ok(None),
-            Self::Nginx => (programs.nginx()?, "-v"),
+            Self::Nginx | Self::NginxLog => (programs.nginx()?, "-v"),
             Self::Haproxy => (programs.haproxy()?, "-v"),
-            Self::Envoy | Self::EnvoyTcp => (programs.envoy()?, "--version"),
+            Self::Envoy | Self::EnvoyLog | Self::EnvoyTcp => (programs.envoy()?, "--version"),
             _ => (programs.tidegate()?.sidecar, "--version"),
         };
         let output = Command::new(&program)
@@ -202,6 +241,11 @@ impl Target {
 
     /// Starts the target. It may not serve yet.
     pub(crate) async fn start(self, site: &TargetSite<'_>) -> Result<Running> {
+        let http = MeshSettings {
+            protocol: if site.is_http2 { "grpc" } else { "http" },
+            rules: 0,
+            is_traced: false,
+        };
         match self {
             Self::Direct => Ok(Running::without_proxy(site.app)),
             Self::Tidegate | Self::Envoy if site.topology == ProxyTopology::Egress => match self {
@@ -213,13 +257,14 @@ impl Target {
             Self::Tidegate10000Entries => tidegate::start_outside(site, OutsidePolicy::Entries(10_000)).await,
             Self::Tidegate1000Hosts => tidegate::start_outside(site, OutsidePolicy::Hosts(1000)).await,
             Self::Tidegate10000Hosts => tidegate::start_outside(site, OutsidePolicy::Hosts(10_000)).await,
-            Self::Tidegate => tidegate::start(site, "http", 0).await,
-            Self::TidegateTcp => tidegate::start(site, "tcp", 0).await,
-            Self::Tidegate100Rules => tidegate::start(site, "http", 100).await,
-            Self::Tidegate1000Rules => tidegate::start(site, "http", 1000).await,
-            Self::Nginx => start_peer(site, nginx::inbound, nginx::outbound),
+            Self::Tidegate | Self::TidegateLog => tidegate::start(site, http).await,
+            Self::TidegateTcp => tidegate::start(site, MeshSettings { protocol: "tcp", ..http }).await,
+            Self::TidegateTraces => tidegate::start(site, MeshSettings { is_traced: true, ..http }).await,
+            Self::Tidegate100Rules => tidegate::start(site, MeshSettings { rules: 100, ..http }).await,
+            Self::Tidegate1000Rules => tidegate::start(site, MeshSettings { rules: 1000, ..http }).await,
+            Self::Nginx | Self::NginxLog => start_peer(site, nginx::inbound, nginx::outbound),
             Self::Haproxy => start_peer(site, haproxy::inbound, haproxy::outbound),
-            Self::Envoy => start_peer(site, envoy::http_inbound, envoy::http_outbound),
+            Self::Envoy | Self::EnvoyLog => start_peer(site, envoy::http_inbound, envoy::http_outbound),
             Self::EnvoyTcp => start_peer(site, envoy::tcp_inbound, envoy::tcp_outbound),
         }
     }
@@ -228,9 +273,9 @@ impl Target {
     fn program(self) -> &'static str {
         match self {
             Self::Direct => "direct",
-            Self::Nginx => "nginx",
+            Self::Nginx | Self::NginxLog => "nginx",
             Self::Haproxy => "HAProxy",
-            Self::Envoy | Self::EnvoyTcp => "Envoy",
+            Self::Envoy | Self::EnvoyLog | Self::EnvoyTcp => "Envoy",
             _ => "Tidegate",
         }
     }
@@ -241,6 +286,8 @@ impl fmt::Display for Target {
         formatter.write_str(self.program())?;
         formatter.write_str(match self {
             Self::TidegateTcp | Self::EnvoyTcp => " TCP",
+            Self::TidegateLog | Self::NginxLog | Self::EnvoyLog => " log",
+            Self::TidegateTraces => " traces",
             Self::Tidegate100Rules => " 100 rules",
             Self::Tidegate1000Rules => " 1,000 rules",
             Self::Tidegate3Entries => " 3 entries",
@@ -280,7 +327,7 @@ impl Programs {
 impl Running {
     /// The app without a proxy.
     pub(crate) fn without_proxy(app: SocketAddr) -> Self {
-        Self { processes: vec![], measured: vec![], address: app, tls: None, inner: None }
+        Self { processes: vec![], measured: vec![], address: app, tls: None, inner: None, collector: None }
     }
 
     /// One proxy that carries all traffic, with clients identified by the run's own certificates.
@@ -292,6 +339,7 @@ impl Running {
             address: proxy.listen,
             tls: Some(tls),
             inner: None,
+            collector: None,
         }
     }
 
@@ -304,6 +352,7 @@ impl Running {
             address: proxy.listen,
             tls: Some(ClientFiles { server_name: OUTSIDE[0].to_owned(), ..files }),
             inner: None,
+            collector: None,
         }
     }
 
@@ -316,6 +365,7 @@ impl Running {
             address: outbound.listen,
             tls: None,
             inner: Some(MtlsListener { address: inbound.listen, files, protocols: &[] }),
+            collector: None,
         }
     }
 

@@ -10,14 +10,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tidegate_crds::IngressBackend;
 
-use super::node::{ConnectionOutcome, NodeProber};
+use super::node::{self, ConnectionOutcome};
+use super::prober::Expected;
 use super::results::PolicyChangeFigures;
 use super::site::ClusterSite;
 
-/// How long a change may take until it counts as lost.
-const LIMIT: Duration = Duration::from_secs(30);
-/// A slower change is reported at once, with the connection that showed it.
-const SLOW: Duration = Duration::from_millis(500);
 /// How long new connections are checked after each change, which is also the pause before the next change.
 const AFTERWARDS: Duration = Duration::from_millis(700);
 
@@ -30,20 +27,6 @@ pub(crate) enum PolicyChange {
     Principal,
 }
 
-/// One change and its effect.
-struct ChangeEffect {
-    /// Time from the API call's return to the first connection that showed the effect.
-    from_return: Duration,
-    /// The same, from the call's start.
-    from_start: Duration,
-    /// Number of connections that were checked afterwards.
-    probes: usize,
-    /// How many of them showed the old behaviour again.
-    stale: usize,
-    /// How many showed neither behaviour.
-    odd: usize,
-}
-
 /// Changes the policy `count` times, each time after the previous change has settled.
 pub(super) fn measure(
     site: &mut ClusterSite,
@@ -51,15 +34,18 @@ pub(super) fn measure(
     count: usize,
 ) -> Result<PolicyChangeFigures> {
     let endpoint = site.endpoint(change)?;
-    let mut prober = NodeProber::start(site.cluster(), endpoint)?;
+    let mut prober = node::probe_connections(site.cluster(), endpoint)?;
     let api = site.policies();
     site.block_on(async {
         apply(&api, change, &site.source(change, true)).await?;
-        prober.first(change.outcome(true), Instant::now(), LIMIT).await.context("before the first change")?;
+        prober.first(change.outcome(true), Instant::now()).await.context("before the first change")?;
         let mut effects = Vec::new();
         for number in 0..count {
             let is_allowed = number % 2 == 1;
-            let effect = one(&api, change, &site.source(change, is_allowed), is_allowed, &mut prober)
+            let source = site.source(change, is_allowed);
+            let expected = Expected { old: change.outcome(!is_allowed), new: change.outcome(is_allowed) };
+            let effect = prober
+                .observe(&change.to_string(), expected, apply(&api, change, &source), AFTERWARDS)
                 .await
                 .with_context(|| format!("change {} of {count}", number + 1))?;
             effects.push(effect);
@@ -74,53 +60,6 @@ pub(super) fn measure(
             stale: effects.iter().map(|effect| effect.stale).sum(),
             odd: effects.iter().map(|effect| effect.odd).sum(),
         })
-    })
-}
-
-/// One change: the API call, the first connection that shows its effect, and the connections right after that.
-async fn one(
-    api: &Api<IngressBackend>,
-    change: PolicyChange,
-    source: &Value,
-    is_allowed: bool,
-    prober: &mut NodeProber,
-) -> Result<ChangeEffect> {
-    let start = Instant::now();
-    apply(api, change, source).await?;
-    let returned = Instant::now();
-    let wanted = change.outcome(is_allowed);
-    let first = prober.first(wanted, start, LIMIT).await?;
-    if first.ended > returned + SLOW {
-        let (began, took) = (first.began.saturating_duration_since(returned), first.ended - first.began);
-        eprintln!("{change}: {wanted:?} by a connection that began after {began:?} and took {took:?}");
-    }
-    let (mut probes, mut stale, mut odd) = (0, 0, 0);
-    loop {
-        let seen = prober.next_after(first.began).await?;
-        probes += 1;
-        if seen.outcome != wanted {
-            if seen.outcome == change.outcome(!is_allowed) {
-                stale += 1;
-            } else {
-                odd += 1;
-            }
-            let (since, took) = (seen.began - first.ended, seen.ended - seen.began);
-            eprintln!(
-                "{change}: {wanted:?} was seen, and {since:?} later {:?} within {took:?}",
-                seen.outcome
-            );
-        }
-        if seen.began > first.ended + AFTERWARDS {
-            break;
-        }
-    }
-    Ok(ChangeEffect {
-        // The effect may appear before the call has returned.
-        from_return: first.ended.saturating_duration_since(returned),
-        from_start: first.ended - start,
-        probes,
-        stale,
-        odd,
     })
 }
 

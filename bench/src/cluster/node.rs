@@ -1,14 +1,18 @@
 //! Connections from the node's own network, like those of kubelets and of ingress controllers with host networking.
 //! Each goes through the pod's real interception and sidecar.
 
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tidegate_tests::kubernetes::Cluster;
 use tokio::sync::{mpsc, oneshot};
 
+use super::prober::{Prober, Seen};
 use crate::load::{LoadEndpoint, LoadExchange};
 
 /// Interval between new connections.
@@ -27,72 +31,24 @@ pub(super) enum ConnectionOutcome {
     Silence,
 }
 
-/// One new connection.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SeenConnection {
-    /// When the connection was attempted.
-    pub(super) began: Instant,
-    /// When the outcome was known.
-    pub(super) ended: Instant,
-    pub(super) outcome: ConnectionOutcome,
-}
-
-/// Makes one new connection after another and reports each outcome, until dropped.
-#[derive(Debug)]
-pub(super) struct NodeProber {
-    seen: mpsc::UnboundedReceiver<SeenConnection>,
-}
-
-impl NodeProber {
-    /// Starts probing this endpoint from the node's network.
-    pub(super) fn start(cluster: &'static Cluster, endpoint: LoadEndpoint) -> Result<Self> {
-        let (sender, seen) = mpsc::unbounded_channel();
-        spawn(cluster, async move {
-            let exchange = LoadExchange::keep_alive("/get", 0);
-            let mut due = tokio::time::interval(PACE);
-            due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                due.tick().await;
-                if sender.send(probe(&endpoint, &exchange).await).is_err() {
-                    return;
-                }
-            }
-        })?;
-        Ok(Self { seen })
-    }
-
-    /// The next connection that began after `time`.
-    pub(super) async fn next_after(&mut self, time: Instant) -> Result<SeenConnection> {
+/// Makes one new connection to this endpoint after another, from the node's network.
+pub(super) fn probe_connections(
+    cluster: &'static Cluster,
+    endpoint: LoadEndpoint,
+) -> Result<Prober<ConnectionOutcome>> {
+    let (sender, seen) = mpsc::unbounded_channel();
+    spawn(cluster, async move {
+        let exchange = LoadExchange::keep_alive("/get", 0);
+        let mut due = tokio::time::interval(PACE);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let seen = self.seen.recv().await.context("the prober has ended")?;
-            if seen.began > time {
-                return Ok(seen);
+            due.tick().await;
+            if sender.send(probe(&endpoint, &exchange).await).is_err() {
+                return;
             }
         }
-    }
-
-    /// The first connection with this outcome that began after `time`.
-    pub(super) async fn first(
-        &mut self,
-        wanted: ConnectionOutcome,
-        time: Instant,
-        limit: Duration,
-    ) -> Result<SeenConnection> {
-        let mut last = None;
-        let search = async {
-            loop {
-                let seen = self.next_after(time).await?;
-                if seen.outcome == wanted {
-                    return anyhow::Ok(seen);
-                }
-                last = Some(seen.outcome);
-            }
-        };
-        match tokio::time::timeout(limit, search).await {
-            Ok(found) => found,
-            Err(_) => bail!("no {wanted:?} within {limit:?}; the last outcome was {last:?}"),
-        }
-    }
+    })?;
+    Ok(Prober(seen))
 }
 
 /// Runs on the node's network, in its own thread and runtime.
@@ -100,10 +56,21 @@ pub(super) fn spawn<T: Send + 'static>(
     cluster: &'static Cluster,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Result<oneshot::Receiver<T>> {
+    spawn_in(cluster.node_network(), work)
+}
+
+/// Runs in this network namespace, in its own thread and runtime.
+pub(super) fn spawn_in<T: Send + 'static>(
+    network: File,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<oneshot::Receiver<T>> {
     let (sender, receiver) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::Builder::new().name("node".to_owned()).spawn(move || {
-        cluster.move_thread_to_node();
+    thread::Builder::new().name("network".to_owned()).spawn(move || {
+        if let Err(error) = move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)) {
+            eprintln!("cannot enter a network namespace: {error}");
+            return;
+        }
         // The receiver may be gone.
         let _ = sender.send(runtime.block_on(work));
     })?;
@@ -122,7 +89,7 @@ pub(super) async fn address_towards(cluster: &'static Cluster, pod: SocketAddr) 
 }
 
 /// Sends one request on a new connection.
-async fn probe(endpoint: &LoadEndpoint, exchange: &LoadExchange) -> SeenConnection {
+async fn probe(endpoint: &LoadEndpoint, exchange: &LoadExchange) -> Seen<ConnectionOutcome> {
     let began = Instant::now();
     let attempt = async {
         let mut client = endpoint.connect().await?;
@@ -133,5 +100,5 @@ async fn probe(endpoint: &LoadEndpoint, exchange: &LoadExchange) -> SeenConnecti
         Ok(Err(_)) => ConnectionOutcome::Refused,
         Err(_) => ConnectionOutcome::Silence,
     };
-    SeenConnection { began, ended: Instant::now(), outcome }
+    Seen { began, ended: Instant::now(), outcome }
 }

@@ -2,6 +2,7 @@
 
 mod goals;
 mod osm;
+mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +38,7 @@ fn render(results: &ClusterResults) -> String {
         connections(results),
         memory(results),
         creation(results),
+        routes::render(results),
     ];
     let mut text = parts.join("\n");
     for failure in &results.failures {

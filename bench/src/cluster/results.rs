@@ -26,6 +26,9 @@ pub(crate) struct ClusterResults {
     pub(crate) memory: Vec<(Population, MeshMemory)>,
     /// Creation of pods of each kind.
     pub(crate) creation: Vec<Creation>,
+    /// Changes of routes, by the number of routes that the client uses.
+    #[serde(default)]
+    pub(crate) routes: Vec<RouteFigures>,
     /// Measurements that failed, and why.
     pub(crate) failures: Vec<String>,
 }
@@ -111,6 +114,53 @@ pub(crate) struct Creation {
     pub(crate) call: Figures,
     /// Seconds from its start until the pod was ready.
     pub(crate) ready: Figures,
+}
+
+/// Changes of a route that one client uses among many, and what they cost its sidecar.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RouteFigures {
+    /// Number of HTTPRoutes that the client uses.
+    pub(crate) routes: usize,
+    /// Number of Services that are their parents.
+    pub(crate) services: usize,
+    /// Without other requests.
+    pub(crate) quiet: RouteChangeFigures,
+    /// While the client makes requests by other routes.
+    pub(crate) loaded: RouteChangeFigures,
+    /// These requests.
+    pub(crate) load: RouteLoadFigures,
+    /// Resident memory of the client's sidecar, in KiB.
+    pub(crate) sidecar_kib: f64,
+    /// The same, with shared pages divided among the processes that share them.
+    pub(crate) sidecar_proportional_kib: f64,
+    /// Share of a core that the client's sidecar uses while a route that it does not use changes every second.
+    pub(crate) cpu_of_changes_elsewhere: f64,
+}
+
+/// Changes of one route, back and forth.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RouteChangeFigures {
+    /// Seconds from the API call's return until a request was led to the new backend.
+    pub(crate) from_return: Figures,
+    /// The same, from the call's start.
+    pub(crate) from_start: Figures,
+    /// Requests that were checked right after the changes.
+    pub(crate) probes: usize,
+    /// Answers of the old backend after one of the new one, and answers of neither at any time.
+    pub(crate) wrong: usize,
+}
+
+/// Requests by routes that do not change, while another one changes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RouteLoadFigures {
+    /// Number of requests.
+    pub(crate) requests: u64,
+    /// How many were not answered by the route's backend.
+    pub(crate) wrong: u64,
+    /// How long they went on.
+    pub(crate) seconds: f64,
+    /// The 99th percentile of their latencies, in seconds.
+    pub(crate) p99: f64,
 }
 
 /// Figures of one kind, in order of measurement.

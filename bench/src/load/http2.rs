@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use h2::client::{Builder, SendRequest};
+use h2::client::{Builder, Connection, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::Request;
 
@@ -12,6 +12,7 @@ use super::LoadMeasurement;
 use super::connection::LoadEndpoint;
 use super::window::{ResponseRecorder, UsageMeter};
 use crate::app::{LARGE_BYTES, LARGE_PATH, SMALL_BYTES};
+use crate::tls::ClientStream;
 
 /// The client's window, large enough that the proxy never waits for it.
 const WINDOW: u32 = 8 * 1024 * 1024;
@@ -36,14 +37,7 @@ pub(super) async fn transfer(
 ) -> Result<LoadMeasurement> {
     let meter = UsageMeter::new(watched)?;
     let recorder = ResponseRecorder::new();
-    let stream = endpoint.connect_stream().await?;
-    let (mut client, connection) = Builder::new()
-        .initial_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .enable_push(false)
-        .handshake::<_, Bytes>(stream)
-        .await
-        .context("the proxy does not speak HTTP/2")?;
+    let (mut client, connection) = connect(&endpoint).await?;
     let driver = tokio::spawn(connection);
     // The first exchange grows windows and buffers of proxy and kernel.
     exchange(&mut client, direction).await?;
@@ -57,6 +51,20 @@ pub(super) async fn transfer(
     let report = window.close(false)?.report();
     driver.abort();
     Ok(report)
+}
+
+/// Opens a connection, whose second half must be polled.
+pub(super) async fn connect(
+    endpoint: &LoadEndpoint,
+) -> Result<(SendRequest<Bytes>, Connection<ClientStream, Bytes>)> {
+    let stream = endpoint.connect_stream().await?;
+    Builder::new()
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .enable_push(false)
+        .handshake(stream)
+        .await
+        .context("the proxy does not speak HTTP/2")
 }
 
 /// One request and its response, one of which is large.
@@ -74,7 +82,7 @@ async fn exchange(client: &mut SendRequest<Bytes>, direction: TransferDirection)
     }
     let answer = answer.await.context("no answer")?;
     ensure!(answer.status() == 200, "answer has status {}", answer.status());
-    let received = download(answer.into_body()).await.context("cannot read the answer")?;
+    let received = download(&mut answer.into_body()).await.context("cannot read the answer")?;
     let expected = if direction == TransferDirection::Down { LARGE_BYTES } else { SMALL_BYTES };
     ensure!(received == expected, "body of {received} bytes");
     Ok(())
@@ -98,7 +106,7 @@ async fn upload(mut body: SendStream<Bytes>) -> Result<()> {
 }
 
 /// Reads a body to its end; returns its length.
-async fn download(mut body: RecvStream) -> Result<u64> {
+pub(super) async fn download(body: &mut RecvStream) -> Result<u64> {
     let mut received = 0;
     while let Some(data) = body.data().await {
         let data = data?;
@@ -128,7 +136,7 @@ mod tests {
                             TransferDirection::Down => LARGE_BYTES,
                             TransferDirection::Up => SMALL_BYTES,
                         };
-                        let received = download(request.into_body()).await.unwrap();
+                        let received = download(&mut request.into_body()).await.unwrap();
                         assert_eq!(
                             received,
                             if direction == TransferDirection::Up { LARGE_BYTES } else { 0 }

@@ -15,7 +15,7 @@ use super::LoadMeasurement;
 use super::connection::{LoadEndpoint, LoadExchange};
 use super::window::{ResponseRecorder, UsageMeter};
 use crate::app::{LARGE_BYTES, SMALL_BYTES};
-use crate::http::HttpConnection;
+use crate::http::{HttpConnection, SIZED_PATH};
 use crate::tls::ClientStream;
 
 /// Path of the small response.
@@ -23,21 +23,23 @@ const SMALL_PATH: &str = "/1k";
 /// Connections that are established concurrently.
 const CONNECTING: usize = 16;
 /// Pause after a failed connection attempt, so that a dead proxy is not hammered.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
+pub(super) const RECONNECT_PAUSE: Duration = Duration::from_millis(10);
 /// Timeout for outstanding responses after the window of an open loop has closed.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
-/// One request at a time on each connection.
+/// One request at a time on each connection; `body`: bytes of each response's body.
 pub(super) async fn closed(
     endpoint: LoadEndpoint,
     watched: &[u32],
     connections: usize,
     warm_up: f64,
     seconds: f64,
+    body: u64,
 ) -> Result<LoadMeasurement> {
     let meter = UsageMeter::new(watched)?;
     let recorder = ResponseRecorder::new();
-    let exchange = Arc::new(LoadExchange::keep_alive(SMALL_PATH, SMALL_BYTES));
+    let path = if body == SMALL_BYTES { SMALL_PATH.to_owned() } else { format!("{SIZED_PATH}{body}") };
+    let exchange = Arc::new(LoadExchange::keep_alive(&path, body));
     let mut tasks = JoinSet::new();
     for client in connect_all(&endpoint, connections).await? {
         let (endpoint, recorder, exchange) = (endpoint.clone(), recorder.clone(), exchange.clone());
@@ -187,7 +189,7 @@ pub(super) async fn transfer(
 }
 
 /// Measures for the length of a window, after a warm-up.
-async fn in_window(
+pub(super) async fn in_window(
     meter: UsageMeter,
     recorder: ResponseRecorder,
     warm_up: f64,

@@ -33,11 +33,23 @@ fn plain(address: SocketAddr, kind: LoadKind) -> LoadOptions {
 
 #[tokio::test]
 async fn a_closed_loop_counts_answers_of_the_right_length() {
-    let kind = LoadKind::Closed { connections: 4, seconds: 0.2, warm_up: 0.0 };
-    let report = run(plain(app().await, kind)).await.unwrap();
-    assert!(report.requests > 0 && report.errors == 0, "{report:?}");
-    assert_eq!(report.body_bytes, report.requests * 1024);
-    assert!(report.latency.p50 > 0.0 && report.latency.max >= report.latency.p999);
+    for body in [0, SMALL_BYTES, 1_000_000] {
+        let kind = LoadKind::Closed { connections: 4, seconds: 0.2, warm_up: 0.0, body };
+        let report = run(plain(app().await, kind)).await.unwrap();
+        assert!(report.requests > 0 && report.errors == 0, "{report:?}");
+        assert_eq!(report.body_bytes, report.requests * body);
+        assert!(report.latency.p50 > 0.0 && report.latency.max >= report.latency.p999);
+    }
+}
+
+#[tokio::test]
+async fn streams_of_http2_carry_gets_and_grpc_calls() {
+    for (exchange, bytes) in [(Http2Exchange::Get, 1024), (Http2Exchange::Grpc, 1029)] {
+        let kind = LoadKind::Http2Closed { exchange, connections: 2, streams: 4, seconds: 0.2, warm_up: 0.0 };
+        let report = run(plain(app().await, kind)).await.unwrap();
+        assert!(report.requests > 0 && report.errors == 0, "{report:?}");
+        assert_eq!(report.body_bytes, report.requests * bytes);
+    }
 }
 
 #[tokio::test]
@@ -57,7 +69,7 @@ async fn cpu_time_is_that_of_all_watched_processes_and_memory_that_of_the_first(
     let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let options = LoadOptions {
         watch_pid: vec![other.id(), std::process::id()],
-        ..plain(app().await, LoadKind::Closed { connections: 1, seconds: 0.3, warm_up: 0.0 })
+        ..plain(app().await, LoadKind::Closed { connections: 1, seconds: 0.3, warm_up: 0.0, body: 1024 })
     };
     let report = run(options).await.unwrap();
     other.kill().unwrap();
@@ -113,7 +125,7 @@ async fn a_wrong_status_is_an_error_and_not_an_answer() {
             });
         }
     });
-    let kind = LoadKind::Closed { connections: 1, seconds: 0.1, warm_up: 0.0 };
+    let kind = LoadKind::Closed { connections: 1, seconds: 0.1, warm_up: 0.0, body: 1024 };
     let report = run(plain(address, kind)).await.unwrap();
     assert_eq!(report.requests, 0);
     assert!(report.errors > 0);
@@ -161,7 +173,14 @@ async fn the_arguments_of_a_kind_of_load_are_understood_as_that_kind() {
         kind: LoadKind,
     }
     for kind in [
-        LoadKind::Closed { connections: 3, seconds: 1.5, warm_up: 0.25 },
+        LoadKind::Closed { connections: 3, seconds: 1.5, warm_up: 0.25, body: 0 },
+        LoadKind::Http2Closed {
+            exchange: Http2Exchange::Grpc,
+            connections: 2,
+            streams: 8,
+            seconds: 1.5,
+            warm_up: 0.25,
+        },
         LoadKind::Open { rate: 7, connections: 3, seconds: 1.5, warm_up: 0.25 },
         LoadKind::Handshakes { connections: 3, seconds: 1.5, warm_up: 0.25 },
         LoadKind::Idle { connections: 9 },

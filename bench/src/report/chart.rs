@@ -94,6 +94,8 @@ fn colour(target: Target) -> &'static str {
         Target::Direct => "#bbbbbb",
         Target::Tidegate => "#1b7f8c",
         Target::TidegateTcp => "#7fb8bf",
+        Target::TidegateLog => "#2f8c98",
+        Target::TidegateTraces => "#4aa0aa",
         Target::Tidegate100Rules => "#3f97a3",
         Target::Tidegate1000Rules => "#5ca8b2",
         Target::Tidegate3Entries => "#3f97a3",
@@ -102,8 +104,10 @@ fn colour(target: Target) -> &'static str {
         Target::Tidegate1000Hosts => "#9cc9cf",
         Target::Tidegate10000Hosts => "#b9d9dd",
         Target::Nginx => "#7a9e5f",
+        Target::NginxLog => "#9ab885",
         Target::Haproxy => "#8c7fb0",
         Target::Envoy => "#c9905a",
+        Target::EnvoyLog => "#d5a97f",
         Target::EnvoyTcp => "#e2c3a3",
     }
 }

@@ -1,5 +1,8 @@
 //! The figures of the table: how each is computed from one round, and from all rounds.
 
+mod extended;
+
+pub(super) use self::extended::ExtendedMetric;
 use super::{Measures, Results, RunSettings};
 use crate::load::LoadMeasurement;
 use crate::targets::Target;
@@ -35,6 +38,8 @@ pub(super) enum Metric {
     Megabytes(Transfer),
     /// CPU time per GB of large bodies, in seconds.
     CpuPerGigabyte(Transfer),
+    /// A figure of an extended run.
+    Extended(ExtendedMetric),
 }
 
 /// A large body.
@@ -92,6 +97,7 @@ impl Metric {
         for transfer in transfers.iter().copied() {
             rows.extend([Self::Megabytes(transfer), Self::CpuPerGigabyte(transfer)]);
         }
+        rows.extend(ExtendedMetric::all(settings).into_iter().map(Self::Extended));
         rows
     }
 
@@ -116,6 +122,7 @@ impl Metric {
             Self::KibPerIdleConnection => format!("KiB per idle connection{side}"),
             Self::Megabytes(transfer) => format!("100 MB {}, MB/s", transfer.label()),
             Self::CpuPerGigabyte(transfer) => format!("CPU s per GB, {}", transfer.label()),
+            Self::Extended(metric) => metric.label(side),
         }
     }
 
@@ -126,6 +133,7 @@ impl Metric {
             Self::FreshMegabytes | Self::IdleMegabytes | Self::KibPerIdleConnection => 1,
             Self::CpuClosed { .. } | Self::CpuOpen { .. } | Self::CpuPerGigabyte(_) => 2,
             Self::CpuMillisPerHandshake => 3,
+            Self::Extended(metric) => metric.digits(),
         }
     }
 
@@ -154,6 +162,7 @@ impl Metric {
                 let report = transfer.of(measures)?;
                 Some(report.proxy_cpu_seconds? / positive(report.body_bytes as f64 / 1e9)?)
             }
+            Self::Extended(metric) => metric.of(measures.extended.as_ref()?),
         }
     }
 
@@ -182,6 +191,7 @@ impl Metric {
                 Self::Throughput { connections } => measures.closed.get(&connections)?,
                 Self::Handshakes => &measures.handshakes,
                 Self::Megabytes(transfer) => transfer.of(measures)?,
+                Self::Extended(ExtendedMetric::Throughput(load)) => load.of(measures.extended.as_ref()?)?,
                 _ => return None,
             };
             Some(report.proxy_cpu_seconds? / positive(report.seconds)?)

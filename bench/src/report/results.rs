@@ -48,6 +48,18 @@ pub(crate) struct RunSettings {
     pub(crate) rates: Vec<u32>,
     /// Number of idle connections.
     pub(crate) idle: usize,
+    /// What an extended run measured in addition; `None` of another run.
+    #[serde(default)]
+    pub(crate) extended: Option<ExtendedSettings>,
+}
+
+/// Settings of an extended run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExtendedSettings {
+    /// Sizes of responses, in bytes.
+    pub(crate) bodies: Vec<u64>,
+    /// Numbers of idle connections.
+    pub(crate) idle: Vec<usize>,
 }
 
 /// One target in one round.
@@ -79,6 +91,24 @@ pub(crate) struct Measures {
     /// `None` if the target does not use HTTP/2.
     #[serde(default)]
     pub(crate) http2_upload: Option<LoadMeasurement>,
+    /// `None` unless the run was extended, and of variants of other targets.
+    #[serde(default)]
+    pub(crate) extended: Option<ExtendedMeasures>,
+}
+
+/// One target in one round of an extended run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExtendedMeasures {
+    /// Resident memory before the idle connections, of a pair the client's side's.
+    pub(crate) fresh_kib: Option<u64>,
+    /// By number of idle connections.
+    pub(crate) idle: BTreeMap<usize, LoadMeasurement>,
+    /// Closed loops of 64 connections, by bytes of the responses' bodies.
+    pub(crate) bodies: BTreeMap<u64, LoadMeasurement>,
+    /// 64 requests at a time over HTTP/2; `None` if the target does not carry it.
+    pub(crate) http2: Option<LoadMeasurement>,
+    /// 64 gRPC calls at a time; `None` if the target does not carry them.
+    pub(crate) grpc: Option<LoadMeasurement>,
 }
 
 impl Results {
@@ -126,7 +156,20 @@ impl Measures {
         );
         loads.extend(self.closed.iter().map(|(number, report)| (format!("{number} connections"), report)));
         loads.extend(self.open.iter().map(|(rate, report)| (format!("{rate}/s"), report)));
+        loads.extend(self.extended.iter().flat_map(ExtendedMeasures::loads));
         loads
+    }
+}
+
+impl ExtendedMeasures {
+    /// Each load with its name in errors.
+    fn loads(&self) -> Vec<(String, &LoadMeasurement)> {
+        let idle = self.idle.iter().map(|(number, report)| (format!("{number} idle"), report));
+        let bodies = self.bodies.iter().map(|(bytes, report)| (format!("bodies of {bytes} B"), report));
+        let others = [("HTTP/2", &self.http2), ("gRPC", &self.grpc)];
+        let others =
+            others.into_iter().filter_map(|(load, report)| Some((load.to_owned(), report.as_ref()?)));
+        idle.chain(bodies).chain(others).collect()
     }
 }
 

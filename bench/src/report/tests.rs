@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use super::metrics::{Metric, Quantile, Transfer, median};
+use super::metrics::{ExtendedMetric, Metric, Quantile, Transfer, median};
 use super::*;
 use crate::load::{Latency, LoadMeasurement};
 use crate::targets::Target;
@@ -30,6 +30,7 @@ fn measures(requests: u64, cpu: Option<f64>) -> Measures {
         http2_download: cpu.map(|_| report.clone()),
         http2_upload: cpu.map(|_| report.clone()),
         download: report,
+        extended: None,
     }
 }
 
@@ -44,6 +45,7 @@ fn results(rounds: Vec<BTreeMap<Target, Measures>>) -> Results {
             connections: vec![64],
             rates: vec![1000],
             idle: 1000,
+            extended: None,
         },
         rounds,
     }
@@ -94,6 +96,78 @@ fn each_figure_has_the_unit_that_its_label_says() {
         assert_eq!(of(Metric::Megabytes(transfer)), 500.0);
         assert!((of(Metric::CpuPerGigabyte(transfer)) - 1.6).abs() < 1e-9);
     }
+}
+
+/// An extended run of Tidegate, and of nginx without HTTP/2.
+fn extended() -> Results {
+    let mut tidegate = measures(20_000, Some(0.95));
+    let load = |requests, kib_after| LoadMeasurement {
+        requests,
+        proxy_kib_after: Some(kib_after),
+        ..tidegate.download.clone()
+    };
+    let mut nginx = measures(10_000, Some(0.95));
+    let extended = ExtendedMeasures {
+        fresh_kib: Some(9_000),
+        idle: BTreeMap::from([(500, load(500, 13_000)), (5000, load(5000, 49_000))]),
+        bodies: BTreeMap::from([(0, load(30_000, 0)), (1_000_000, load(900, 0))]),
+        http2: Some(load(40_000, 0)),
+        grpc: Some(load(35_000, 0)),
+    };
+    nginx.extended = Some(ExtendedMeasures { http2: None, grpc: None, ..extended.clone() });
+    tidegate.extended = Some(extended);
+    let mut log = measures(19_000, Some(0.95));
+    log.extended = None;
+    let mut results = pair(vec![BTreeMap::from([
+        (Target::Tidegate, tidegate),
+        (Target::TidegateLog, log),
+        (Target::Nginx, nginx),
+    ])]);
+    results.settings.extended = Some(ExtendedSettings { bodies: vec![0, 1_000_000], idle: vec![500, 5000] });
+    results
+}
+
+#[test]
+fn an_extended_run_has_rows_of_its_own_in_the_table() {
+    let results = extended();
+    let table = table::render(&results);
+    for row in [
+        "| | Tidegate | Tidegate log | nginx |",
+        "| requests/s, bodies of 0 B | 30,000 | – | 30,000 |",
+        "| requests/s, bodies of 1,000,000 B | 900 | – | 900 |",
+        "| requests/s, 64 streams of HTTP/2 | 40,000 | – | – |",
+        "| requests/s, 64 gRPC calls at a time | 35,000 | – | – |",
+        "| CPU s per 10 k requests, bodies of 0 B | 0.32 | – | 0.32 |",
+        "| RSS MB of the client's side, 5000 idle connections | 50.2 | – | 50.2 |",
+        "| KiB per idle connection of the client's side, 500 of them | 8.0 | – | 8.0 |",
+        "| KiB per idle connection of the client's side, 5000 of them | 8.0 | – | 8.0 |",
+    ] {
+        assert!(table.contains(row), "{row} is not in {table}");
+    }
+    let json = serde_json::to_string(&results).unwrap();
+    assert_eq!(serde_json::from_str::<Results>(&json).unwrap(), results);
+}
+
+#[test]
+fn a_run_that_is_not_extended_has_none_of_its_rows() {
+    let results = pair(vec![BTreeMap::from([(Target::Tidegate, measures(10, Some(0.1)))])]);
+    let is_extended = |metric: &Metric| matches!(metric, Metric::Extended(_));
+    assert!(!Metric::all(&results.settings).iter().any(is_extended));
+    let Metric::Extended(row) = Metric::all(&extended().settings).pop().unwrap() else { panic!() };
+    assert_eq!(row, ExtendedMetric::KibPerIdleConnection(5000));
+}
+
+#[test]
+fn failed_requests_of_an_extended_run_are_named() {
+    let mut results = extended();
+    let tidegate = results.rounds[0].get_mut(&Target::Tidegate).unwrap();
+    let extended = tidegate.extended.as_mut().unwrap();
+    extended.grpc.as_mut().unwrap().errors = 2;
+    extended.bodies.get_mut(&0).unwrap().errors = 1;
+    assert_eq!(
+        results.errors(),
+        ["Tidegate, round 1, bodies of 0 B: 1 (unknown)", "Tidegate, round 1, gRPC: 2 (unknown)"]
+    );
 }
 
 #[test]

@@ -47,6 +47,7 @@ pub(super) fn render_inbound(site: &TargetSite<'_>, listen: SocketAddr) -> Resul
         &[
             ("allowed", site.topology.admitted().to_owned()),
             ("app", site.app.to_string()),
+            ("app_protocol", if site.is_http2 { " proto h2" } else { "" }.to_owned()),
             ("listen", listen.to_string()),
             ("certificate_with_key", site.certificates.server_with_key.display().to_string()),
             ("ca", site.certificates.ca.display().to_string()),
@@ -61,6 +62,7 @@ pub(super) fn render_outbound(site: &TargetSite<'_>, listen: SocketAddr, to: Soc
         OUTBOUND,
         &[
             ("to", to.to_string()),
+            ("protocol", if site.is_http2 { " alpn h2" } else { "" }.to_owned()),
             ("server_name", SERVER.to_owned()),
             ("listen", listen.to_string()),
             ("certificate_with_key", site.certificates.caller_with_key.display().to_string()),

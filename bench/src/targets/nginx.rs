@@ -54,6 +54,7 @@ pub(super) fn render_inbound(site: &TargetSite<'_>, listen: SocketAddr) -> Resul
         &[
             ("directory", site.directory.display().to_string()),
             ("user", user().to_owned()),
+            ("access_log", access_log(site).to_owned()),
             ("allowed", site.topology.admitted().to_owned()),
             ("app", site.app.to_string()),
             ("listen", listen.to_string()),
@@ -72,6 +73,7 @@ pub(super) fn render_outbound(site: &TargetSite<'_>, listen: SocketAddr, to: Soc
         &[
             ("directory", site.directory.display().to_string()),
             ("user", user().to_owned()),
+            ("access_log", access_log(site).to_owned()),
             ("to", to.to_string()),
             ("server_name", SERVER.to_owned()),
             ("listen", listen.to_string()),
@@ -81,6 +83,11 @@ pub(super) fn render_outbound(site: &TargetSite<'_>, listen: SocketAddr, to: Soc
         ],
     )
     .context("outbound/nginx.conf")
+}
+
+/// The access log's file; each line is written as its request ends.
+fn access_log(site: &TargetSite<'_>) -> &'static str {
+    if site.has_access_log { "/dev/null" } else { "off" }
 }
 
 /// Without this directive, root nginx would drop to a user that cannot read the run's folder.

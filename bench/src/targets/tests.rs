@@ -24,6 +24,8 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
         core: 0,
         load_core: 1,
         programs: &programs,
+        is_http2: false,
+        has_access_log: false,
     };
     let ca = format!("{}", certificates.ca.display());
 
@@ -39,7 +41,7 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
     }
     assert!(haproxy.contains("unless { ssl_c_s_dn(cn) -m str ingress-nginx.ingress-nginx.cluster.local }"));
 
-    let envoy = envoy::render_inbound(&site, envoy::HTTP_INBOUND, listen).unwrap();
+    let envoy = envoy::render_inbound(&site, &envoy::HTTP_INBOUND, listen).unwrap();
     for part in [
         "{address: 127.0.7.10, port_value: 4002}",
         "{address: 127.0.0.1, port_value: 4001}",
@@ -54,8 +56,8 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
     for config in [
         nginx::render_inbound(&site, listen).unwrap(),
         haproxy::render_inbound(&site, listen).unwrap(),
-        envoy::render_inbound(&site, envoy::HTTP_INBOUND, listen).unwrap(),
-        envoy::render_inbound(&site, envoy::TCP_INBOUND, listen).unwrap(),
+        envoy::render_inbound(&site, &envoy::HTTP_INBOUND, listen).unwrap(),
+        envoy::render_inbound(&site, &envoy::TCP_INBOUND, listen).unwrap(),
     ] {
         assert!(config.contains("caller.httpbin.cluster.local"), "{config}");
         assert!(!config.contains("ingress-nginx"), "{config}");
@@ -74,6 +76,8 @@ fn the_client_s_side_of_each_pair_presents_its_certificate_and_verifies_the_othe
         core: 0,
         load_core: 1,
         programs: &programs,
+        is_http2: false,
+        has_access_log: false,
     };
     let [listen, to] = ["127.0.7.10:4003", "127.0.7.10:4002"].map(|address| address.parse().unwrap());
     let ca = certificates.ca.display();
@@ -103,7 +107,7 @@ fn the_client_s_side_of_each_pair_presents_its_certificate_and_verifies_the_othe
         assert!(haproxy.contains(&part), "{part} is not in {haproxy}");
     }
     for template in [envoy::HTTP_OUTBOUND, envoy::TCP_OUTBOUND] {
-        let envoy = envoy::render_outbound(&site, template, listen, to).unwrap();
+        let envoy = envoy::render_outbound(&site, &template, listen, to).unwrap();
         for part in [
             "{address: 127.0.7.10, port_value: 4003}".to_owned(),
             "{address: 127.0.7.10, port_value: 4002}".to_owned(),
@@ -128,6 +132,8 @@ fn envoy_opens_tunnels_through_the_app_to_the_name_in_the_client_hello() {
         core: 0,
         load_core: 1,
         programs: &programs,
+        is_http2: false,
+        has_access_log: false,
     };
     let envoy = envoy::render_tunnels(&site, "127.0.7.10:4003".parse().unwrap()).unwrap();
     for part in [
@@ -147,6 +153,52 @@ fn opaque_tcp_is_measured_in_pairs_only() {
         assert!(pair.contains(&target) && !ingress.contains(&target) && !egress.contains(&target));
     }
     assert!(all.iter().all(|targets| targets.is_sorted()), "the order of the report's columns");
+}
+
+#[test]
+fn an_extended_run_adds_targets_that_differ_by_one_setting() {
+    for topology in [ProxyTopology::Ingress, ProxyTopology::Pair] {
+        for target in Target::extended(topology) {
+            assert!(target.is_variant() && !Target::all(topology).contains(target), "{target}");
+        }
+    }
+    assert!(!Target::extended(ProxyTopology::Ingress).contains(&Target::TidegateTraces));
+}
+
+#[test]
+fn the_access_log_and_http2_reach_each_peers_configuration_only_if_they_are_wanted() {
+    let (directory, certificates) = certificates();
+    let programs = programs();
+    let mut site = TargetSite {
+        topology: ProxyTopology::Pair,
+        directory: directory.path(),
+        certificates: &certificates,
+        app: "127.0.0.1:4001".parse().unwrap(),
+        core: 0,
+        load_core: 1,
+        programs: &programs,
+        is_http2: false,
+        has_access_log: false,
+    };
+    let [listen, to] = ["127.0.7.10:4003", "127.0.7.10:4002"].map(|address| address.parse().unwrap());
+    for wanted in [false, true] {
+        (site.is_http2, site.has_access_log) = (wanted, wanted);
+        let nginx = [nginx::render_inbound(&site, listen), nginx::render_outbound(&site, listen, to)];
+        for config in nginx.map(Result::unwrap) {
+            assert_eq!(config.contains("access_log /dev/null;"), wanted, "{config}");
+            assert_eq!(config.contains("access_log off;"), !wanted, "{config}");
+        }
+        let inbound = haproxy::render_inbound(&site, listen).unwrap();
+        assert_eq!(inbound.contains("server app 127.0.0.1:4001 pool-max-conn 256 proto h2\n"), wanted);
+        let outbound = haproxy::render_outbound(&site, listen, to).unwrap();
+        assert_eq!(outbound.contains("no-ssl-reuse alpn h2\n"), wanted, "{outbound}");
+        let inbound = envoy::render_inbound(&site, &envoy::HTTP_INBOUND, listen);
+        let outbound = envoy::render_outbound(&site, &envoy::HTTP_OUTBOUND, listen, to);
+        for config in [inbound, outbound].map(Result::unwrap) {
+            assert_eq!(config.contains("path: /dev/null"), wanted, "{config}");
+            assert_eq!(config.contains("          http2_protocol_options: {}\n"), wanted, "{config}");
+        }
+    }
 }
 
 #[test]

@@ -14,12 +14,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use self::caller::CallerSidecar;
 pub(super) use self::outside::{OutsidePolicy, start_outside};
 use self::tokens::TokenKey;
 use super::{ClientFiles, MtlsListener, PEERS, Running, TargetSite, free_addresses};
+use crate::app;
 use crate::certificates::{ALLOWED, SERVER};
 use crate::http::HttpConnection;
 use crate::process::Process;
@@ -49,6 +51,18 @@ pub(super) struct ReleasePrograms {
     pub(super) controller: PathBuf,
     /// `tidegate-sidecar`.
     pub(super) sidecar: PathBuf,
+}
+
+/// What distinguishes the targets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MeshSettings {
+    /// What the app's port declares.
+    pub(super) protocol: &'static str,
+    /// So many routes of the caller's requests, and matches of a TrafficTarget, come before the one that applies; 0: no
+    /// routes, and one match.
+    pub(super) rules: usize,
+    /// Whether 1 % of the traces are recorded and exported.
+    pub(super) is_traced: bool,
 }
 
 /// Addresses and shared files of one mesh.
@@ -86,11 +100,15 @@ struct LocalMesh {
 struct ProgramFlags(Vec<String>);
 
 /// Starts CA, controller and sidecars, each after the previous one is ready, and waits until a sidecar has its
-/// certificate and its policy. `protocol` is what the app's port declares. With `rules`, so many routes of the caller's
-/// requests, and matches of a TrafficTarget, come before the one that applies; 0: no routes, and one match.
-pub(super) async fn start(site: &TargetSite<'_>, protocol: &str, rules: usize) -> Result<Running> {
+/// certificate and its policy.
+pub(super) async fn start(site: &TargetSite<'_>, settings: MeshSettings) -> Result<Running> {
     let programs = site.programs.tidegate()?;
-    let mesh = LocalMesh::prepare(site, protocol, rules)?;
+    let collector = match settings.is_traced {
+        true => Some(app::start("collector", site.load_core, site.directory, None).await?),
+        false => None,
+    };
+    let mesh = LocalMesh::prepare(site, settings, collector.as_ref().map(|(_, address)| *address))?;
+    let collector = collector.map(|(process, _)| process);
     let [controller, ca] = mesh.start_control_plane(site, &programs).await?;
     let sidecar = mesh.sidecar_arguments(site);
     let sidecar = start_sidecar(site, &programs, "sidecar", sidecar, mesh.sidecar_admin).await?;
@@ -111,6 +129,7 @@ pub(super) async fn start(site: &TargetSite<'_>, protocol: &str, rules: usize) -
                 foreign: site.certificates.foreign.clone(),
             }),
             inner: None,
+            collector,
         });
     };
     let outbound =
@@ -124,8 +143,9 @@ pub(super) async fn start(site: &TargetSite<'_>, protocol: &str, rules: usize) -
             address: listen(site),
             files: ClientFiles::of(site.certificates, &site.certificates.caller),
             // What is not parsed meets no rule that distinguishes requests.
-            protocols: if protocol == "tcp" { &[b"tidegate/tcp"] } else { &[b"tidegate/h1"] },
+            protocols: if settings.protocol == "tcp" { &[b"tidegate/tcp"] } else { &[b"tidegate/h1"] },
         }),
+        collector,
     })
 }
 
@@ -170,11 +190,12 @@ impl ReleasePrograms {
 }
 
 impl LocalMesh {
-    /// For the client of an app in the mesh, or for an ingress controller.
-    fn prepare(site: &TargetSite<'_>, protocol: &str, rules: usize) -> Result<Self> {
+    /// For the client of an app in the mesh, or for an ingress controller. Spans go to `collector`.
+    fn prepare(site: &TargetSite<'_>, settings: MeshSettings, collector: Option<SocketAddr>) -> Result<Self> {
+        let MeshSettings { protocol, rules, .. } = settings;
         let port = site.app.port();
         let dialled = (site.topology == ProxyTopology::Pair).then(|| SocketAddr::new(caller::SERVICE, port));
-        let mesh = Self::with_manifests(site, &render(site, protocol)?, dialled)?;
+        let mesh = Self::with_manifests(site, &render(site, protocol, collector)?, dialled)?;
         if mesh.caller.is_some() {
             fs::write(mesh.manifests.join("rules.yaml"), rules::manifests(rules, port, protocol))?;
         }
@@ -261,21 +282,30 @@ impl LocalMesh {
 
     /// Flags of the sidecar in front of the app.
     fn sidecar_arguments(&self, site: &TargetSite<'_>) -> ProgramFlags {
-        self.workload_arguments("httpbin/httpbin", self.sidecar_admin, &self.sidecar_token)
+        self.workload_arguments(site, "httpbin/httpbin", self.sidecar_admin, &self.sidecar_token)
             .with("--inbound", format!("{}={}", listen(site), site.app))
     }
 
     /// Flags of any sidecar.
-    fn workload_arguments(&self, workload: &str, admin: SocketAddr, token: &Path) -> ProgramFlags {
-        ProgramFlags(Vec::new())
+    fn workload_arguments(
+        &self,
+        site: &TargetSite<'_>,
+        workload: &str,
+        admin: SocketAddr,
+        token: &Path,
+    ) -> ProgramFlags {
+        let flags = ProgramFlags(Vec::new())
             .with("--workload", workload)
             .with("--discovery-address", format!("https://{}", self.discovery))
             .with("--admin-address", admin)
             .with("--ca-address", format!("https://{}", self.ca))
             .with("--ca-trust-bundle", self.trust_bundle.display())
             .with("--token-file", token.display())
-            .with("--workers", 1)
-            .with("--access-log-format", "off")
+            .with("--workers", 1);
+        match site.has_access_log {
+            true => flags.with("--access-log-format", "json").with("--access-log-file", "/dev/null"),
+            false => flags.with("--access-log-format", "off"),
+        }
     }
 }
 
@@ -288,8 +318,8 @@ impl ProgramFlags {
 }
 
 /// The Kubernetes objects of a run; `protocol` is what the app's port declares. In a pair, only TrafficTargets admit the
-/// caller.
-pub(super) fn render(site: &TargetSite<'_>, protocol: &str) -> Result<String> {
+/// caller, and 1 % of the traces are recorded for the collector, if there is one.
+fn render(site: &TargetSite<'_>, protocol: &str, collector: Option<SocketAddr>) -> Result<String> {
     let mut values = vec![
         ("port", site.app.port().to_string()),
         ("pod_address", POD.to_string()),
@@ -301,10 +331,21 @@ pub(super) fn render(site: &TargetSite<'_>, protocol: &str) -> Result<String> {
             template::render(INGRESS, &values).context("tidegate.yaml")
         }
         ProxyTopology::Pair | ProxyTopology::Egress => {
+            values.push(("tracing", tracing(collector).to_string()));
             values.push(("caller_address", caller::POD.to_string()));
             values.push(("service_address", caller::SERVICE.to_string()));
             template::render(PAIR, &values).context("pair.yaml")
         }
+    }
+}
+
+/// The MeshConfig's `observability.tracing`.
+fn tracing(collector: Option<SocketAddr>) -> Value {
+    match collector {
+        None => json!({"enable": false}),
+        Some(address) => json!({
+            "enable": true, "address": address.ip(), "port": address.port(), "sampledFraction": "0.01",
+        }),
     }
 }
 

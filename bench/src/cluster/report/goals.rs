@@ -2,22 +2,22 @@
 
 use std::fmt::Write;
 
-use super::{added, at, osm};
+use super::{added, at, osm, routes};
 use crate::cluster::results::{ClusterResults, Population};
 use crate::report::{Bound, verdict};
 
 /// A bound on one figure.
-struct ClusterGoal {
+pub(super) struct ClusterGoal {
     /// What is measured.
-    name: String,
+    pub(super) name: String,
     /// The bound that the figure must meet.
-    bound: Bound,
+    pub(super) bound: Bound,
     /// Unit of figure and bound.
-    unit: &'static str,
+    pub(super) unit: &'static str,
     /// The figure; `None` if it was not measured.
-    measured: Option<f64>,
+    pub(super) measured: Option<f64>,
     /// Open Service Mesh's figure, if it was measured.
-    osm: Option<f64>,
+    pub(super) osm: Option<f64>,
 }
 
 /// Table of goals.
@@ -44,6 +44,7 @@ fn goals(results: &ClusterResults) -> Vec<ClusterGoal> {
     });
     goals.extend(memory(results));
     goals.extend(creation(results));
+    goals.extend(routes::goals(results));
     goals
 }
 
@@ -68,7 +69,7 @@ fn changes(results: &ClusterResults) -> Vec<ClusterGoal> {
         let osm = results.changes.iter().find(|(at, _)| *at == population);
         let osm = osm.and_then(|(_, measured)| osm::change(measured.change, population.pods));
         let osm = osm.filter(|_| population.synthetic == 0);
-        for (share, label, bound) in [(0.5, "p50", 0.1), (0.99, "p99", 0.5)] {
+        for (share, label, bound) in [(0.5, "p50", 0.02), (0.99, "p99", 0.1)] {
             goals.push(ClusterGoal {
                 name: format!("policy change → effect at {population} pods, {label}"),
                 bound: Bound::AtMost(bound),

@@ -1,5 +1,8 @@
 use super::*;
-use crate::cluster::results::{ClusterSettings, ConnectionEnds, MeshMemory, PolicyChangeFigures};
+use crate::cluster::results::{
+    ClusterSettings, ConnectionEnds, MeshMemory, PolicyChangeFigures, RouteChangeFigures, RouteFigures,
+    RouteLoadFigures,
+};
 use crate::report::Machine;
 
 fn figures(all: &[f64]) -> Figures {
@@ -60,8 +63,30 @@ fn results() -> ClusterResults {
             creation_of(false, true, 0.010, 1.0),
             creation_of(true, true, 0.022, 1.9),
         ],
+        routes: Vec::new(),
         failures: Vec::new(),
     }
+}
+
+/// Changes among 10 and 5,000 routes; the slowest of all takes `slowest` seconds.
+fn routes(slowest: f64, wrong: usize) -> Vec<RouteFigures> {
+    let changes = |seconds: &[f64], wrong| RouteChangeFigures {
+        from_return: figures(seconds),
+        from_start: figures(seconds),
+        probes: 400,
+        wrong,
+    };
+    let at = |routes, services, mebibytes: f64, cpu| RouteFigures {
+        routes,
+        services,
+        quiet: changes(&[0.004, 0.006, 0.008], 0),
+        loaded: changes(&[0.012, 0.016, slowest], wrong),
+        load: RouteLoadFigures { requests: 5000, wrong: 0, seconds: 10.0, p99: 0.0031 },
+        sidecar_kib: mebibytes * 1024.0,
+        sidecar_proportional_kib: mebibytes * 512.0,
+        cpu_of_changes_elsewhere: cpu,
+    };
+    vec![at(10, 2, 12.0, 0.0005), at(5000, 1000, 32.0, 0.0012)]
 }
 
 #[track_caller]
@@ -72,11 +97,11 @@ fn assert_line(text: &str, line: &str) {
 #[test]
 fn goals_take_the_slower_change_and_the_larger_difference() {
     let text = render(&results());
-    assert_line(&text, "| policy change → effect at 4 pods, p50 | ≤ 0.1 s | 0.05 | reached | 2.04 |");
-    assert_line(&text, "| policy change → effect at 4 pods, p99 | ≤ 0.5 s | 0.60 | **not reached** | 2.08 |");
+    assert_line(&text, "| policy change → effect at 4 pods, p50 | ≤ 0.02 s | 0.05 | **not reached** | 2.04 |");
+    assert_line(&text, "| policy change → effect at 4 pods, p99 | ≤ 0.1 s | 0.60 | **not reached** | 2.08 |");
     assert_line(
         &text,
-        "| policy change → effect at 200 and 2000 synthetic pods, p50 | ≤ 0.1 s | 0.02 | reached | – |",
+        "| policy change → effect at 200 and 2000 synthetic pods, p50 | ≤ 0.02 s | 0.02 | reached | – |",
     );
     assert_line(&text, "| controller's memory at 4 pods | ≤ 60 MiB | 30.00 | reached | 76.6 |");
     assert_line(&text, "| a sidecar's memory, p50 | ≤ 10 MiB | 10.00 | reached | 60 |");
@@ -88,6 +113,38 @@ fn goals_take_the_slower_change_and_the_larger_difference() {
         &text,
         "| injection adds to Ready, difference of medians | ≤ 1 s | 1.50 | **not reached** | 2 |",
     );
+}
+
+#[test]
+fn changes_of_routes_have_a_table_and_the_slower_of_quiet_and_loaded_counts() {
+    let mut results = results();
+    assert!(!render(&results).contains("route change"), "no routes were measured");
+    results.routes = routes(0.2, 0);
+    let text = render(&results);
+    for line in [
+        "| route change → effect at 10 routes, without and under load, p50 | ≤ 0.02 s | 0.02 | reached | – |",
+        "| route change → effect at 5,000 routes, without and under load, p99 | ≤ 0.1 s | 0.20 | **not reached** | – |",
+        "| wrong answers while routes change | ≤ 0  | 0.00 | reached | – |",
+        "| a sidecar's memory with 5,000 routes in use | ≤ 40 MB | 33.55 | reached | – |",
+        "| a sidecar's CPU while a route a second changes elsewhere | ≤ 1 % of a core | 0.12 | reached | – |",
+        "| without load | 10 (2) | 0.006 / 0.008 / 0.008 / 0.008 | 0.006 / 0.008 | 0 of 400 |",
+        "| under 500 requests/s (p99 3.1 ms) | 5,000 (1,000) | 0.016 / 0.200 / 0.200 / 0.200 | 0.016 / 0.200 | 0 of 400 |",
+        "| the load's requests, meanwhile | 10 (2) | – | – | 0 of 5,000 |",
+        "| 5,000 routes in use | 32.0 | 16.0 | 0.12 |",
+    ] {
+        assert_line(&text, line);
+    }
+}
+
+#[test]
+fn one_wrong_answer_misses_the_goal() {
+    let mut results = results();
+    results.routes = routes(0.02, 1);
+    results.routes[0].load.wrong = 2;
+    let text = render(&results);
+    assert_line(&text, "| wrong answers while routes change | ≤ 0  | 4.00 | **not reached** | – |");
+    let json = serde_json::to_string(&results).unwrap();
+    assert_eq!(serde_json::from_str::<ClusterResults>(&json).unwrap(), results);
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl CallerSidecar {
     /// Flags of the sidecar. Its inbound listener, which a sidecar must have, is not used.
     pub(super) fn arguments(&self, site: &TargetSite<'_>, mesh: &LocalMesh) -> ProgramFlags {
         let port = site.app.port();
-        mesh.workload_arguments("httpbin/caller", self.admin, &self.token)
+        mesh.workload_arguments(site, "httpbin/caller", self.admin, &self.token)
             .with("--inbound", format!("{}={}", SocketAddr::new(POD, port), site.app))
             .with("--outbound", format!("{}={}", self.outbound, self.dialled))
     }

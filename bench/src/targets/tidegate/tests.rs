@@ -30,7 +30,21 @@ fn site<'a>(
     programs: &'a targets::Programs,
 ) -> TargetSite<'a> {
     let app = "127.0.0.1:4001".parse().unwrap();
-    TargetSite { topology, directory, certificates, app, core: 0, load_core: 1, programs }
+    TargetSite {
+        topology,
+        directory,
+        certificates,
+        app,
+        core: 0,
+        load_core: 1,
+        programs,
+        is_http2: false,
+        has_access_log: false,
+    }
+}
+
+fn settings(protocol: &'static str) -> MeshSettings {
+    MeshSettings { protocol, rules: 0, is_traced: false }
 }
 
 #[test]
@@ -39,7 +53,7 @@ fn the_manifests_put_the_sidecar_before_the_apps_port() {
     let certificates = RunCertificates::create(directory.path()).unwrap();
     let programs = targets::tests::programs();
     let site = site(ProxyTopology::Ingress, directory.path(), &certificates, &programs);
-    let manifests = render(&site, "http").unwrap();
+    let manifests = render(&site, "http", None).unwrap();
     for part in [
         "podIP: 127.0.7.1\n",
         "targetPort: 4001\n",
@@ -56,7 +70,7 @@ fn each_program_is_configured_with_what_the_others_offer() {
     let certificates = RunCertificates::create(directory.path()).unwrap();
     let programs = targets::tests::programs();
     let site = site(ProxyTopology::Ingress, directory.path(), &certificates, &programs);
-    let mesh = LocalMesh::prepare(&site, "http", 0).unwrap();
+    let mesh = LocalMesh::prepare(&site, settings("http"), None).unwrap();
     let ca = mesh.ca_arguments(&site).0.join(" ");
     let controller = mesh.controller_arguments().0.join(" ");
     let sidecar = mesh.sidecar_arguments(&site).0.join(" ");
@@ -83,7 +97,7 @@ fn the_caller_of_a_pair_dials_a_service_whose_port_declares_the_protocol() {
     for protocol in ["http", "tcp"] {
         let directory = tempfile::tempdir().unwrap();
         let site = site(ProxyTopology::Pair, directory.path(), &certificates, &programs);
-        let mesh = LocalMesh::prepare(&site, protocol, 0).unwrap();
+        let mesh = LocalMesh::prepare(&site, settings(protocol), None).unwrap();
         let caller = mesh.caller.as_ref().unwrap();
         let arguments = caller.arguments(&site, &mesh).0.join(" ");
         assert!(arguments.contains("--workload httpbin/caller"), "{arguments}");
@@ -102,7 +116,7 @@ fn the_caller_of_a_pair_dials_a_service_whose_port_declares_the_protocol() {
         ] {
             assert!(manifests.contains(&part), "{part} is not in {manifests}");
         }
-        let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(&manifests).unwrap();
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&manifests).unwrap();
         let kinds: Vec<_> = objects.iter().filter_map(|object| object["kind"].as_str()).collect();
         assert_eq!(
             kinds,
@@ -118,6 +132,38 @@ fn the_caller_of_a_pair_dials_a_service_whose_port_declares_the_protocol() {
             ]
         );
     }
+}
+
+#[test]
+fn access_log_and_traces_are_off_unless_the_target_has_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let certificates = RunCertificates::create(directory.path()).unwrap();
+    let programs = targets::tests::programs();
+    let mut site = site(ProxyTopology::Pair, directory.path(), &certificates, &programs);
+    let mesh = LocalMesh::prepare(&site, settings("http"), None).unwrap();
+    let caller = mesh.caller.as_ref().unwrap();
+    let arguments = |site: &TargetSite<'_>| {
+        [mesh.sidecar_arguments(site), caller.arguments(site, &mesh)].map(|flags| flags.0)
+    };
+    for arguments in arguments(&site) {
+        assert!(arguments.join(" ").contains("--access-log-format off"), "{arguments:?}");
+        assert!(!arguments.contains(&"--access-log-file".to_owned()), "{arguments:?}");
+    }
+    site.has_access_log = true;
+    for arguments in arguments(&site) {
+        let arguments = arguments.join(" ");
+        assert!(arguments.contains("--access-log-format json --access-log-file /dev/null"), "{arguments}");
+    }
+
+    let tracing = |collector| {
+        let manifests = render(&site, "http", collector).unwrap();
+        let objects: Vec<Value> = serde_saphyr::from_multiple(&manifests).unwrap();
+        objects[0]["spec"]["observability"]["tracing"].clone()
+    };
+    assert_eq!(tracing(None), json!({"enable": false}));
+    let collector = "127.0.0.1:4317".parse().unwrap();
+    let expected = json!({"enable": true, "address": "127.0.0.1", "port": 4317, "sampledFraction": "0.01"});
+    assert_eq!(tracing(Some(collector)), expected);
 }
 
 #[test]

@@ -1,0 +1,261 @@
+//! The namespace of the measurements with routes: a client, two backends, and Services whose HTTPRoutes lead to them.
+//!
+//! A Service's own endpoints are those of the second backend, and each route leads to the first one, so that an answer shows whether
+//! the route is in force. kube-proxy does not know the Services: only a sidecar leads their clients anywhere.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::{Context, Result};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use tidegate_tests::golden::repository;
+use tidegate_tests::kubernetes::mesh::{CONTROL_PLANE, Mesh};
+use tidegate_tests::kubernetes::namespace::Namespace;
+use tidegate_tests::kubernetes::pod::Pod;
+use tidegate_tests::kubernetes::workload::Workload;
+
+use super::calls::{self, CalledService};
+use crate::cluster::site::ClusterSite;
+
+/// HTTPRoutes of one Service. A sidecar keeps 4,096 addresses at most, so 5,000 routes need fewer Services than that.
+const ROUTES_OF_SERVICE: usize = 5;
+/// Concurrent API calls.
+const CONCURRENCY: usize = 16;
+/// The port of all Services.
+const PORT: u16 = 80;
+/// Name of the client's Deployment.
+const CLIENT: &str = "client";
+/// The Deployment whose restart frees the memory that the routes took.
+const CONTROLLER: &str = "deployment/tidegate-controller";
+
+/// The route that is changed: the first Service's first.
+pub(super) const CHANGED: &str = "route-0";
+/// The only route of a Service that the client does not use, and its Service.
+pub(super) const ELSEWHERE: &str = "elsewhere";
+
+/// Where routes lead to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cluster) enum Backend {
+    First,
+    Second,
+}
+
+/// The namespace and the objects that were created in it.
+pub(super) struct RouteSite {
+    namespace: Namespace,
+    client: Pod,
+    services: Api<Service>,
+    routes: Api<DynamicObject>,
+    /// Routes so far.
+    count: usize,
+    /// The Services that the client uses.
+    called: Vec<CalledService>,
+}
+
+impl RouteSite {
+    /// Installs the definitions of Gateway API's routes, deploys client and backends, and creates the route that the client
+    /// does not use.
+    pub(super) fn start(cluster: &ClusterSite) -> Result<Self> {
+        let definitions = repository().join("charts/tidegate-crds/gateway-api").display().to_string();
+        cluster.cluster().kubectl(["apply", "--server-side", "-f", &definitions]);
+        let httproutes = "crd/httproutes.gateway.networking.k8s.io";
+        cluster.cluster().kubectl(["wait", httproutes, "--for=condition=Established", "--timeout=60s"]);
+
+        let namespace = Namespace::meshed("routes");
+        for backend in [Backend::First, Backend::Second] {
+            Workload::http(backend.name()).apply(&namespace);
+        }
+        Workload::client(CLIENT).apply(&namespace);
+        for name in [Backend::First.name(), Backend::Second.name(), CLIENT] {
+            namespace.wait_rolled_out(&format!("deployment/{name}"));
+        }
+        let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
+        let api = cluster.client().clone();
+        let site = Self {
+            client: namespace.pod(CLIENT),
+            services: Api::namespaced(api.clone(), namespace.name()),
+            routes: Api::namespaced_with(api, namespace.name(), &ApiResource::from_gvk(&kind)),
+            namespace,
+            count: 0,
+            called: Vec::new(),
+        };
+        cluster.block_on(async {
+            site.create_service(ELSEWHERE).await?;
+            site.create_route(ELSEWHERE, &route(ELSEWHERE, 0)).await
+        })?;
+        Ok(site)
+    }
+
+    /// Creates routes up to this number, and their Services.
+    pub(super) async fn grow_to(&mut self, count: usize) -> Result<()> {
+        let had = self.called.len();
+        let services = had..count.div_ceil(ROUTES_OF_SERVICE).max(had);
+        let created = stream::iter(services.clone())
+            .map(|index| self.create_service_of_index(index))
+            .buffered(CONCURRENCY)
+            .try_collect::<Vec<_>>()
+            .await
+            .context("a Service with routes")?;
+        stream::iter(self.count..count)
+            .map(|index| self.create_route_of_index(index))
+            .buffer_unordered(CONCURRENCY)
+            .try_collect::<()>()
+            .await
+            .context("an HTTPRoute")?;
+        self.count = self.count.max(count);
+        self.called.extend(services.zip(created).map(|(_, address)| CalledService { address, routes: 0 }));
+        for (index, service) in self.called.iter_mut().enumerate() {
+            service.routes = (self.count - index * ROUTES_OF_SERVICE).min(ROUTES_OF_SERVICE);
+        }
+        Ok(())
+    }
+
+    /// The Services that the client uses, in order of creation.
+    pub(super) fn services(&self) -> &[CalledService] {
+        &self.called
+    }
+
+    /// Makes a route lead to this backend.
+    pub(super) async fn lead(&self, route: &str, backend: Backend) -> Result<()> {
+        let patch = json!({"spec": {"rules": [rule(0, backend)]}});
+        self.routes
+            .patch(route, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .with_context(|| format!("cannot change the HTTPRoute {route}"))?;
+        Ok(())
+    }
+
+    /// The client's network, which is intercepted.
+    pub(super) fn client_network(&self) -> File {
+        self.client.network()
+    }
+
+    /// The process of the client's sidecar.
+    pub(super) fn client_sidecar(&self, cluster: &ClusterSite) -> Result<u32> {
+        let workload = format!("--workload={}/{}", self.namespace.name(), self.client.name());
+        let mut processes = cluster.cluster().pod_processes().into_iter();
+        let found = processes.find(|process| {
+            process.program == "tidegate-sidecar" && process.arguments.iter().any(|word| *word == workload)
+        });
+        Ok(found.context("the client's sidecar does not run")?.pid)
+    }
+
+    /// Removes the namespace and what the controller has held of it.
+    pub(super) fn end(self) {
+        let cluster = self.namespace.cluster();
+        let name = self.namespace.name().to_owned();
+        drop(self.namespace);
+        cluster.wait_until_gone(&["namespace", &name]);
+        cluster.kubectl(["-n", CONTROL_PLANE, "rollout", "restart", CONTROLLER]);
+        Mesh::get().wait_ready();
+    }
+
+    /// Creates the Service with this index; returns its address.
+    async fn create_service_of_index(&self, index: usize) -> Result<SocketAddr> {
+        self.create_service(&service_name(index)).await
+    }
+
+    /// Creates the route with this index.
+    async fn create_route_of_index(&self, index: usize) -> Result<()> {
+        let service = service_name(index / ROUTES_OF_SERVICE);
+        self.create_route(&route_name(index), &route(&service, index % ROUTES_OF_SERVICE)).await
+    }
+
+    async fn create_service(&self, name: &str) -> Result<SocketAddr> {
+        let service = serde_json::from_value(service(name))?;
+        let created = self.services.create(&PostParams::default(), &service).await?;
+        let address =
+            created.spec.and_then(|spec| spec.cluster_ip).context("a Service without an address")?;
+        Ok(SocketAddr::from((address.parse::<Ipv4Addr>()?, PORT)))
+    }
+
+    async fn create_route(&self, name: &str, spec: &Value) -> Result<()> {
+        let object = serde_json::from_value(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "HTTPRoute",
+            "metadata": {"name": name},
+            "spec": spec,
+        }))?;
+        self.routes.create(&PostParams::default(), &object).await?;
+        Ok(())
+    }
+}
+
+impl Backend {
+    /// Name of its Deployment and Service, with which its Pods' names begin.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Second => "second",
+        }
+    }
+}
+
+/// Name of the Service with this index.
+fn service_name(index: usize) -> String {
+    format!("service-{index}")
+}
+
+/// Name of the route with this index.
+fn route_name(index: usize) -> String {
+    format!("route-{index}")
+}
+
+/// A Service with the second backend's endpoints.
+fn service(name: &str) -> Value {
+    json!({
+        "metadata": {
+            "name": name,
+            // Without this, the node's kube-proxy would write rules for thousands of Services.
+            "labels": {"service.kubernetes.io/service-proxy-name": "none"},
+        },
+        "spec": {
+            "selector": {"app": Backend::Second.name()},
+            "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
+        },
+    })
+}
+
+/// The `number`th route of a Service.
+fn route(service: &str, number: usize) -> Value {
+    let parent = json!({"group": "", "kind": "Service", "name": service, "port": PORT});
+    json!({"parentRefs": [parent], "rules": [rule(number, Backend::First)]})
+}
+
+/// The rule for requests of the `number`th route.
+fn rule(number: usize, backend: Backend) -> Value {
+    let header = json!({"name": calls::ROUTE_HEADER, "value": number.to_string()});
+    json!({
+        "matches": [{"path": {"type": "Exact", "value": calls::PATH}, "headers": [header]}],
+        "backendRefs": [{"name": backend.name(), "port": PORT}],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_replaces_the_rule_of_the_first_route_and_nothing_else() {
+        let spec = route(&service_name(0), 0);
+        assert_eq!(spec["rules"], json!([rule(0, Backend::First)]));
+        assert_eq!(route_name(0), CHANGED);
+        let (mut changed, unchanged) = (rule(0, Backend::Second), rule(0, Backend::First));
+        assert_eq!(changed["backendRefs"][0]["name"], "second");
+        changed["backendRefs"] = unchanged["backendRefs"].clone();
+        assert_eq!(changed, unchanged);
+    }
+
+    #[test]
+    fn the_routes_of_a_service_match_different_requests() {
+        let matches: Vec<_> = (0..ROUTES_OF_SERVICE)
+            .map(|number| route("service-0", number)["rules"][0]["matches"].to_string())
+            .collect();
+        let different: std::collections::BTreeSet<_> = matches.iter().collect();
+        assert_eq!(different.len(), ROUTES_OF_SERVICE);
+    }
+}
