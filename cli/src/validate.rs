@@ -20,7 +20,7 @@ pub(crate) struct ValidateOptions {
     /// Folder of manifests.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     folder: PathBuf,
-    /// The folder is complete: Services, endpoints and Pods that are named but missing are errors, not warnings.
+    /// The folder is complete: Services, endpoints, Pods and Secrets that are named but missing are errors, not warnings.
     #[arg(long)]
     complete: bool,
     /// How to print it.

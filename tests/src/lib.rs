@@ -5,7 +5,7 @@
 //! continuously while something changes. The daemons' code is not linked in. [`standalone::StandaloneProcess`] is the whole
 //! mesh in one process. Start reading at [`mesh`].
 //!
-//! [`kubernetes`] does the same on a real cluster.
+//! [`kubernetes`] does the same on a real cluster, [`walkthrough`] runs pages of the documentation there.
 //!
 //! Every test has its own [loopback addresses](loopback) and folder, so tests run in parallel. Tests do not sleep:
 //! [`wait::until`] waits for a condition. When a test fails, its daemons' logs are printed.
@@ -44,4 +44,5 @@ pub mod squid;
 pub mod standalone;
 pub mod tokens;
 pub mod wait;
+pub mod walkthrough;
 pub mod webhook;

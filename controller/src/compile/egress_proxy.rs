@@ -25,6 +25,8 @@ use crate::object::{Kind, ObjectName};
 
 /// The most objects of a namespace that are in force: each is in the policy of all its workloads.
 const MOST: usize = 8;
+/// The reason of the condition where the credentials that an object names cannot be used.
+const NO_CREDENTIALS: &str = "CredentialsNotFound";
 
 /// The rules that Pods of a namespace may get.
 pub(crate) struct NamespaceEgress(Vec<SelectedRule>);
@@ -180,14 +182,23 @@ impl Compiled for EgressProxy {
         let objects = scope.index.egress_proxies();
         let wanted = objects.filter(|(name, _)| Self::is_wanted(scope, name));
         wanted
-            .map(|(name, object)| Judged {
-                name: name.clone(),
-                status: judge(scope.index, name, object),
-                uid: object.metadata.uid.clone(),
-                is_incomplete: false,
+            .map(|(name, object)| {
+                let status = judge(scope.index, name, object);
+                Judged {
+                    name: name.clone(),
+                    uid: object.metadata.uid.clone(),
+                    is_incomplete: status.condition == Some(NO_CREDENTIALS)
+                        && !has_secret(scope.index, object),
+                    status,
+                }
             })
             .collect()
     }
+}
+
+/// Whether the Secret that the object names is there.
+fn has_secret(index: &Index, proxy: &EgressProxy) -> bool {
+    secret_of(proxy).is_some_and(|name| index.credentials(&name).is_some())
 }
 
 /// Whether an object is in force, and as far as it is not, why.
@@ -207,7 +218,7 @@ fn judge(index: &Index, name: &ObjectName, proxy: &EgressProxy) -> ObjectStatus 
             let reason = || format!("only the {MOST} oldest EgressProxies of a namespace are in force");
             (!is_first).then(|| ("TooMany", reason()))
         })
-        .or_else(|| Some(("CredentialsNotFound", missing_credentials(index, proxy)?)));
+        .or_else(|| Some((NO_CREDENTIALS, missing_credentials(index, proxy)?)));
     let findings = validate::egress_proxy(&proxy.spec);
     let mut warnings: Vec<_> =
         findings.iter().filter(|finding| !finding.is_error()).map(Finding::to_string).collect();

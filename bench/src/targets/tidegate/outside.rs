@@ -22,9 +22,9 @@ const HOSTS_OF_EGRESS: usize = 256;
 pub(in crate::targets) enum OutsidePolicy {
     /// An EgressProxy.
     ForwardProxy,
-    /// So many ServiceEntries of one host each, while egress is off. The app's names are the last ones.
+    /// This many ServiceEntries of one host each, while egress is off. The app's names are the last ones.
     Entries(usize),
-    /// Egresses with so many hosts, likewise.
+    /// Egresses with this many hosts, likewise.
     Hosts(usize),
 }
 
@@ -68,7 +68,7 @@ fn manifests(policy: OutsidePolicy, app: SocketAddr) -> Result<String> {
     Ok(text)
 }
 
-/// So many names, of which the app's are the last.
+/// This many names, of which the app's are the last.
 fn hosts(count: usize) -> impl Iterator<Item = String> {
     let others = (0..count.saturating_sub(OUTSIDE.len())).map(|at| format!("host-{at}.example.com"));
     others.chain(OUTSIDE.map(str::to_owned))

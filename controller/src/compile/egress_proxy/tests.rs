@@ -119,6 +119,20 @@ fn without_its_secret_a_proxy_gets_no_credentials_and_the_status_says_so() {
 }
 
 #[test]
+fn a_folder_without_the_secret_is_incomplete_and_not_wrong() {
+    let spec = format!("{SQUID}, credentials: {{secretName: squid}}");
+    let object = proxy("shop", "squid", &spec);
+    let is_incomplete = |objects: &[&str]| {
+        let (index, _) = rules(objects);
+        let mut statuses = crate::status::all(&index).into_iter();
+        statuses.find(|status| status.name == "squid").unwrap().is_incomplete
+    };
+    assert!(is_incomplete(&[&object]));
+    assert!(!is_incomplete(&[&object, &SECRET.replace("username", "user")]));
+    assert!(!is_incomplete(&[&proxy("shop", "squid", "proxies: [{address: squid, port: 1}]")]));
+}
+
+#[test]
 fn only_the_oldest_objects_of_a_namespace_are_in_force() {
     let all: Vec<_> = (0..10).map(|i| proxy("shop", &format!("p{i}"), SQUID)).collect();
     let (index, rules) = rules(&all.iter().map(String::as_str).collect::<Vec<_>>());
