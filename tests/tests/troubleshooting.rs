@@ -203,6 +203,7 @@ fn every_finding_in_a_manifest_is_explained() {
         "crds/src/validate/service_entry/endpoints.rs",
         "crds/src/validate/traffic_target.rs",
         "crds/src/validate/upstream_traffic_setting.rs",
+        "crds/src/upstream_traffic_setting/read.rs",
         "controller/src/source/folder/document.rs",
     ]);
     // Each setting without effect has a row in docs/differences.md; this page has one row for all.

@@ -33,8 +33,8 @@ impl HttpRequest {
         Ok(place.and_then(|place| limits.of_requests().nth(place)))
     }
 
-    /// What the rate limit service of the request is told of it, or nothing if it is not called. The error is that sidecars answer
-    /// the request with 400.
+    /// What a rate limit service gets of the request, or nothing if none is called. The error is that sidecars answer the request
+    /// with 400.
     pub(crate) fn global(&self, limits: &RateLimits, source: IpAddr) -> Result<Option<String>, PathError> {
         let Some(limit) = &limits.global.requests else { return Ok(None) };
         let request = self.normal(limits.needs_normal_path())?;

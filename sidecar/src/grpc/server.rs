@@ -148,6 +148,19 @@ mod tests {
         server
     }
 
+    #[tokio::test]
+    async fn a_look_up_that_takes_longer_than_a_call_leaves_its_result_for_the_next() {
+        let calls = async {
+            let server = Rc::new(GrpcServer::new(ServerAddress::Name("localhost".into(), 1)));
+            assert!(tokio::time::timeout(Duration::ZERO, server.resolve()).await.is_err());
+            while server.first().is_none() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(tokio::time::timeout(Duration::ZERO, server.resolve()).await, Ok(Ok(())));
+        };
+        tokio::task::LocalSet::new().run_until(calls).await;
+    }
+
     #[test]
     fn an_endpoint_is_used_until_it_cannot_be_reached_and_each_is_tried_once() {
         let server = server(&["10.0.0.1:1", "10.0.0.2:1"]);

@@ -68,7 +68,7 @@ fn fields_for_the_request_replace_the_client_s_and_those_for_the_response_are_ad
 }
 
 #[test]
-fn the_limit_that_has_the_least_left_is_told_with_all_others() {
+fn fields_describe_the_limit_that_has_the_least_left_and_list_all_others() {
     let quota = [
         "x-ratelimit-limit: 10, 10;w=1;name=\"per-ip\", 1000;w=3600",
         "x-ratelimit-remaining: 3",
