@@ -35,9 +35,9 @@ pub use external_authorization::{
     MOST_CHECKED_BODY, ServerAddress,
 };
 pub use global_rate_limits::{
-    DescribedField, DescriptorEntry, DescriptorPair, FieldCondition, FieldTest, GlobalConnectionLimit,
-    GlobalRateLimits, GlobalRequestLimit, HeaderValueMatch, RateLimitService, RequestDescriptor,
-    RouteDescriptors,
+    DescribedField, DescribedRequest, DescriptorEntry, DescriptorPair, FieldCondition, FieldTest,
+    GlobalConnectionLimit, GlobalRateLimits, GlobalRequestLimit, HeaderValueMatch, RateLimitService,
+    RequestDescriptor, RouteDescriptors,
 };
 pub use model::{
     ActiveIngressRule, ActivePeerRule, AppProtocol, ClientCheck, InboundPolicy, IngressRule,

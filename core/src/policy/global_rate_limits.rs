@@ -92,6 +92,9 @@ pub struct RequestDescriptor {
     pub entries: Vec<DescriptorEntry>,
 }
 
+/// Keys and values of a descriptor for one request.
+pub type DescribedRequest<'d> = Vec<(&'d str, Cow<'d, [u8]>)>;
+
 impl GlobalRequestLimit {
     /// The path and the descriptors that apply to a request. It has its path in normal form if
     /// [`GlobalRequestLimit::needs_normal_path`].
@@ -124,7 +127,7 @@ impl RequestDescriptor {
         &'d self,
         request: &'d impl RequestView,
         source: IpAddr,
-    ) -> Option<Vec<(&'d str, Cow<'d, [u8]>)>> {
+    ) -> Option<DescribedRequest<'d>> {
         self.entries.iter().map(|entry| entry.of(request, source)).collect()
     }
 }

@@ -92,70 +92,66 @@ impl Reason {
             Self::ExternallyDenied => "externally_denied",
         }
     }
+
+    /// What it says without its detail.
+    fn text(&self) -> &'static str {
+        match self {
+            Self::NoPolicy => "the workload has no policy yet",
+            Self::NoSuchPort => {
+                "the port belongs to no Service of the workload and is declared by none of its containers"
+            }
+            Self::NoIngressBackend => "no IngressBackend opens the port",
+            Self::InvalidRule(_) => "the rule is not in force",
+            Self::TlsRequired => "plaintext where TLS is required",
+            Self::PlaintextRequired => "TLS where plaintext is required",
+            Self::SourceNotAllowed => "the source address is not among the sources",
+            Self::ServerNameNotAllowed => "the server name is not among sniHosts",
+            Self::ClientCertificateRequired => "a client certificate is required",
+            Self::NotAWorkload => "the client certificate is not that of a workload of this mesh",
+            Self::MeshDenied(_) => "mesh peers may not use the port",
+            Self::PrincipalNotAllowed => "none of the client certificate's names is an allowed principal",
+            Self::PeerNotAllowed => "the mesh peer is not among the sources",
+            Self::NotParsed => {
+                "the mesh peer is allowed certain HTTP requests only, and the connection carries bytes that are not \
+                 parsed as HTTP"
+            }
+            Self::RequestNotAllowed => {
+                "the mesh peer is not allowed a request with this method, path and header fields"
+            }
+            Self::ConnectionRateLimited => "the rate limit of connections is exceeded",
+            Self::RequestRateLimited(_) => "the rate limit of requests is exceeded",
+            Self::ConnectionGloballyLimited => "the connection exceeds a limit of the rate limit service",
+            Self::RequestGloballyLimited(_) => "the request exceeds a limit of the rate limit service",
+            Self::RateLimitServiceFailed => "the rate limit service gave no valid answer",
+            Self::ProtocolChanged => "the port is served by another protocol now",
+            Self::Misdirected => {
+                "the request's host is among the sniHosts of another rule than the connection's server name"
+            }
+            Self::ExternalAuthorizationInvalid(_) => "the external authorization cannot be carried out",
+            Self::ExternalAuthorizationFailed => {
+                "the server of the external authorization gave no valid answer"
+            }
+            Self::ExternalAuthorizationBodyTooLarge => {
+                "the request's body is larger than what the external authorization gets"
+            }
+            Self::ExternallyDenied => "the server of the external authorization refuses the request",
+        }
+    }
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoPolicy => f.write_str("the workload has no policy yet"),
-            Self::NoSuchPort => f.write_str(
-                "the port belongs to no Service of the workload and is declared by none of its containers",
-            ),
-            Self::NoIngressBackend => f.write_str("no IngressBackend opens the port"),
-            Self::InvalidRule(why) => write!(f, "the rule is not in force: {why}"),
-            Self::TlsRequired => f.write_str("plaintext where TLS is required"),
-            Self::PlaintextRequired => f.write_str("TLS where plaintext is required"),
-            Self::SourceNotAllowed => f.write_str("the source address is not among the sources"),
-            Self::ServerNameNotAllowed => f.write_str("the server name is not among sniHosts"),
-            Self::ClientCertificateRequired => f.write_str("a client certificate is required"),
-            Self::NotAWorkload => {
-                f.write_str("the client certificate is not that of a workload of this mesh")
+            Self::InvalidRule(why) | Self::MeshDenied(why) | Self::ExternalAuthorizationInvalid(why) => {
+                write!(f, "{}: {why}", self.text())
             }
-            Self::MeshDenied(why) => write!(f, "mesh peers may not use the port: {why}"),
-            Self::PrincipalNotAllowed => {
-                f.write_str("none of the client certificate's names is an allowed principal")
-            }
-            Self::PeerNotAllowed => f.write_str("the mesh peer is not among the sources"),
-            Self::NotParsed => f.write_str(
-                "the mesh peer is allowed certain HTTP requests only, and the connection carries bytes that are not \
-                 parsed as HTTP",
-            ),
-            Self::RequestNotAllowed => {
-                f.write_str("the mesh peer is not allowed a request with this method, path and header fields")
-            }
-            Self::ConnectionRateLimited => f.write_str("the rate limit of connections is exceeded"),
-            Self::RequestRateLimited(path) if path.is_empty() => {
-                f.write_str("the rate limit of requests is exceeded")
-            }
-            Self::RequestRateLimited(path) => {
+            Self::RequestRateLimited(path) if !path.is_empty() => {
                 write!(f, "the rate limit of requests for {path:?} is exceeded")
             }
-            Self::ConnectionGloballyLimited => {
-                f.write_str("the connection exceeds a limit of the rate limit service")
-            }
-            Self::RequestGloballyLimited(path) if path.is_empty() => {
-                f.write_str("the request exceeds a limit of the rate limit service")
-            }
-            Self::RequestGloballyLimited(path) => {
+            Self::RequestGloballyLimited(path) if !path.is_empty() => {
                 write!(f, "the request for {path:?} exceeds a limit of the rate limit service")
             }
-            Self::RateLimitServiceFailed => f.write_str("the rate limit service gave no valid answer"),
-            Self::ProtocolChanged => f.write_str("the port is served by another protocol now"),
-            Self::Misdirected => f.write_str(
-                "the request's host is among the sniHosts of another rule than the connection's server name",
-            ),
-            Self::ExternalAuthorizationInvalid(why) => {
-                write!(f, "the external authorization cannot be carried out: {why}")
-            }
-            Self::ExternalAuthorizationFailed => {
-                f.write_str("the server of the external authorization gave no valid answer")
-            }
-            Self::ExternalAuthorizationBodyTooLarge => {
-                f.write_str("the request's body is larger than what the external authorization gets")
-            }
-            Self::ExternallyDenied => {
-                f.write_str("the server of the external authorization refuses the request")
-            }
+            _ => f.write_str(self.text()),
         }
     }
 }

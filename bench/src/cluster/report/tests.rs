@@ -97,7 +97,10 @@ fn assert_line(text: &str, line: &str) {
 #[test]
 fn goals_take_the_slower_change_and_the_larger_difference() {
     let text = render(&results());
-    assert_line(&text, "| policy change → effect at 4 pods, p50 | ≤ 0.02 s | 0.05 | **not reached** | 2.04 |");
+    assert_line(
+        &text,
+        "| policy change → effect at 4 pods, p50 | ≤ 0.02 s | 0.05 | **not reached** | 2.04 |",
+    );
     assert_line(&text, "| policy change → effect at 4 pods, p99 | ≤ 0.1 s | 0.60 | **not reached** | 2.08 |");
     assert_line(
         &text,
