@@ -138,9 +138,8 @@ impl RouteSite {
     pub(super) fn client_sidecar(&self, cluster: &ClusterSite) -> Result<u32> {
         let workload = format!("--workload={}/{}", self.namespace.name(), self.client.name());
         let mut processes = cluster.cluster().pod_processes().into_iter();
-        let found = processes.find(|process| {
-            process.program == "tidegate-sidecar" && process.arguments.iter().any(|word| *word == workload)
-        });
+        let found = processes
+            .find(|process| process.program == "tidegate-sidecar" && process.arguments.contains(&workload));
         Ok(found.context("the client's sidecar does not run")?.pid)
     }
 

@@ -112,15 +112,12 @@ impl RandomRule {
 /// "The most specific match; of equal ones, the first in the list." A rule whose matches are not understood is left out.
 fn expected(rules: &[RandomRule], request: &Request) -> String {
     let any = RandomMatch { path: None, method: None, has_header: false, has_parameter: false };
-    let mut best: Option<((bool, usize, bool, bool, bool), &RandomRule)> = None;
-    for rule in rules.iter().filter(|rule| rule.oddity != Oddity::Match) {
+    let readable = rules.iter().filter(|rule| rule.oddity != Oddity::Match);
+    let fitting = readable.flat_map(|rule| {
         let all = if rule.matches.is_empty() { std::slice::from_ref(&any) } else { rule.matches.as_slice() };
-        for one in all.iter().filter(|one| one.fits(request)) {
-            if best.is_none_or(|(known, _)| one.rank() > known) {
-                best = Some((one.rank(), rule));
-            }
-        }
-    }
+        all.iter().filter(|one| one.fits(request)).map(move |one| (one.rank(), rule))
+    });
+    let best = fitting.reduce(|best, next| if next.0 > best.0 { next } else { best });
     best.map_or_else(|| "404".to_owned(), |(_, rule)| rule.outcome())
 }
 
