@@ -30,6 +30,8 @@ const KINDS: &[(&str, &str)] = &[
     ("TCPRoute", "specs.smi-spec.io/v1alpha4/tcproutes"),
     ("Retry", "policy.openservicemesh.io/v1alpha1/retries"),
     ("UpstreamTrafficSetting", "policy.openservicemesh.io/v1alpha1/upstreamtrafficsettings"),
+    ("HTTPRoute", "gateway.networking.k8s.io/v1/httproutes"),
+    ("GRPCRoute", "gateway.networking.k8s.io/v1/grpcroutes"),
     ("ServiceEntry", "networking.istio.io/v1/serviceentries"),
     ("EgressProxy", "tidegate.io/v1alpha1/egressproxies"),
     ("Egress", "policy.openservicemesh.io/v1alpha1/egresses"),
