@@ -271,7 +271,9 @@ fn text(answer: &Value) -> String {
 /// The lines of a share: where it leads, and what is decided there.
 fn backend(share: &Value) -> String {
     let decisions = share.get("farSide").and_then(Value::as_array).into_iter().flatten();
-    std::iter::once(leads_to(share)).chain(decisions.map(far_side)).collect()
+    let limits = share.get("limits").and_then(Value::as_str);
+    let limits = limits.map(|limits| format!("{:<15} {}\n", "  limits", printable(limits)));
+    std::iter::once(leads_to(share)).chain(limits).chain(decisions.map(far_side)).collect()
 }
 
 /// The line of a decision of endpoints.
@@ -343,11 +345,12 @@ mod tests {
     #[test]
     fn what_endpoints_decide_is_a_line_below_their_share() {
         let answer = serde_json::json!({"decision": "deny", "port": 80, "backends": [{
-            "backend": "shop/cart:80", "weight": [1, 1], "endpoints": ["10.1.0.1:8080"],
+            "backend": "shop/cart:80", "weight": [1, 1], "limits": "maxRequests: 2", "endpoints": ["10.1.0.1:8080"],
             "farSide": [{"decision": "deny", "reason": "no rule", "request": "GET /", "endpoints": ["10.1.0.1:8080"]}],
         }]});
         let lines = "decision        deny\nport            80\n\
                      backend         1 of 1: shop/cart:80 10.1.0.1:8080\n  \
+                       limits        maxRequests: 2\n  \
                        there         deny: no rule; GET / (10.1.0.1:8080)\n";
         assert_eq!(text(&answer), lines);
     }

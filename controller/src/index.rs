@@ -311,9 +311,14 @@ impl Index {
         self.parts.egresses.of_account(account)
     }
 
-    /// Whether there is an UpstreamTrafficSetting of this name.
-    pub(crate) fn has_upstream_traffic_setting(&self, name: &ObjectName) -> bool {
-        UpstreamTrafficSetting::get(&self.parts.upstream_traffic_settings, name).is_some()
+    /// Whether an Egress refers to an object.
+    pub(crate) fn is_of_egress(&self, kind: Kind, name: &ObjectName) -> bool {
+        self.parts.egresses.referring_to(kind, name).next().is_some()
+    }
+
+    /// An UpstreamTrafficSetting.
+    pub(crate) fn upstream_traffic_setting(&self, name: &ObjectName) -> Option<&Arc<UpstreamTrafficSetting>> {
+        UpstreamTrafficSetting::get(&self.parts.upstream_traffic_settings, name)
     }
 
     /// Every UpstreamTrafficSetting.
@@ -564,6 +569,7 @@ impl Index {
             Effect::Node(node) => drop(affected.nodes.insert(node)),
             Effect::Service(service) => self.affect_service(&service, affected),
             Effect::Opened(services) => self.affect_opened(&services, affected),
+            Effect::Clients(service) => drop(affected.services.insert(service)),
             Effect::Account(account) => self.affect_account(&account, affected),
             Effect::Target(kind, name) => {
                 for target in self.parts.traffic_targets.referring_to(kind, &name) {

@@ -5,6 +5,7 @@
 mod dns;
 mod endpoint;
 mod topology;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +18,7 @@ use serde::Serialize;
 pub use self::dns::{DnsAnswers, DnsEndpoint, DnsEndpoints};
 pub use self::endpoint::{Endpoint, ForwardProxy, ProxyRequest, Transport};
 pub use self::topology::{Locality, Topology, TopologyHints, UsableEndpoints};
+pub use self::usage::{BackendLimits, LimitedResource, LimitedUsage, UsageCounts, UsagePermit};
 use crate::dns_name::DnsPattern;
 use crate::object_ref::ObjectRef;
 
@@ -60,6 +62,9 @@ pub struct Backend {
     /// `sessionAffinity: ClientIP`: a client uses the same endpoint until it has not used it for this long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Duration>,
+    /// What one client's sidecar may have open to it.
+    #[serde(skip_serializing_if = "BackendLimits::is_unlimited")]
+    pub limits: BackendLimits,
 }
 
 /// The address that was dialled, in plaintext.
@@ -100,6 +105,7 @@ impl Backend {
             hosts: Vec::new(),
             original_destination: None,
             affinity: None,
+            limits: BackendLimits::default(),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
+use tidegate_core::go_duration::{self, GoDurationError};
 
 pub use self::global::{
     GenericKeySpec, GlobalRateLimitSpec, HeaderConditionSpec, HeaderValueMatchSpec, HttpDescriptorEntrySpec,
@@ -57,7 +58,7 @@ pub struct UpstreamTrafficSettingSpec {
     #[serde(deserialize_with = "bounded::text::<_, HOST>")]
     #[schemars(length(max = HOST))]
     pub host: String,
-    /// What one client's sidecar may have open at a time. Not enforced yet.
+    /// What one client's sidecar may have open at a time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection_settings: Option<ConnectionSettingsSpec>,
     /// How much each Pod of the Service takes per time.
@@ -85,11 +86,11 @@ pub struct ConnectionSettingsSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct TcpConnectionsSpec {
-    /// Connections. Absent: no limit.
+    /// Connections, idle ones included. Absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "optional_count")]
     pub max_connections: Option<u32>,
-    /// How long a connection may take to be established, such as `2s`. Absent: the sidecar's default.
+    /// Time in which a connection opens, TLS handshake included, such as `2s`. Absent: the sidecar's defaults.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -107,7 +108,7 @@ pub struct HttpConnectionsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "optional_count")]
     pub max_requests: Option<u32>,
-    /// Requests on one connection, which is closed after them. Absent: no limit.
+    /// Requests on one connection, which is closed after them. Absent, or 0: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "optional_count")]
     pub max_requests_per_connection: Option<u32>,
@@ -242,6 +243,12 @@ impl UpstreamTrafficSettingSpec {
     pub fn service(&self, namespace: &str) -> Option<&str> {
         let (name, of) = self.host.strip_suffix(CLUSTER)?.split_once('.')?;
         (of == namespace && !name.is_empty()).then_some(name)
+    }
+
+    /// Time in which a connection opens, if that is limited.
+    pub fn connect_timeout(&self) -> Option<Result<Duration, GoDurationError>> {
+        let tcp = self.connection_settings.as_ref()?.tcp.as_ref()?;
+        tcp.connect_timeout.as_deref().map(go_duration::parse)
     }
 
     /// The limits that each Pod counts for itself, without those of routes.

@@ -12,6 +12,7 @@
 //! spells it out as a member of a `oneof`, and an absent `oneof` is an error.
 
 mod backend;
+mod backend_limits;
 mod destination;
 mod dns_endpoints;
 mod duration;

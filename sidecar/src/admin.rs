@@ -170,6 +170,10 @@ fn topology(TopologyView { rule, fallback, unused }: &TopologyView) -> Value {
 /// A backend or routes that destinations refer to.
 fn reference(view: &ReferencedView) -> Value {
     let mut shown = json!({"name": view.name.to_string(), "version": view.version});
+    if let Some(usage) = &view.usage {
+        shown["limits"] = json!(usage.limits());
+        shown["inUse"] = json!(usage.counts());
+    }
     if let Some(routes) = &view.routes {
         shown["routes"] = json!(routes.table());
     }

@@ -11,6 +11,7 @@ mod backend;
 mod caller;
 mod choice;
 mod egress_proxies;
+mod egress_usages;
 mod endpoint;
 mod find;
 mod hosts;

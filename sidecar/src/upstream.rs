@@ -4,7 +4,8 @@
 //! The key of everything is the [`Endpoint`] with its transport and forward proxy: requests share a connection only if
 //! all of that is equal. `connect` opens a connection, `pool` keeps the idle ones. A codec of HTTP/1 drives a connection
 //! itself; requests of others are sent by `http1`, with hyper, or by `http2`, with h2, on connections that many requests
-//! share. How many requests are at upstreams at a time is bounded, for each client and each endpoint, too (`shares`).
+//! share. How many requests are at upstreams at a time is bounded, for each client and each endpoint, too (`shares`); what
+//! is open to a backend with limits of its own is counted by all workers together (`place`).
 
 mod body;
 mod connect;
@@ -13,9 +14,11 @@ mod error;
 mod http1;
 mod http2;
 mod peers;
+mod place;
 mod pool;
 mod proxy;
 mod replay;
+mod request_limit;
 mod shares;
 mod stream;
 mod watched;
@@ -48,14 +51,17 @@ pub(crate) use self::connect_error::{ConnectError, ConnectFailure};
 pub(crate) use self::error::{TimedOut, UpstreamError, Violation};
 use self::http1::Http1;
 use self::http2::Http2;
+use self::place::{ConnectionTurn, OpeningPlace};
 use self::pool::Pool;
 #[cfg(test)]
 pub(crate) use self::pool::UNSURE_AFTER;
 pub(crate) use self::proxy::ProxyFailure;
 pub(crate) use self::replay::{MOST_REPLAYED, ReplayBody};
+pub(crate) use self::request_limit::RequestLimit;
 use self::shares::{RequestShares, RequestSource, Share};
-pub(crate) use self::stream::UpstreamTls;
+pub(crate) use self::stream::{Http1Upstream, UpstreamTls};
 use crate::connection_info::{ServedConnection, VerifiedCertificate};
+use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
 use crate::snapshot::Snapshots;
 use crate::stream::MaybeTls;
@@ -65,7 +71,7 @@ use crate::stream::MaybeTls;
 pub struct Upstreams {
     connector: Rc<UpstreamConnector>,
     /// Idle connections of HTTP/1 codecs.
-    idle: Pool<MaybeTls<UpstreamTls>>,
+    idle: Pool<Http1Upstream>,
     http1: Rc<Http1>,
     http2: RefCell<HashMap<Arc<Endpoint>, Rc<Http2>>>,
     /// Requests that are at upstreams, or on their way there.
@@ -127,13 +133,31 @@ impl Upstreams {
         self.connector.connect(endpoint, protocol, deadline).await
     }
 
-    /// The idle connection to an endpoint that an HTTP/1 codec used last and that is still good, if there is one.
-    pub(crate) fn checkout(&self, endpoint: &Arc<Endpoint>) -> Option<MaybeTls<UpstreamTls>> {
-        self.idle.checkout(endpoint)
+    /// The idle connection to an endpoint that an HTTP/1 codec used last and that is still good, if there is one. It is an
+    /// error if the backend has as many requests in flight as it may.
+    pub(crate) fn checkout(&self, endpoint: &Arc<Endpoint>) -> Result<Option<Http1Upstream>, ConnectError> {
+        Ok(self.idle.checkout(endpoint)?)
+    }
+
+    /// A new connection for an HTTP/1 codec; where connections are limited, it may be one that has become idle meanwhile
+    /// (`true`). The future is large.
+    pub(crate) async fn open(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        line: &Lifeline,
+    ) -> Result<(Http1Upstream, bool), ConnectError> {
+        let turn = line.guard(Box::pin(self.idle.turn(endpoint))).await;
+        let place = match turn.map_err(|Ended(cause)| ConnectError::Ended(cause))?? {
+            ConnectionTurn::Idle(connection) => return Ok((connection, true)),
+            ConnectionTurn::Open(place) => place,
+        };
+        let io = self.connect(endpoint, MeshProtocol::Http1, Deadline::Lifeline(line)).await?;
+        let connection = Http1Upstream::new(io, place.map(OpeningPlace::opened));
+        Ok((self.idle.begin(endpoint, connection)?, false))
     }
 
     /// Keeps a connection for the next request of an HTTP/1 codec. It must have nothing in flight, in either direction.
-    pub(crate) fn put(&self, endpoint: &Arc<Endpoint>, connection: MaybeTls<UpstreamTls>) {
+    pub(crate) fn put(&self, endpoint: &Arc<Endpoint>, connection: Http1Upstream) {
         self.idle.put(endpoint, connection);
     }
 

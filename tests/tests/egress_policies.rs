@@ -166,3 +166,35 @@ fn an_http_route_group_narrows_requests_and_audit_mode_only_logs() {
     // A request, and two connections of opaque bytes.
     assert!(count.parse::<u32>().unwrap() >= 3, "{count}");
 }
+
+#[test]
+fn the_setting_of_a_policy_limits_what_one_client_has_open_to_a_host() {
+    let mut caller = Caller::start();
+    let mut policy = web();
+    policy["matches"] = json!([{
+        "apiGroup": "policy.openservicemesh.io/v1alpha1",
+        "kind": "UpstreamTrafficSetting",
+        "name": "limits",
+    }]);
+    let setting = |requests: u32, connections: u32| {
+        json!({
+            "apiVersion": "policy.openservicemesh.io/v1alpha1",
+            "kind": "UpstreamTrafficSetting",
+            "metadata": {"name": "limits", "namespace": "httpbin"},
+            "spec": {"host": "httpbin.org", "connectionSettings": {
+                "tcp": {"maxConnections": connections}, "http": {"maxRequests": requests},
+            }},
+        })
+    };
+    caller.mesh.apply("web", &[egress("web", "caller", &policy), setting(1, 1)]);
+    assert_eq!(caller.status("web")[0], "committed");
+    wait::until_true("TLS for the host passes", SOON, || caller.tls("httpbin.org"));
+    assert_eq!(caller.http("GET", "httpbin.org"), OK);
+    caller.mesh.apply("web", &[egress("web", "caller", &policy), setting(0, 0)]);
+    wait::until_true("TLS is reset", SOON, || !caller.tls("httpbin.org"));
+    assert_eq!(caller.http("GET", "httpbin.org"), RequestOutcome::Status(503));
+    wait::until_true("the access log names the limits", SOON, || {
+        let log = caller.sidecar.log();
+        log.contains("upstream_max_connections") && log.contains("{max_requests_overflow}")
+    });
+}

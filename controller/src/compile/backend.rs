@@ -21,6 +21,7 @@ use tidegate_crds::injection;
 
 use super::destination::{Resolved, Resolver};
 use super::endpoint_choice::{affinity, is_local, is_ready, is_serving_its_last, topology};
+use super::upstream_traffic_setting::connections::backend_limits;
 use crate::index::{pod_addresses, pod_of, service_of};
 use crate::object::pod::{self, service_account};
 use crate::object::{Kind, ObjectName};
@@ -76,7 +77,8 @@ impl Resolver<'_> {
         let workloads = workloads.collect();
         let endpoints = found.into_iter().map(|(address, found)| Endpoint::new(address, found.transport));
         let backend = Backend::new(name.clone(), port_protocol(port).spoken(), endpoints.collect());
-        Some(Backend { topology, workloads, affinity: affinity(service), ..backend })
+        let limits = backend_limits(self.index, object);
+        Some(Backend { topology, workloads, affinity: affinity(service), limits, ..backend })
     }
 
     /// A Pod's own addresses, for a destination that was dialled by Pod IP. `None` unless its sidecar takes

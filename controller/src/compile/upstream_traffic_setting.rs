@@ -1,5 +1,7 @@
-//! Whether an UpstreamTrafficSetting is in force. What it limits is in `limits`, and what a rate limit service limits in `global`.
+//! Whether an UpstreamTrafficSetting is in force. What it limits at the server is in `limits`, at clients in `connections`, and what
+//! a rate limit service limits in `global`.
 
+pub(super) mod connections;
 mod global;
 pub(super) mod limits;
 
@@ -9,7 +11,7 @@ use self::limits::{RoutePaths, oldest};
 use super::audit::{is_audit, misspelled};
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, setting_service};
-use crate::object::{ObjectName, OfKind};
+use crate::object::{Kind, ObjectName, OfKind};
 
 /// Why limits are not enforced at a workload that has no room for them.
 const TOO_LARGE: &str = "all rules and limits of one workload may take 512 KiB and 1024 regular expressions; this one is beyond that";
@@ -52,8 +54,9 @@ fn fault(
     if let Some(reason) = index.outside_mesh(&name.namespace) {
         return Some(("Invalid", reason));
     }
-    // Settings that are not read yet are warnings only.
-    let is_fault = |finding: &&Finding| finding.path != "spec.connectionSettings";
+    let is_of_egress = index.is_of_egress(Kind::UpstreamTrafficSetting, name);
+    // An Egress has the setting limit other hosts.
+    let is_fault = |finding: &&Finding| finding.path != "spec.host" || !is_of_egress;
     if let Some(finding) = findings.iter().find(is_fault) {
         return Some(("Invalid", finding.to_string()));
     }
@@ -81,8 +84,14 @@ fn fault(
 
 /// What the audit annotation means; `None` without it.
 fn audit_effect(object: &UpstreamTrafficSetting) -> Option<String> {
-    let effect = || "audit mode: what exceeds the limits is counted and logged, not refused".to_owned();
-    is_audit(&object.metadata).then(effect).or_else(|| misspelled(&object.metadata))
+    if !is_audit(&object.metadata) {
+        return misspelled(&object.metadata);
+    }
+    let effect = "audit mode: what exceeds the rate limits is counted and logged, not refused";
+    Some(match &object.spec.connection_settings {
+        Some(_) => format!("{effect}; connectionSettings have no effect"),
+        None => effect.to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
-use tidegate_core::backend::{BackendRef, Endpoint};
+use tidegate_core::backend::{Backend, BackendRef, Endpoint};
 use tidegate_core::{Identity, ServiceRetry};
 
 use super::{ExplainError, Explanation, HttpRequest, OutboundView, Query, Speaks, ask};
@@ -115,9 +115,9 @@ impl<'i> FarSide<'i> {
         service_retry(self.view.index, &self.client, service)
     }
 
-    /// The endpoints of a backend.
-    pub(super) fn endpoints(&self, backend: &BackendRef) -> Vec<Endpoint> {
-        self.resolver.backend(backend).value.map(|backend| backend.endpoints).unwrap_or_default()
+    /// A backend as sidecars get it.
+    pub(super) fn backend(&self, name: &BackendRef) -> Option<Backend> {
+        self.resolver.backend(name).value
     }
 
     /// What the endpoints decide about a request. Those that decide the same are one entry.

@@ -86,6 +86,9 @@ pub struct BackendShare {
     pub backend: Option<String>,
     /// Its weight, and the sum of all.
     pub weight: (u32, u64),
+    /// What one client may have open to it, if that is limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<String>,
     /// The addresses of its endpoints.
     pub endpoints: Vec<String>,
     /// What is decided at these endpoints; those that decide the same are one entry.
@@ -260,16 +263,21 @@ fn shares(
         let empty = BackendShare {
             backend: None,
             weight: (share.weight, sum),
+            limits: None,
             endpoints: Vec::new(),
             far_side: Vec::new(),
             error: None,
         };
         Ok(match &share.target {
             BackendTarget::Backend(name) => {
-                let found = far_side.endpoints(name);
+                let backend = far_side.backend(name);
+                let limits =
+                    backend.as_ref().map(|backend| backend.limits).filter(|limits| !limits.is_unlimited());
+                let found = backend.map(|backend| backend.endpoints).unwrap_or_default();
                 let BackendRef { object, port } = name;
                 BackendShare {
                     backend: Some(format!("{}/{}:{port}", object.namespace, object.name)),
+                    limits: limits.map(|limits| limits.to_string()),
                     endpoints: found.iter().map(|endpoint| endpoint.address.to_string()).collect(),
                     far_side: far_side.decisions(&found, &sent(share))?,
                     error: found.is_empty().then(|| "503: it has no endpoints".to_owned()),

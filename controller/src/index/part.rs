@@ -51,6 +51,8 @@ pub(crate) enum Effect {
     Statuses(Arc<str>),
     /// The Pods behind these Services, which one policy opens or limits.
     Opened(Vec<ObjectName>),
+    /// What clients of this Service have open to it.
+    Clients(ObjectName),
     /// The Pods of a service account.
     Account(ObjectName),
     /// The TrafficTargets, TrafficSplits and Egresses that refer to the object of this kind and name, and limits of its paths.

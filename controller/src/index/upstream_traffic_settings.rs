@@ -86,7 +86,9 @@ impl Indexed for UpstreamTrafficSetting {
             Effect::Target(Kind::UpstreamTrafficSetting, name.clone()),
         ];
         let service = part.by_name.get(name).and_then(|object| setting_service(name, object));
-        effects.extend(service.map(|service| Effect::Opened(vec![service])));
+        if let Some(service) = service {
+            effects.extend([Effect::Opened(vec![service.clone()]), Effect::Clients(service)]);
+        }
         effects
     }
 }

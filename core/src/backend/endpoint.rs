@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::usage::LimitedUsage;
 use crate::forward_proxy::ProxySettings;
 use crate::identity::Identity;
 use crate::tls_origination::TlsOrigination;
@@ -21,6 +22,9 @@ pub struct Endpoint {
     pub transport: Transport,
     /// Forward proxy on the way to it; `None` for a direct connection.
     pub via: Option<ForwardProxy>,
+    /// In a sidecar: what its backend has open, if that is limited. Connections count for one backend only.
+    #[serde(skip)]
+    pub usage: Option<Arc<LimitedUsage>>,
 }
 
 /// How to connect to an endpoint.
@@ -72,7 +76,7 @@ impl Transport {
 impl Endpoint {
     /// An endpoint without a forward proxy.
     pub fn new(address: SocketAddr, transport: Transport) -> Self {
-        Self { address, transport, via: None }
+        Self { address, transport, via: None, usage: None }
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::backend::BackendLimits;
 use crate::cidr::CidrSet;
 use crate::dns_name::DnsPattern;
 use crate::object_ref::ObjectRef;
@@ -37,6 +38,9 @@ pub struct EgressRule {
     pub addresses: Option<CidrSet>,
     /// What connections carry.
     pub traffic: EgressTraffic,
+    /// What one workload may have open at each of the ports.
+    #[serde(skip_serializing_if = "BackendLimits::is_unlimited")]
+    pub limits: BackendLimits,
 }
 
 /// What connections carry that a rule allows.

@@ -97,11 +97,6 @@ fn check_matches(spec: &EgressSpec, findings: &mut Findings) {
                     findings.add("settings", || {
                         Finding::error(&path, "Cannot have more than 1 UpstreamTrafficSetting match")
                     });
-                } else {
-                    findings.add("setting", || {
-                        let message = "an UpstreamTrafficSetting has no effect on what leaves the mesh yet";
-                        Finding::warning(&path, message)
-                    });
                 }
             }
             None => findings.add("reference", || {
@@ -147,10 +142,7 @@ mod tests {
         assert_eq!(findings(json!({"matches": [group]})), Vec::<String>::new());
         assert_eq!(
             findings(json!({"matches": [setting, setting]})),
-            [
-                "warning: spec.matches[0]: an UpstreamTrafficSetting has no effect on what leaves the mesh yet",
-                "error: spec.matches[1]: Cannot have more than 1 UpstreamTrafficSetting match",
-            ]
+            ["error: spec.matches[1]: Cannot have more than 1 UpstreamTrafficSetting match"]
         );
         let other = json!({"apiGroup": "specs.smi-spec.io", "kind": "HTTPRouteGroup", "name": "a"});
         assert_eq!(

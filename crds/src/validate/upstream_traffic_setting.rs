@@ -1,6 +1,7 @@
 //! Checks of an UpstreamTrafficSetting.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use tidegate_core::route::RouteError;
 use tidegate_core::route::filter::HeaderEdits;
@@ -18,17 +19,19 @@ pub fn upstream_traffic_setting(namespace: &str, spec: &UpstreamTrafficSettingSp
         findings.add("host", || {
             let message = format!(
                 "'{}' is not the host of a Service of namespace {namespace}, such as name.{namespace}.svc.cluster.local, \
-                 so nothing is limited",
+                 so only Egresses that refer to this object are limited",
                 spec.host
             );
             Finding::warning("spec.host", message)
         });
     }
-    if spec.connection_settings.is_some() {
-        findings.add("connections", || {
-            let message = "limits of connections and requests in flight are not enforced yet";
-            Finding::warning("spec.connectionSettings", message)
-        });
+    let wrong_timeout = match spec.connect_timeout() {
+        Some(Err(error)) => Some(error.to_string()),
+        Some(Ok(Duration::ZERO)) => Some("must be longer than 0".to_owned()),
+        Some(Ok(_)) | None => None,
+    };
+    if let Some(problem) = wrong_timeout {
+        findings.add("timeout", || Finding::warning("spec.connectionSettings.tcp.connectTimeout", problem));
     }
     if let Some(limit) = spec.local().and_then(|local| local.http.as_ref()) {
         check_headers(limit, "spec.rateLimit.local.http", &mut findings);
@@ -126,7 +129,7 @@ mod tests {
                 findings(json!({"host": host})),
                 [format!(
                     "warning: spec.host: '{host}' is not the host of a Service of namespace shop, such as \
-                     name.shop.svc.cluster.local, so nothing is limited"
+                     name.shop.svc.cluster.local, so only Egresses that refer to this object are limited"
                 )]
             );
         }
@@ -176,7 +179,7 @@ mod tests {
         let host = "cart.shop.svc.cluster.local";
         let spec = json!({
             "host": host,
-            "connectionSettings": {"tcp": {"maxConnections": 1}},
+            "connectionSettings": {"tcp": {"connectTimeout": "soon"}},
             "rateLimit": {"local": {"http": limit(json!([{"name": "a b", "value": "c"}]))}},
             "httpRoutes": [route("/a(", json!([])), route("/b", json!([])), route("/b", json!([{"name": "host", "value": "c"}])),
                 {"path": "/c("}],
@@ -184,7 +187,8 @@ mod tests {
         assert_eq!(
             findings(spec),
             [
-                "warning: spec.connectionSettings: limits of connections and requests in flight are not enforced yet",
+                "warning: spec.connectionSettings.tcp.connectTimeout: \"soon\" is not a duration: write numbers and units (ns, us, \
+                 ms, s, m, h), such as 24h or 1h30m",
                 "warning: spec.rateLimit.local.http.responseHeadersToAdd: \"a b\" is not a header name",
                 "warning: spec.httpRoutes[0].path: \"/a(\" is not a regular expression: unclosed group",
                 "warning: spec.httpRoutes[2].path: '/b' has a limit already, which applies",

@@ -16,6 +16,7 @@ use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::tls_origination::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
 use tidegate_core::{DnsName, ObjectRef};
 
+use super::backend_limits::{limits_from_wire, limits_to_wire};
 use super::dns_endpoints::{dns_from_wire, dns_to_wire};
 use super::duration::{duration_from_wire, duration_to_wire};
 use super::protocol::{backend_protocol_from_wire, backend_protocol_to_wire};
@@ -39,6 +40,7 @@ impl From<&Backend> for wire::Backend {
                 .map(|original| wire::OriginalDestination { port: original.port.map(u32::from) }),
             dns: backend.dns.as_ref().map(dns_to_wire),
             hosts: backend.hosts.iter().map(ToString::to_string).collect(),
+            limits: limits_to_wire(&backend.limits),
         };
         topology_to_wire(&backend.topology, &backend.endpoints, &mut message);
         for (endpoint, message) in backend.endpoints.iter().zip(&mut message.endpoints) {
@@ -91,6 +93,7 @@ impl TryFrom<wire::Backend> for Backend {
             DnsPattern::parse(&host).map_err(|error| bad(&format!("hosts[{i}]"), error))
         };
         let hosts = backend.hosts.into_iter().enumerate().map(host).collect::<Result<_, _>>()?;
+        let limits = limits_from_wire("limits", backend.limits)?;
         Ok(Self {
             name,
             protocol,
@@ -102,6 +105,7 @@ impl TryFrom<wire::Backend> for Backend {
             hosts,
             original_destination,
             affinity,
+            limits,
         })
     }
 }
@@ -231,7 +235,7 @@ mod tests {
 
     use prost::Message;
     use tidegate_core::backend::{
-        BackendProtocol, DnsAnswers, DnsEndpoint, DnsEndpoints, Topology, TopologyHints,
+        BackendLimits, BackendProtocol, DnsAnswers, DnsEndpoint, DnsEndpoints, Topology, TopologyHints,
     };
     use tidegate_core::{Identity, TrustDomain};
 
@@ -271,6 +275,7 @@ mod tests {
             hosts: vec![],
             original_destination: None,
             affinity: None,
+            limits: BackendLimits::default(),
         }
     }
 
@@ -301,7 +306,15 @@ mod tests {
             let dns = Some(DnsEndpoints { names: names.to_vec(), answers });
             Backend { dns, hosts: hosts.clone(), ..backend() }
         });
-        let all = [backend(), empty, sticky].into_iter().chain(placed).chain(original).chain(looked_up);
+        let limits = BackendLimits {
+            max_requests: Some(0),
+            max_requests_per_connection: Some(7),
+            connect_timeout: Some(Duration::from_millis(1500)),
+            ..BackendLimits::default()
+        };
+        let limited = Backend { limits, ..backend() };
+        let all =
+            [backend(), empty, sticky, limited].into_iter().chain(placed).chain(original).chain(looked_up);
         for backend in all {
             let bytes = wire::Backend::from(&backend).encode_to_vec();
             let decoded = wire::Backend::decode(bytes.as_slice()).unwrap();

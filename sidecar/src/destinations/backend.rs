@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use tidegate_core::backend::{
-    Backend, BackendProtocol, BackendRef, Endpoint, OriginalDestination, Topology, Transport, UsableEndpoints,
+    Backend, BackendProtocol, BackendRef, Endpoint, LimitedUsage, OriginalDestination, Topology, Transport,
+    UsableEndpoints,
 };
 use tidegate_core::dns_name::{DnsName, DnsPattern};
 
@@ -37,6 +38,8 @@ pub(crate) struct BalancedBackend {
     preferred: usize,
     affinity: Option<Box<Affinity>>,
     weights: Option<Box<EndpointWeights>>,
+    /// What this sidecar has open to it, if that is limited.
+    usage: Option<Arc<LimitedUsage>>,
     /// Its endpoint is the address that was dialled.
     original_destination: Option<OriginalDestination>,
     /// Why a name of an endpoint could not be looked up.
@@ -87,8 +90,9 @@ impl BalancedBackend {
             let workload = backend.workloads.get(&endpoint.address);
             EndpointRemote::new(&caller.remotes, workload, &name, &*backend.name.object.kind == "Service")
         };
+        let usage = LimitedUsage::new(&backend.limits, before.and_then(|before| before.usage.as_ref()));
         let balanced = |(endpoint, state): (&&Endpoint, &Arc<EndpointState>)| BalancedEndpoint {
-            endpoint: Arc::new(Endpoint::clone(endpoint)),
+            endpoint: Arc::new(Endpoint { usage: usage.clone(), ..Endpoint::clone(endpoint) }),
             state: state.clone(),
             peers: peers.clone(),
             remote: remote(endpoint),
@@ -113,6 +117,7 @@ impl BalancedBackend {
             preferred: count,
             affinity,
             weights,
+            usage,
             original_destination: backend.original_destination,
             lookup_failure: None,
             placed: is_placed.then(|| Box::new(backend.clone())),
@@ -135,16 +140,16 @@ impl BalancedBackend {
         Self { name: Some(name_of(name)), ..Self::without_rules(BackendProtocol::Tcp, Vec::new()) }
     }
 
-    /// Outside the mesh: the address that was dialled.
-    pub(crate) fn outside(dialled: SocketAddr) -> Self {
-        Self::without_rules(BackendProtocol::Http, vec![BalancedEndpoint::alone(dialled)])
+    /// Outside the mesh: the address that was dialled. `usage`: what is open there, if that is limited.
+    pub(crate) fn outside(dialled: SocketAddr, usage: Option<Arc<LimitedUsage>>) -> Self {
+        Self::without_rules(BackendProtocol::Http, vec![BalancedEndpoint::alone(dialled, usage)])
     }
 
     /// The same backend for connections to an address, which may be its endpoint.
     pub(super) fn at(self: &Arc<Self>, dialled: SocketAddr) -> Arc<Self> {
         let Some(OriginalDestination { port }) = self.original_destination else { return self.clone() };
         let address = SocketAddr::new(dialled.ip(), port.unwrap_or(dialled.port()));
-        let endpoints = vec![BalancedEndpoint::alone(address)];
+        let endpoints = vec![BalancedEndpoint::alone(address, self.usage.clone())];
         Arc::new(Self { name: self.name.clone(), ..Self::without_rules(self.protocol, endpoints) })
     }
 
@@ -157,6 +162,7 @@ impl BalancedBackend {
             endpoints,
             affinity: None,
             weights: None,
+            usage: None,
             original_destination: None,
             lookup_failure: None,
             placed: None,
@@ -178,6 +184,11 @@ impl BalancedBackend {
     /// Why a name of an endpoint could not be looked up, the newest time.
     pub(crate) fn lookup_failure(&self) -> Option<&Arc<str>> {
         self.lookup_failure.as_ref()
+    }
+
+    /// What this sidecar has open to it, if that is limited.
+    pub(super) fn usage(&self) -> Option<&Arc<LimitedUsage>> {
+        self.usage.as_ref()
     }
 
     /// Whether its topology leaves out endpoints of a family.
@@ -312,8 +323,8 @@ pub(super) fn is_of_family(endpoint: &Endpoint, is_ipv4: bool) -> bool {
 
 impl BalancedEndpoint {
     /// The only endpoint of its backend.
-    fn alone(address: SocketAddr) -> Self {
-        let endpoint = Arc::new(Endpoint::new(address, Transport::Plain));
+    fn alone(address: SocketAddr, usage: Option<Arc<LimitedUsage>>) -> Self {
+        let endpoint = Arc::new(Endpoint { usage, ..Endpoint::new(address, Transport::Plain) });
         let state = Arc::<EndpointState>::default();
         let peers = Arc::from([state.clone()]);
         Self { endpoint, state, peers, remote: EndpointRemote::outside() }

@@ -8,6 +8,7 @@ use tidegate_core::{EgressMode, ServiceRetry};
 
 use super::attempt_limits::AttemptLimits;
 use super::egress_proxies::ProxyRules;
+use super::egress_usages::EgressUsages;
 use crate::remotes::Remotes;
 
 /// The workload whose connections are balanced.
@@ -21,6 +22,8 @@ pub(super) struct ClientWorkload {
     pub(super) remotes: Remotes,
     /// Where its connections to addresses that no object has go.
     pub(super) egress: EgressMode,
+    /// What it has open by its egress policies.
+    pub(super) egress_usages: EgressUsages,
     /// Through which proxies.
     pub(super) proxies: Arc<ProxyRules>,
     /// How its requests to Services are retried.
@@ -63,6 +66,7 @@ impl Default for ClientWorkload {
             locality: None,
             remotes: Remotes::default(),
             egress,
+            egress_usages: EgressUsages::default(),
             retries,
             proxies: Arc::default(),
         }

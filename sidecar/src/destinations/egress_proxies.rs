@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tidegate_core::backend::{
-    Backend, BackendProtocol, BackendRef, Endpoint, ForwardProxy, ProxyRequest, Transport,
+    Backend, BackendProtocol, BackendRef, Endpoint, ForwardProxy, LimitedUsage, ProxyRequest, Transport,
 };
 use tidegate_core::forward_proxy::{EgressProxyRule, ProxyTarget};
 
@@ -62,13 +62,18 @@ impl ProxyRules {
         self.0.iter().map(|known| &known.rule).eq(rules)
     }
 
-    /// What connections to an address may go through; `None`: nothing.
-    pub(super) fn at(self: &Arc<Self>, dialled: SocketAddr) -> Option<ProxiedDestination> {
+    /// What connections to an address may go through; `None`: nothing. `usage`: what is open without a proxy, if that is
+    /// limited.
+    pub(super) fn at(
+        self: &Arc<Self>,
+        dialled: SocketAddr,
+        usage: Option<&Arc<LimitedUsage>>,
+    ) -> Option<ProxiedDestination> {
         let may_apply = self.0.iter().any(|known| known.rule.may_apply(dialled));
         may_apply.then(|| ProxiedDestination {
             dialled,
             rules: self.clone(),
-            direct: Arc::new(BalancedBackend::outside(dialled)),
+            direct: Arc::new(BalancedBackend::outside(dialled, usage.cloned())),
         })
     }
 }

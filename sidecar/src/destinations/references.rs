@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tidegate_core::backend::{Backend, BackendRef, Locality};
+use tidegate_core::backend::{Backend, BackendRef, LimitedUsage, Locality};
 use tidegate_core::destination::{DestinationKey, DestinationTarget};
 use tidegate_core::forward_proxy::EgressProxyRule;
 use tidegate_core::route::{RouteTable, RoutesName};
@@ -15,6 +15,7 @@ use super::attempt_limits::AttemptLimits;
 use super::backend::BalancedBackend;
 use super::caller::{CallerRetries, ClientWorkload};
 use super::egress_proxies::ProxyRules;
+use super::egress_usages::EgressUsages;
 use super::looked_up::{DnsUse, LookedUp, NameAnswer};
 use super::resolved::ResolvedDestination;
 use super::routes::{ActiveRoutes, ResolvedRoutes};
@@ -66,6 +67,8 @@ pub(crate) enum ReferencesFull {
 pub(crate) struct ReferencedView {
     pub(crate) name: ResourceName,
     pub(crate) version: String,
+    /// What is open to a backend, if that is limited.
+    pub(crate) usage: Option<Arc<LimitedUsage>>,
     /// The rules, of routes.
     pub(crate) routes: Option<Arc<ActiveRoutes>>,
 }
@@ -100,7 +103,10 @@ impl References {
     /// Where connections to addresses that no object has go. Returns whether that is news.
     pub(super) fn set_egress(&mut self, mode: EgressMode) -> bool {
         let is_news = self.caller.egress != mode;
-        self.caller.egress = mode;
+        if is_news {
+            self.caller.egress_usages = EgressUsages::new(&mode, &self.caller.egress_usages);
+            self.caller.egress = mode;
+        }
         is_news
     }
 
@@ -124,7 +130,7 @@ impl References {
 
     /// An address that no object has, or none that is known yet.
     pub(super) fn unknown(&self, dialled: SocketAddr) -> ResolvedDestination {
-        match self.caller.proxies.at(dialled) {
+        match self.caller.proxies.at(dialled, None) {
             Some(proxied) if self.caller.egress == EgressMode::AllowAny => {
                 ResolvedDestination::proxied(dialled, proxied)
             }
@@ -135,12 +141,13 @@ impl References {
     /// The same without a forward proxy.
     fn directly(&self, dialled: SocketAddr) -> ResolvedDestination {
         match &self.caller.egress {
-            EgressMode::AllowAny => ResolvedDestination::unknown(dialled),
+            EgressMode::AllowAny => ResolvedDestination::unknown(dialled, None),
             EgressMode::RegistryOnly(reason) => ResolvedDestination::unregistered(dialled, reason.clone()),
-            EgressMode::Policies(policies) => ResolvedDestination::by_policies(dialled, policies, || {
-                let proxied = self.caller.proxies.at(dialled);
+            EgressMode::Policies(policies) => ResolvedDestination::by_policies(dialled, policies, |rule| {
+                let usage = rule.and_then(|rule| self.caller.egress_usages.of(rule, dialled.port()));
+                let proxied = self.caller.proxies.at(dialled, usage);
                 proxied.map_or_else(
-                    || ResolvedDestination::unknown(dialled),
+                    || ResolvedDestination::unknown(dialled, usage),
                     |proxied| ResolvedDestination::proxied(dialled, proxied),
                 )
             }),
@@ -374,11 +381,13 @@ impl References {
         let backends = self.backends.iter().map(|(name, held)| ReferencedView {
             name: ResourceName::Backend(name.clone()),
             version: held.version.clone(),
+            usage: held.value.as_ref().and_then(|backend| backend.usage().cloned()),
             routes: None,
         });
         let routes = self.routes.iter().map(|(name, held)| ReferencedView {
             name: ResourceName::Routes(name.clone()),
             version: held.version.clone(),
+            usage: None,
             routes: held.value.clone(),
         });
         backends.chain(routes).collect()

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tidegate_core::backend::LimitedUsage;
 use tidegate_core::egress::policies::{EgressPolicies, EgressRule};
 use tidegate_core::policy::AppProtocol;
 
@@ -69,24 +70,25 @@ impl PolicedAddress {
 impl ResolvedDestination {
     /// Outside the mesh, as far as is known.
     pub(crate) fn outside(dialled: SocketAddr) -> Self {
-        Self::to(dialled, Arc::new(BalancedBackend::outside(dialled)))
+        Self::to(dialled, Arc::new(BalancedBackend::outside(dialled, None)))
     }
 
-    /// The same, where no object has the address.
-    pub(crate) fn unknown(dialled: SocketAddr) -> Self {
-        Self { owner: AddressOwner::Unregistered, ..Self::outside(dialled) }
+    /// The same, where no object has the address. `usage`: what is open there, if that is limited.
+    pub(crate) fn unknown(dialled: SocketAddr, usage: Option<&Arc<LimitedUsage>>) -> Self {
+        let backend = BalancedBackend::outside(dialled, usage.cloned());
+        Self { owner: AddressOwner::Unregistered, ..Self::to(dialled, Arc::new(backend)) }
     }
 
-    /// What policies make of an address that no object has. `open`: where connections go that they allow. Where they allow any
+    /// What policies make of an address that no object has. `open`: where connections go that a rule allows, or audit mode. Where they allow any
     /// bytes, none are looked at.
     pub(super) fn by_policies(
         dialled: SocketAddr,
         policies: &Arc<EgressPolicies>,
-        open: impl Fn() -> Self,
+        open: impl Fn(Option<&EgressRule>) -> Self,
     ) -> Self {
         let allowed_by = |rule: &EgressRule| Self {
             owner: AddressOwner::Object(rule.origin.to_string().into()),
-            ..open()
+            ..open(Some(rule))
         };
         if let Some(rule) = policies.for_bytes(dialled).and_then(|place| policies.rules.get(place)) {
             return allowed_by(rule);
@@ -97,7 +99,7 @@ impl ResolvedDestination {
         let target = ResolvedTarget::Policies(PolicedAddress {
             policies: policies.clone(),
             allowed: policies.rules.iter().map(|rule| Arc::new(allowed_by(rule))).collect(),
-            audited: Arc::new(open()),
+            audited: Arc::new(open(None)),
         });
         let owner = AddressOwner::Unregistered;
         Self { protocol: AppProtocol::Undeclared, owner, ..Self::with(dialled, None, target) }

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant, SystemTime};
 use ::http::Request;
 use bytes::BytesMut;
 use tidegate_core::backend::Endpoint;
-use tidegate_core::policy::MeshProtocol;
 use tidegate_core::route::filter::HeaderEdits;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -38,10 +37,10 @@ use super::timed::timed;
 use super::verdict::RefusalResponse;
 use crate::destinations::{AppliedRule, PendingHost};
 use crate::lifeline::{Cause, Ended, Lifeline, Phase, Wait};
-use crate::stream::{Abort, MaybeTls};
+use crate::stream::Abort;
 use crate::telemetry::{Record, ResponseFlag};
 use crate::tunnel::{Tunnel, TunnelPatience};
-use crate::upstream::{ConnectError, Deadline, TimedOut, UpstreamError, UpstreamTls};
+use crate::upstream::{ConnectError, Http1Upstream, TimedOut, UpstreamError};
 
 pub mod body;
 mod bridge;
@@ -330,10 +329,15 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 exchange.note_reuse(is_reused);
                 let around = (self.line, &**self.env);
                 // Once in this future, and not for each layer.
-                let exchanged =
-                    pin!(poll_fn(|context| exchange.poll(client, inbound, &mut upstream, around, context)));
+                let exchanged = pin!(poll_fn(|context| exchange.poll(
+                    client,
+                    inbound,
+                    &mut upstream.io,
+                    around,
+                    context
+                )));
                 match self.line.guard(timed(deadline, exchanged)).await {
-                    Ok(Ok(ExchangeOutcome::Stale)) if has_vanished(&upstream) => {
+                    Ok(Ok(ExchangeOutcome::Stale)) if upstream.has_vanished() => {
                         if self.handler.turn(&mut forward, &UpstreamError::Vanished, None) {
                             self.exchange.rewind(&self.env.buffers);
                             continue;
@@ -363,7 +367,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                     Ok(Ok(ExchangeOutcome::ProxyAuthentication)) => {
                         return self.refuse_for_proxy(&forward).await;
                     }
-                    Ok(Ok(outcome)) => AttemptEnd::Broken { outcome, has_vanished: has_vanished(&upstream) },
+                    Ok(Ok(outcome)) => AttemptEnd::Broken { outcome, has_vanished: upstream.has_vanished() },
                     Ok(Err(which)) => AttemptEnd::TimedOut(which),
                     Err(Ended(cause)) => {
                         drop(upstream);
@@ -390,7 +394,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         &mut self,
         deadline: Option<(Instant, TimedOut)>,
         forward: &mut Forward,
-    ) -> Result<(MaybeTls<UpstreamTls>, bool), Option<After>> {
+    ) -> Result<(Http1Upstream, bool), Option<After>> {
         let connected = {
             let connecting = pin!(self.connect(forward));
             timed(deadline, connecting).await
@@ -413,22 +417,18 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     }
 
     /// A connection to the endpoint, or to another one if it cannot be reached, and whether it was used before.
-    async fn connect(
-        &mut self,
-        forward: &mut Forward,
-    ) -> Result<(MaybeTls<UpstreamTls>, bool), ConnectError> {
+    async fn connect(&mut self, forward: &mut Forward) -> Result<(Http1Upstream, bool), ConnectError> {
         let upstreams = &self.env.upstreams;
         loop {
             let endpoint = forward.endpoint();
             self.exchange.endpoint = Some(forward.dialled());
-            if let Some(stream) = upstreams.checkout(endpoint) {
-                return Ok((stream, true));
+            if let Some(connection) = upstreams.checkout(endpoint)? {
+                return Ok((connection, true));
             }
             // New connections are rare, and their futures large.
-            let deadline = Deadline::Lifeline(self.line);
-            match Box::pin(upstreams.connect(endpoint, MeshProtocol::Http1, deadline)).await {
-                Ok(stream) => return Ok((stream, false)),
-                Err(ConnectError::Ended(cause)) => return Err(ConnectError::Ended(cause)),
+            match Box::pin(upstreams.open(endpoint, self.line)).await {
+                Ok(connected) => return Ok(connected),
+                Err(error @ (ConnectError::Ended(_) | ConnectError::Overflow(_))) => return Err(error),
                 Err(error) => {
                     let failure = error.failure();
                     if let Some(reason) = failure.of_forward_proxy() {
@@ -443,9 +443,9 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     }
 
     /// The client has got the whole answer.
-    async fn complete(&mut self, endpoint: &Arc<Endpoint>, upstream: MaybeTls<UpstreamTls>) -> After {
+    async fn complete(&mut self, endpoint: &Arc<Endpoint>, upstream: Http1Upstream) -> After {
         self.line.at_ease();
-        self.tell_end(self.exchange.down.status, ResponseFlag::None, "via_upstream");
+        self.tell_end(self.exchange.down.status, self.exchange.flag(), "via_upstream");
         let (up, down) = (&self.exchange.up, &self.exchange.down);
         let is_uploaded = up.state == UploadState::Done;
         // One byte more than the answer, or one less of the request, and the next answer would be another's.
@@ -463,7 +463,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     }
 
     /// The app has switched protocols: bytes both ways.
-    async fn switch(&mut self, mut upstream: MaybeTls<UpstreamTls>) -> After {
+    async fn switch(&mut self, mut upstream: Http1Upstream) -> After {
         let mut tunnel = Tunnel::new(self.inbound.bytes(), self.exchange.down.input.bytes());
         self.env.buffers.give(&mut self.inbound);
         self.env.buffers.give(&mut self.exchange.down.input);
@@ -471,7 +471,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         // A side that is silent may be so for as long as the connection lives.
         let patience = TunnelPatience { stalled: limits.body, idle: None, half_closed: Some(limits.body) };
         let mut client = Followed::new(&mut self.client, self.exchange.down.is_websocket);
-        let ended = line.guard(tunnel.run(&mut client, &mut upstream, line, patience)).await;
+        let ended = line.guard(tunnel.run(&mut client, &mut upstream.io, line, patience)).await;
         let has_room = client.has_room();
         self.exchange.up.moved = tunnel.received();
         self.exchange.down.moved = tunnel.sent();
@@ -717,11 +717,6 @@ fn prepare(
     let request = request.ok_or(local_reply::bad_request("http1.invalid_url"))?;
     exchange.notes = bridge::note(head, &request, &mut exchange.noted);
     Ok(Next::Bridge(forward, Box::new(request)))
-}
-
-/// Whether the other end acknowledges nothing any more.
-fn has_vanished(upstream: &MaybeTls<UpstreamTls>) -> bool {
-    matches!(upstream, MaybeTls::Tls(tls) if tls.has_vanished())
 }
 
 /// Whether the upstream has broken the exchange off.

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use bytes::BytesMut;
 use tidegate_core::DnsName;
+use tidegate_core::backend::{LimitedResource, UsagePermit};
 use tidegate_core::policy::MeshProtocol;
 use tokio::net::TcpStream;
 
@@ -21,7 +22,7 @@ use crate::telemetry::{
     ConnectionSecurity, CountedTcp, DialledEndpoint, OutboundRecord, Record, ResponseFlag,
 };
 use crate::tunnel::{Tunnel, TunnelError, TunnelPatience};
-use crate::upstream::{ConnectError, ConnectFailure, Deadline, UpstreamTls};
+use crate::upstream::{ConnectError, ConnectFailure, Deadline, RequestLimit, UpstreamTls};
 
 /// A connection to an endpoint.
 type Upstream = MaybeTls<UpstreamTls>;
@@ -30,7 +31,8 @@ type Upstream = MaybeTls<UpstreamTls>;
 struct ConnectAttempt {
     /// The endpoint that was tried last.
     endpoint: Option<DialledEndpoint>,
-    result: Result<(Upstream, EndpointChoice), NotConnected>,
+    /// The connection, and its place among those to the backend, if they are limited.
+    result: Result<(Upstream, EndpointChoice, Option<UsagePermit>), NotConnected>,
 }
 
 /// Why a connection has no endpoint.
@@ -61,10 +63,10 @@ impl OutboundConnection<'_> {
         let remote = endpoint.map_or_else(|| self.remote(&target), |endpoint| endpoint.remote);
         let security = ConnectionSecurity::outbound(endpoint.as_ref());
         let tcp = self.context.http.telemetry.tcp(true, remote, security);
-        let local = result.as_ref().ok().and_then(|(upstream, _)| local_address(upstream));
+        let local = result.as_ref().ok().and_then(|(upstream, ..)| local_address(upstream));
         let told = Told { outbound: self, target: &target, endpoint, local, tcp };
         match result {
-            Ok((upstream, choice)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
+            Ok((upstream, choice, _place)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
             Err(failure) => {
                 let (flag, details) = match failure {
                     NotConnected::NoEndpoint(reason) => (reason.flag(), reason.details()),
@@ -89,6 +91,14 @@ impl OutboundConnection<'_> {
                 return ConnectAttempt { endpoint: None, result: Err(NotConnected::NoEndpoint(reason)) };
             }
         };
+        let place = match connection_place(&choice) {
+            Ok(place) => place,
+            Err(limit) => {
+                self.context.http.telemetry.limited(limit.limit());
+                let failure = NotConnected::Failed(ConnectFailure::Overflow(limit));
+                return ConnectAttempt { endpoint: None, result: Err(failure) };
+            }
+        };
         let upstreams = &self.context.http.upstreams;
         loop {
             let endpoint = choice.endpoint.clone();
@@ -97,7 +107,7 @@ impl OutboundConnection<'_> {
             let error = match connecting.await.and_then(|upstream| self.remember(upstream)) {
                 Ok(upstream) => {
                     choice.connected();
-                    return ConnectAttempt { endpoint: tried, result: Ok((upstream, choice)) };
+                    return ConnectAttempt { endpoint: tried, result: Ok((upstream, choice, place)) };
                 }
                 Err(error) => error,
             };
@@ -126,6 +136,12 @@ impl OutboundConnection<'_> {
         }
         Ok(upstream)
     }
+}
+
+/// A place among the connections to the backend; `None`: they are not limited.
+fn connection_place(choice: &EndpointChoice) -> Result<Option<UsagePermit>, RequestLimit> {
+    let Some(usage) = &choice.endpoint.usage else { return Ok(None) };
+    usage.take(LimitedResource::Connection).map(Some).ok_or(RequestLimit::Connections)
 }
 
 /// The server that the client asks for, if it decides where the connection goes.

@@ -70,6 +70,9 @@ impl UpstreamConnector {
 
     /// The most time that a connection to an endpoint takes to open.
     pub(super) fn longest(&self, endpoint: &Endpoint) -> Duration {
+        if let Some(limit) = connect_timeout(endpoint) {
+            return limit;
+        }
         let handshake = match endpoint.transport {
             Transport::Plain => Duration::ZERO,
             Transport::Mesh(_) | Transport::MeshOneOf(_) | Transport::Tls(_) => self.limits.handshake,
@@ -91,7 +94,11 @@ impl UpstreamConnector {
         protocol: MeshProtocol,
         deadline: Deadline<'_>,
     ) -> Result<MaybeTls<UpstreamTls>, ConnectError> {
-        let connected = self.try_connect(endpoint, protocol, deadline).await;
+        let connecting = self.try_connect(endpoint, protocol, deadline);
+        let connected = match connect_timeout(endpoint) {
+            None => connecting.await,
+            Some(limit) => timeout(limit, connecting).await.unwrap_or(Err(ConnectError::Timeout)),
+        };
         connected
             .inspect_err(|error| debug!(address = %endpoint.address, %error, "no connection to an upstream"))
     }
@@ -107,12 +114,13 @@ impl UpstreamConnector {
             return Box::pin(self.connect_through(proxy, endpoint.address, security, protocol, deadline))
                 .await;
         }
-        let io = self.dial(endpoint.address, self.limits.connect, deadline).await?;
+        let limit = connect_timeout(endpoint);
+        let io = self.dial(endpoint.address, limit.unwrap_or(self.limits.connect), deadline).await?;
         match security {
             None => Ok(MaybeTls::Plain(io)),
             // Large, and not for the app.
             Some(security) => {
-                let limit = self.limits.handshake;
+                let limit = limit.unwrap_or(self.limits.handshake);
                 Box::pin(self.handshake(io, endpoint.address, security, protocol, (limit, deadline))).await
             }
         }
@@ -253,6 +261,11 @@ impl UpstreamConnector {
             _ => Ok(()),
         }
     }
+}
+
+/// Time in which a connection to an endpoint opens, if its backend limits it.
+fn connect_timeout(endpoint: &Endpoint) -> Option<Duration> {
+    endpoint.usage.as_ref()?.connect_timeout()
 }
 
 /// Whether the peer speaks what it is to speak: a sidecar must say so, a server outside the mesh where it is HTTP/2.

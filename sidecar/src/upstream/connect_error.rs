@@ -5,6 +5,7 @@ use std::io;
 use rustls::{CertificateError, Error, OtherError};
 
 use super::proxy::{ProxyError, ProxyFailure};
+use super::request_limit::RequestLimit;
 use crate::lifeline::Cause;
 use crate::telemetry::ResponseFlag;
 use crate::tls::OriginTlsError;
@@ -40,6 +41,9 @@ pub(crate) enum ConnectError {
     /// TLS cannot be spoken as it is configured.
     #[error(transparent)]
     Origination(#[from] OriginTlsError),
+    /// As much is open to the backend as may be.
+    #[error("too much is open to the backend: {}", .0.details())]
+    Overflow(RequestLimit),
     /// There is no way through the forward proxy.
     #[error("forward proxy: {0}")]
     Proxy(#[from] ProxyError),
@@ -61,6 +65,8 @@ pub(crate) enum ConnectFailure {
     TlsTimeout,
     /// The sidecar has no certificate yet.
     NoCertificate,
+    /// As much is open to the backend as may be.
+    Overflow(RequestLimit),
     /// There is no way through the forward proxy.
     Proxy(ProxyFailure),
 }
@@ -89,7 +95,7 @@ impl ConnectError {
     /// The same on the way to a forward proxy, unless the connection that it was for has ended.
     pub(super) fn of_proxy(self) -> Self {
         match self {
-            Self::Ended(_) | Self::Proxy(_) => self,
+            Self::Ended(_) | Self::Proxy(_) | Self::Overflow(_) => self,
             error => Self::Proxy(ProxyError::NotConnected(Box::new(error))),
         }
     }
@@ -107,8 +113,15 @@ impl ConnectError {
             | Self::Origination(_) => ConnectFailure::Tls,
             Self::TlsTimeout => ConnectFailure::TlsTimeout,
             Self::NoCertificate => ConnectFailure::NoCertificate,
+            Self::Overflow(limit) => ConnectFailure::Overflow(*limit),
             Self::Proxy(error) => ConnectFailure::Proxy(error.failure()),
         }
+    }
+}
+
+impl From<RequestLimit> for ConnectError {
+    fn from(limit: RequestLimit) -> Self {
+        Self::Overflow(limit)
     }
 }
 
@@ -122,6 +135,7 @@ impl ConnectFailure {
             Self::Tls => "upstream_tls_failure",
             Self::TlsTimeout => "upstream_tls_timeout",
             Self::NoCertificate => "no_certificate",
+            Self::Overflow(limit) => limit.details(),
             Self::Proxy(failure) => failure.details(),
         }
     }
@@ -138,6 +152,7 @@ impl ConnectFailure {
     pub(crate) fn is_of_endpoint(self) -> bool {
         match self {
             Self::Proxy(failure) => failure.is_of_this_proxy(),
+            Self::Overflow(_) => false,
             _ => true,
         }
     }
@@ -146,6 +161,7 @@ impl ConnectFailure {
     pub(crate) fn flag(self) -> ResponseFlag {
         match self {
             Self::Ended(_) => ResponseFlag::None,
+            Self::Overflow(_) => ResponseFlag::UpstreamOverflow,
             _ => ResponseFlag::UpstreamConnectionFailure,
         }
     }

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 
 use super::connect_error::{ConnectError, ConnectFailure};
+use super::request_limit::RequestLimit;
 
 /// Why a request got no answer from the app, or only a part of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,17 +45,6 @@ pub(crate) enum TimedOut {
     Attempt,
 }
 
-/// What there was no room in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RequestLimit {
-    /// The worker's places for requests, or the app's share of them.
-    App,
-    /// The client's share of them.
-    Client,
-    /// The app takes no more requests; the time for waiting has passed.
-    Queue,
-}
-
 /// What an app's answer breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Violation {
@@ -92,9 +82,7 @@ impl UpstreamError {
     /// The limit that was met, as in the metric.
     pub(crate) fn limit(&self) -> Option<&'static str> {
         match self {
-            Self::Overflow(RequestLimit::App) => Some("upstream_requests"),
-            Self::Overflow(RequestLimit::Client) => Some("upstream_requests_of_client"),
-            Self::Overflow(RequestLimit::Queue) => Some("upstream_queue_timeout"),
+            Self::Overflow(limit) => Some(limit.limit()),
             _ => None,
         }
     }
@@ -110,24 +98,20 @@ impl TimedOut {
     }
 }
 
-impl RequestLimit {
-    /// A stable word for logs.
-    pub(crate) fn details(self) -> &'static str {
-        match self {
-            Self::App => "upstream_reset_before_response_started{overflow}",
-            Self::Client => "upstream_reset_before_response_started{client_overflow}",
-            Self::Queue => "upstream_reset_before_response_started{queue_timeout}",
-        }
-    }
-}
-
 /// Of an app that there is no connection to.
 impl From<ConnectError> for UpstreamError {
     fn from(error: ConnectError) -> Self {
         match error {
             ConnectError::NotHttp2 => Self::Protocol(Violation::NotHttp2),
+            ConnectError::Overflow(limit) => Self::Overflow(limit),
             error => Self::Connect(error.failure()),
         }
+    }
+}
+
+impl From<RequestLimit> for UpstreamError {
+    fn from(limit: RequestLimit) -> Self {
+        Self::Overflow(limit)
     }
 }
 

@@ -15,6 +15,7 @@ use super::SendFailure;
 use super::body::{Outgoing, Retained, UpstreamBody};
 use super::connect::{Deadline, UpstreamConnector};
 use super::error::UpstreamError;
+use super::place::{ConnectionTurn, Http1Place, OpeningPlace};
 use super::pool::{Fitness, Pool, Reusable};
 use super::stream::Secured;
 use super::watched::{ConnectionWatch, Watched};
@@ -37,6 +38,8 @@ struct Http1Connection {
     secured: Option<Secured>,
     watch: Rc<ConnectionWatch>,
     endpoint: Arc<Endpoint>,
+    /// Its place, if its backend has limits.
+    place: Option<Box<Http1Place>>,
 }
 
 /// A request that got no response on a connection.
@@ -76,7 +79,7 @@ impl Http1 {
         request: Request<Outgoing>,
     ) -> Result<Response<UpstreamBody>, SendFailure> {
         let mut request = request;
-        if let Some(connection) = self.idle.checkout(&endpoint) {
+        if let Some(connection) = self.idle.checkout(&endpoint).map_err(UpstreamError::from)? {
             let repeat = Repeat::of(&request);
             let failure = match self.try_send(connection, request).await {
                 Ok(response) => return Ok(response),
@@ -94,7 +97,7 @@ impl Http1 {
             }
         }
         // Rare, and large.
-        let connection = match Box::pin(self.dial(&endpoint)).await {
+        let connection = match Box::pin(self.open(&endpoint)).await {
             Ok(connection) => connection,
             Err(error) => {
                 let (head, body) = request.into_parts();
@@ -135,6 +138,17 @@ impl Http1 {
         }
     }
 
+    /// A new connection, or where connections are limited, one that has become idle meanwhile.
+    async fn open(&self, endpoint: &Arc<Endpoint>) -> Result<Box<Http1Connection>, UpstreamError> {
+        let place = match self.idle.turn(endpoint).await? {
+            ConnectionTurn::Idle(connection) => return Ok(connection),
+            ConnectionTurn::Open(place) => place,
+        };
+        let mut connection = self.dial(endpoint).await?;
+        connection.place = place.map(OpeningPlace::opened);
+        Ok(self.idle.begin(endpoint, connection)?)
+    }
+
     /// A connection that hyper drives in a task of its own, with the same limits for a head as in `http/h1`.
     async fn dial(&self, endpoint: &Arc<Endpoint>) -> Result<Box<Http1Connection>, UpstreamError> {
         let stream = self.connector.connect(endpoint, MeshProtocol::Http1, Deadline::Timer).await?;
@@ -156,7 +170,7 @@ impl Http1 {
             }
         });
         let (task, endpoint) = (driven.abort_handle(), endpoint.clone());
-        Ok(Box::new(Http1Connection { sender, task, secured, watch, endpoint }))
+        Ok(Box::new(Http1Connection { sender, task, secured, watch, endpoint, place: None }))
     }
 }
 
@@ -188,6 +202,10 @@ impl Reusable for Box<Http1Connection> {
         } else {
             Fitness::Busy
         }
+    }
+
+    fn place(&mut self) -> Option<&mut Http1Place> {
+        self.place.as_deref_mut()
     }
 }
 

@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Response, request};
-use tidegate_core::backend::Endpoint;
+use tidegate_core::backend::{Endpoint, UsagePermit};
 use tokio::sync::oneshot;
 
 use self::connection::{Http2Connection, RequestFailure};
 use super::SendFailure;
 use super::body::{Outgoing, UpstreamBody};
 use super::connect::UpstreamConnector;
-use super::error::{RequestLimit, UpstreamError};
+use super::error::UpstreamError;
+use super::place::LimitedEndpoint;
+use super::request_limit::RequestLimit;
 use super::shares::{RequestShares, RequestSource, Share};
 
 /// Requests on one connection before another is opened; fewer if the app says so.
@@ -29,6 +31,8 @@ pub(super) struct Http2 {
     endpoint: Arc<Endpoint>,
     connector: Rc<UpstreamConnector>,
     open: RefCell<Vec<Rc<Http2Connection>>>,
+    /// What is counted, if the backend has limits.
+    limited: Option<Rc<LimitedEndpoint>>,
     /// Requests that have room, and whose they are.
     shares: Rc<RequestShares>,
     /// Requests that wait for room, the longest one first.
@@ -59,6 +63,8 @@ pub(super) struct Lease {
     connection: Rc<Http2Connection>,
     all: Rc<Http2>,
     share: Option<Share>,
+    /// Its place among the requests to the backend, if those are limited.
+    request: Cell<Option<UsagePermit>>,
 }
 
 impl Http2 {
@@ -70,6 +76,7 @@ impl Http2 {
     ) -> Rc<Self> {
         Rc::new(Self {
             held,
+            limited: endpoint.usage.as_ref().map(LimitedEndpoint::new),
             endpoint,
             connector,
             open: RefCell::default(),
@@ -141,17 +148,18 @@ impl Http2 {
 
     /// Room on a connection that is open, or on a new one, at once or when there is some.
     async fn lease(self: &Rc<Self>, need: &Need) -> Result<Lease, UpstreamError> {
-        if self.queue.borrow().is_empty()
-            && let Some(lease) = self.lease_open(need)
-        {
-            return Ok(lease);
-        }
-        Box::pin(self.wait(need.clone())).await
+        let is_free = self.queue.borrow().is_empty();
+        let lease = match is_free.then(|| self.lease_open(need)).flatten() {
+            Some(lease) => lease,
+            None => Box::pin(self.wait(need.clone())).await?,
+        };
+        lease.begin()
     }
 
     /// Waits in the queue for room, no longer than [`Limits::upstream_queue`](crate::limits::Limits::upstream_queue)
     /// beyond the time that a new connection takes.
     async fn wait(self: &Rc<Self>, need: Need) -> Result<Lease, UpstreamError> {
+        let _pending = self.limited.as_ref().map(|limited| limited.pend()).transpose()?;
         let (room, given) = oneshot::channel();
         self.queue.borrow_mut().push_back(Waiter { need, room });
         // Those before it may have their share already.
@@ -177,7 +185,10 @@ impl Http2 {
         drop(open);
         let share = self.shares.take_one(&need.source, most).ok()?;
         connection.streams.set(connection.streams.get() + 1);
-        Some(Lease { connection, all: self.clone(), share: Some(share) })
+        if let Some(place) = &connection.place {
+            place.count_request();
+        }
+        Some(Lease { connection, all: self.clone(), share: Some(share), request: Cell::default() })
     }
 
     /// Requests that the app would take on as many connections as there may be, and those on connections that take no
@@ -246,7 +257,14 @@ impl Http2 {
         let all = self.clone();
         tokio::task::spawn_local(async move {
             loop {
-                match Http2Connection::open(&all).await {
+                let place = match &all.limited {
+                    None => None,
+                    Some(limited) => match limited.place() {
+                        None => break,
+                        place => place,
+                    },
+                };
+                match Http2Connection::open(&all, place).await {
                     Ok(connection) => all.open.borrow_mut().push(connection),
                     Err(error) => {
                         // Room on another connection may still come.
@@ -270,6 +288,15 @@ impl Http2 {
 }
 
 impl Lease {
+    /// The request goes over the connection, unless the backend has as many in flight as it may.
+    fn begin(self) -> Result<Self, UpstreamError> {
+        if let Some(place) = &self.connection.place {
+            let request = place.request().inspect_err(|_| place.discount_request())?;
+            self.request.set(Some(request));
+        }
+        Ok(self)
+    }
+
     /// Sends a request. Dropped before the answer has come, the request is cancelled.
     async fn send(
         self,
@@ -280,6 +307,8 @@ impl Lease {
         body.hold(lease.clone());
         let (retained, before) = (body.retain(), lease.connection.received());
         let failed = |error: &h2::Error, is_unsent| {
+            // Not only once its body is dropped: the request may be sent again before.
+            drop(lease.request.take());
             let RequestFailure { error, is_untouched, is_stale } =
                 lease.connection.judge(error, is_unsent, before);
             let failure = RequestFailure { error: retained.cause(error), is_untouched, is_stale };

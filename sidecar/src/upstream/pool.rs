@@ -1,14 +1,18 @@
 //! Connections that wait for their next request. One pool a worker: no locks.
 //!
-//! An endpoint may have half of all. Once the pool is full, the endpoint with the most makes room for others.
+//! An endpoint may have half of all. Once the pool is full, the endpoint with the most makes room for others. Where a
+//! backend has limits, requests wait for a connection in turn ([`LimitedEndpoint`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate_core::backend::{Endpoint, Transport};
 
+use super::place::{ConnectionTurn, Http1Place, LimitedEndpoint};
+use super::request_limit::RequestLimit;
 use crate::limits::Limits;
 
 /// How long a connection may have waited for the worker's own events to be trusted on whether the upstream closed it.
@@ -28,12 +32,19 @@ pub(super) struct Pool<C> {
     most: usize,
     /// [`Limits::upstream_idle`], for apps and servers outside the mesh.
     longest: Duration,
+    /// Endpoints whose backend has limits.
+    limited: RefCell<HashMap<Arc<Endpoint>, Rc<LimitedEndpoint>>>,
+    /// [`Limits::upstream_queue`].
+    patience: Duration,
 }
 
 /// A connection that can wait in a pool.
 pub(super) trait Reusable {
     /// What it is good for after it has waited so long.
     fn fitness(&mut self, waited: Duration) -> Fitness;
+
+    /// Its place, if its backend has limits.
+    fn place(&mut self) -> Option<&mut Http1Place>;
 }
 
 /// What a connection is good for.
@@ -61,11 +72,49 @@ impl<C: Reusable> Pool<C> {
             count: Cell::new(0),
             most: limits.upstream_idle_connections,
             longest: limits.upstream_idle,
+            limited: RefCell::default(),
+            patience: limits.upstream_queue,
         }
     }
 
+    /// The connection to an endpoint that was used last and is still good, for one request. `None` if there is none, or
+    /// others wait for one: [`Pool::turn`].
+    pub(super) fn checkout(&self, endpoint: &Arc<Endpoint>) -> Result<Option<C>, RequestLimit> {
+        if self.limited(endpoint).is_some_and(|limited| limited.has_waiting()) {
+            return Ok(None);
+        }
+        self.take_idle(endpoint).map(|connection| self.begin(endpoint, connection)).transpose()
+    }
+
+    /// Waits until a request has a connection, or a new one may be opened for it.
+    pub(super) async fn turn(&self, endpoint: &Arc<Endpoint>) -> Result<ConnectionTurn<C>, RequestLimit> {
+        let Some(limited) = self.limited(endpoint) else { return Ok(ConnectionTurn::Open(None)) };
+        match limited.turn(self.patience, || self.take_idle(endpoint)).await? {
+            ConnectionTurn::Idle(connection) => self.begin(endpoint, connection).map(ConnectionTurn::Idle),
+            open @ ConnectionTurn::Open(_) => Ok(open),
+        }
+    }
+
+    /// A request begins on a connection. If it may not, the connection is kept for another.
+    pub(super) fn begin(&self, endpoint: &Arc<Endpoint>, mut connection: C) -> Result<C, RequestLimit> {
+        match connection.place().map_or(Ok(()), Http1Place::begin) {
+            Ok(()) => Ok(connection),
+            Err(limit) => {
+                self.put(endpoint, connection);
+                Err(limit)
+            }
+        }
+    }
+
+    /// What is counted at an endpoint; `None`: its backend has no limits.
+    fn limited(&self, endpoint: &Arc<Endpoint>) -> Option<Rc<LimitedEndpoint>> {
+        let usage = endpoint.usage.as_ref()?;
+        let mut limited = self.limited.borrow_mut();
+        Some(limited.entry(endpoint.clone()).or_insert_with(|| LimitedEndpoint::new(usage)).clone())
+    }
+
     /// The connection to an endpoint that was used last and is still good, if there is one.
-    pub(super) fn checkout(&self, endpoint: &Arc<Endpoint>) -> Option<C> {
+    fn take_idle(&self, endpoint: &Arc<Endpoint>) -> Option<C> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(endpoint)?;
         let mut at = connections.len();
@@ -85,7 +134,10 @@ impl<C: Reusable> Pool<C> {
 
     /// Keeps a connection for another request.
     pub(super) fn put(&self, endpoint: &Arc<Endpoint>, mut connection: C) {
-        if connection.fitness(Duration::ZERO) == Fitness::Dead {
+        if let Some(place) = connection.place() {
+            place.end();
+        }
+        if fitness(&mut connection, Duration::ZERO) == Fitness::Dead {
             return;
         }
         let mut idle = self.idle.borrow_mut();
@@ -99,6 +151,10 @@ impl<C: Reusable> Pool<C> {
             return;
         }
         idle.entry(endpoint.clone()).or_default().push(Idle { connection, since: Instant::now() });
+        drop(idle);
+        if let Some(limited) = self.limited(endpoint) {
+            limited.became_idle();
+        }
     }
 
     /// Closes what has waited too long, and what the upstream has closed. To be called on every tick of the worker.
@@ -109,12 +165,16 @@ impl<C: Reusable> Pool<C> {
             connections.retain_mut(|idle| {
                 let waited = now.saturating_duration_since(idle.since);
                 // What is sure to the worker's events is enough here.
-                waited < longest && idle.connection.fitness(Duration::ZERO) != Fitness::Dead
+                waited < longest && fitness(&mut idle.connection, Duration::ZERO) != Fitness::Dead
             });
             count += connections.len();
             !connections.is_empty()
         });
         self.count.set(count);
+        self.limited.borrow_mut().retain(|_, limited| {
+            limited.look_again();
+            Rc::strong_count(limited) > 1
+        });
     }
 
     /// How long a connection to this endpoint may wait.
@@ -135,8 +195,14 @@ impl<C: Reusable> Idle<C> {
     /// [`Fitness::Dead`] once it has waited for `longest`.
     fn fitness(&mut self, now: Instant, longest: Duration) -> Fitness {
         let waited = now.saturating_duration_since(self.since);
-        if waited < longest { self.connection.fitness(waited) } else { Fitness::Dead }
+        if waited < longest { fitness(&mut self.connection, waited) } else { Fitness::Dead }
     }
+}
+
+/// What a connection is good for that has waited so long.
+fn fitness<C: Reusable>(connection: &mut C, waited: Duration) -> Fitness {
+    let is_spent = connection.place().is_some_and(|place| place.connection().is_spent());
+    if is_spent { Fitness::Dead } else { connection.fitness(waited) }
 }
 
 /// Closes the connection that has waited longest at the endpoint with the most; `false` if that has no more than one that

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use tidegate_core::backend::Endpoint;
 
-use super::error::RequestLimit;
+use super::request_limit::RequestLimit;
 use crate::connection_info::{ServedConnection, VerifiedCertificate};
 
 /// A holder may have so many times what is free.

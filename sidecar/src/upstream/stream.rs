@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::place::Http1Place;
 use super::pool::{Fitness, Reusable, UNSURE_AFTER};
 use crate::lifeline::{Cause, Ended, Lifeline, Phase};
 use crate::snapshot::Snapshots;
@@ -23,6 +24,13 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often in a row the same bytes are sent again before their receiver counts as vanished: 3 s on a short path. A peer
 /// that is only slow acknowledges them.
 const RETRANSMISSIONS: u8 = 4;
+
+/// A connection of an HTTP/1 codec, which has one request at a time.
+pub(crate) struct Http1Upstream {
+    pub(crate) io: MaybeTls<UpstreamTls>,
+    /// Its place, if its backend has limits.
+    place: Option<Box<Http1Place>>,
+}
 
 /// TLS towards an upstream.
 pub(crate) struct UpstreamTls {
@@ -46,6 +54,17 @@ pub(super) enum SecuredBy {
     Mesh(Arc<PeerTls>),
     /// TLS with a server outside the mesh.
     Origin(Arc<OriginTls>),
+}
+
+impl Http1Upstream {
+    pub(super) fn new(io: MaybeTls<UpstreamTls>, place: Option<Box<Http1Place>>) -> Self {
+        Self { io, place }
+    }
+
+    /// Whether the other end acknowledges nothing any more.
+    pub(crate) fn has_vanished(&self) -> bool {
+        matches!(&self.io, MaybeTls::Tls(tls) if tls.has_vanished())
+    }
 }
 
 impl UpstreamTls {
@@ -91,18 +110,22 @@ impl Secured {
     }
 }
 
-impl Reusable for MaybeTls<UpstreamTls> {
+impl Reusable for Http1Upstream {
     fn fitness(&mut self, waited: Duration) -> Fitness {
-        let is_good = match self {
-            Self::Plain(io) if waited < UNSURE_AFTER => is_quiet(io),
-            Self::Plain(io) => has_nothing_to_read(io),
-            Self::Tls(tls) => {
+        let is_good = match &mut self.io {
+            MaybeTls::Plain(io) if waited < UNSURE_AFTER => is_quiet(io),
+            MaybeTls::Plain(io) => has_nothing_to_read(io),
+            MaybeTls::Tls(tls) => {
                 let socket = tls.stream.get_ref().0;
                 let is_sure = waited < UNSURE_AFTER || has_nothing_to_read(socket);
                 is_sure && tls.is_quiet() && tls.secured.is_current() && !tls.has_vanished()
             }
         };
         if is_good { Fitness::Ready } else { Fitness::Dead }
+    }
+
+    fn place(&mut self) -> Option<&mut Http1Place> {
+        self.place.as_deref_mut()
     }
 }
 

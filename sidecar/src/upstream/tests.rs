@@ -304,21 +304,20 @@ fn a_codec_of_http1_gets_its_connection_back_until_it_is_closed_or_the_certifica
         let world = World::new();
         let server = Server::sidecar(&world, "cart").await;
         let endpoint = server.mesh("cart");
-        let mut stream =
-            world.upstreams.connect(&endpoint, MeshProtocol::Http1, Deadline::Timer).await.ok().unwrap();
+        let (mut held, _) = world.upstreams.open(&endpoint, &Lifeline::new()).await.ok().unwrap();
         for _ in 0..3 {
-            stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            held.io.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
             let mut response = [0; OK.len()];
-            stream.read_exact(&mut response).await.unwrap();
+            held.io.read_exact(&mut response).await.unwrap();
             assert_eq!(response, OK);
-            world.upstreams.put(&endpoint, stream);
-            assert!(world.upstreams.checkout(&server.mesh("basket")).is_none());
-            stream = world.upstreams.checkout(&endpoint).unwrap();
+            world.upstreams.put(&endpoint, held);
+            assert!(matches!(world.upstreams.checkout(&server.mesh("basket")), Ok(None)));
+            held = world.upstreams.checkout(&endpoint).ok().flatten().unwrap();
         }
         assert_eq!(server.connections.get(), 1);
-        world.upstreams.put(&endpoint, stream);
+        world.upstreams.put(&endpoint, held);
         world.renew();
-        assert!(world.upstreams.checkout(&endpoint).is_none());
+        assert!(matches!(world.upstreams.checkout(&endpoint), Ok(None)));
         assert_eq!(world.upstreams.connections(), ConnectionCounts::default());
     });
 }
@@ -329,13 +328,12 @@ fn what_a_server_says_unasked_inside_tls_keeps_its_connection_out_of_the_pool() 
         let world = World::new();
         let server = Server::sidecar(&world, "cart").await;
         let endpoint = server.mesh("cart");
-        let mut stream =
-            world.upstreams.connect(&endpoint, MeshProtocol::Http1, Deadline::Timer).await.ok().unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let (mut held, _) = world.upstreams.open(&endpoint, &Lifeline::new()).await.ok().unwrap();
+        held.io.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         // One byte of the answer is left inside TLS.
-        stream.read_exact(&mut [0; OK.len() - 1]).await.unwrap();
-        world.upstreams.put(&endpoint, stream);
-        assert!(world.upstreams.checkout(&endpoint).is_none());
+        held.io.read_exact(&mut [0; OK.len() - 1]).await.unwrap();
+        world.upstreams.put(&endpoint, held);
+        assert!(matches!(world.upstreams.checkout(&endpoint), Ok(None)));
     });
 }
 

@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tidegate_core::backend::BackendLimits;
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::egress::policies::{EgressPolicies, EgressRule, EgressTraffic};
 use tidegate_core::route::RouteMatch;
 use tidegate_core::{CidrSet, EgressMode};
-use tidegate_crds::egress::{EgressProtocol, EgressReference};
+use tidegate_crds::egress::{EgressMatch, EgressProtocol, EgressReference};
 use tidegate_crds::{Egress, validate};
 
 use crate::compile::audit::is_audit;
 use crate::compile::traffic_target::rules::match_bytes;
+use crate::compile::upstream_traffic_setting::connections::limits_of;
 use crate::index::Index;
 use crate::object::{Kind, ObjectName, OfKind};
 
@@ -106,14 +108,25 @@ fn requests(
                     requests.get_or_insert_default().push(one.as_ref().map_err(|why| invalid(why))?.clone());
                 }
             }
-            Some(EgressReference::UpstreamTrafficSetting) if index.has_upstream_traffic_setting(&target) => {}
-            Some(EgressReference::UpstreamTrafficSetting) => {
+            Some(EgressReference::UpstreamTrafficSetting)
+                if index.upstream_traffic_setting(&target).is_none() =>
+            {
                 return Err(missing(index, Kind::UpstreamTrafficSetting, &target));
             }
-            None => {}
+            Some(EgressReference::UpstreamTrafficSetting) | None => {}
         }
     }
     Ok(requests)
+}
+
+/// What the UpstreamTrafficSetting of a policy allows a workload to have open, whatever its host.
+fn limits(index: &Index, name: &ObjectName, object: &Egress) -> BackendLimits {
+    let is_setting = |one: &&EgressMatch| one.refers_to() == Some(EgressReference::UpstreamTrafficSetting);
+    let reference = object.spec.matches.iter().find(is_setting);
+    let setting = reference.and_then(|reference| {
+        index.upstream_traffic_setting(&ObjectName::new(name.namespace.clone(), reference.name.as_str()))
+    });
+    setting.map(|setting| limits_of(setting)).unwrap_or_default()
 }
 
 /// An object that a policy refers to does not exist.
@@ -124,30 +137,34 @@ fn missing(index: &Index, kind: Kind, name: &ObjectName) -> EgressFault {
     }
 }
 
-/// The rules of a policy that is in force, one for each protocol.
+/// The rules of a policy that is in force: one for each protocol, and for each host of HTTP whose requests are limited.
 fn rules(index: &Index, name: &ObjectName, object: &Egress) -> Vec<EgressRule> {
     let spec = &object.spec;
     let requests = requests(index, name, object).ok().flatten();
     let hosts: Vec<_> = spec.hosts.iter().filter_map(|host| DnsPattern::parse(host).ok()).collect();
     let ranges = CidrSet::parse(spec.ip_addresses.iter().map(String::as_str)).unwrap_or_default();
     let addresses = (!spec.ip_addresses.is_empty()).then_some(ranges);
-    let rule = |protocol| {
+    let limits = limits(index, name, object);
+    let rule = |protocol, hosts: &[DnsPattern]| {
         let ports = spec.ports.iter().filter(|port| port.carries() == Some(protocol));
         let ports: BTreeSet<u16> = ports.map(|port| port.number).collect();
         let traffic = match protocol {
             EgressProtocol::Tcp => EgressTraffic::Tcp,
-            EgressProtocol::Https => EgressTraffic::Tls(hosts.clone()),
-            EgressProtocol::Http => EgressTraffic::Http { hosts: hosts.clone(), requests: requests.clone() },
+            EgressProtocol::Https => EgressTraffic::Tls(hosts.to_vec()),
+            EgressProtocol::Http => EgressTraffic::Http { hosts: hosts.to_vec(), requests: requests.clone() },
         };
         (!ports.is_empty()).then(|| EgressRule {
             origin: name.to_ref(Egress::KIND),
             ports: ports.into_iter().collect(),
             addresses: addresses.clone(),
             traffic,
+            limits,
         })
     };
-    let protocols = [EgressProtocol::Tcp, EgressProtocol::Https, EgressProtocol::Http];
-    protocols.into_iter().filter_map(rule).collect()
+    let bytes = [EgressProtocol::Tcp, EgressProtocol::Https].map(|protocol| rule(protocol, &hosts));
+    let http = hosts.chunks(if limits.is_unlimited() { hosts.len().max(1) } else { 1 });
+    let http = http.filter_map(|hosts| rule(EgressProtocol::Http, hosts));
+    bytes.into_iter().flatten().chain(http).collect()
 }
 
 /// Bytes of a rule on the wire, about.
@@ -169,7 +186,7 @@ pub(crate) fn wire_bytes(rule: &EgressRule) -> usize {
         + 3 * rule.ports.len()
         + ranges
         + traffic
-        + 24
+        + if rule.limits.is_unlimited() { 24 } else { 64 }
 }
 
 /// Number of regular expressions of a rule.

@@ -1,5 +1,5 @@
 use tidegate_core::EgressMode;
-use tidegate_core::egress::policies::EgressDenial;
+use tidegate_core::egress::policies::{EgressDenial, EgressRule, EgressTraffic};
 
 use super::rules::egress_of;
 use crate::compile::egress_mode;
@@ -82,16 +82,23 @@ fn an_http_route_group_restricts_requests_and_without_it_the_policy_is_not_in_fo
 }
 
 #[test]
-fn a_dangling_setting_invalidates_the_policy_and_one_that_exists_is_a_warning() {
-    let matches = "ports: [{number: 443, protocol: https}], hosts: [a.example], matches: [{apiGroup: \
-                   policy.openservicemesh.io/v1alpha1, kind: UpstreamTrafficSetting, name: a}]";
+fn a_dangling_setting_invalidates_the_policy_and_one_that_exists_limits_each_host() {
+    let matches = "ports: [{number: 443, protocol: https}, {number: 80, protocol: http}], hosts: [a.example, b.example], \
+                   matches: [{apiGroup: policy.openservicemesh.io/v1alpha1, kind: UpstreamTrafficSetting, name: a}]";
     let (current, reason, _) = judged(&[CLOSED, &policy("a", "", matches)]);
     assert_eq!((&*current, &*reason), ("error", "UpstreamTrafficSetting shop/a does not exist"));
     let setting = "apiVersion: policy.openservicemesh.io/v1alpha1\nkind: UpstreamTrafficSetting\nmetadata: {name: a, namespace: \
-                   shop}\nspec: {host: a.shop.svc.cluster.local}\n";
-    let (current, _, warnings) = judged(&[CLOSED, setting, &policy("a", "", matches)]);
-    assert_eq!(current, "committed");
-    assert!(warnings[0].contains("an UpstreamTrafficSetting has no effect"), "{warnings:?}");
+                   shop}\nspec: {host: a.example, connectionSettings: {http: {maxRequests: 3}}}\n";
+    let documents = [CLOSED, setting, &policy("a", "", matches)];
+    let (current, _, warnings) = judged(&documents);
+    assert_eq!((&*current, warnings.len()), ("committed", 0), "{warnings:?}");
+    let EgressMode::Policies(policies) = egress(&documents, "curl") else { panic!() };
+    let hosts = |rule: &EgressRule| match &rule.traffic {
+        EgressTraffic::Http { hosts, .. } | EgressTraffic::Tls(hosts) => hosts.len(),
+        EgressTraffic::Tcp => 0,
+    };
+    assert_eq!(policies.rules.iter().map(hosts).collect::<Vec<_>>(), [2, 1, 1], "TLS, and each host of HTTP");
+    assert!(policies.rules.iter().all(|rule| rule.limits.max_requests == Some(3)));
 }
 
 #[test]

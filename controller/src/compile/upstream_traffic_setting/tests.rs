@@ -1,10 +1,13 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use tidegate_core::TrustDomain;
+use tidegate_core::backend::BackendLimits;
 use tidegate_core::policy::{InboundPolicy, RateLimits};
 
+use super::connections::backend_limits;
 use crate::compile::status::{self, CurrentStatus, ObjectStatus, StatusScope};
 use crate::compile::workload;
 use crate::explain::HttpRequest;
@@ -203,9 +206,49 @@ fn what_is_wrong_is_said_in_the_status() {
         typo[2],
         "annotation tidegate.io/audit: expected \"true\" or \"false\", got \"yes\"; this is enforced"
     );
-    let (open, count) = of("", "httpbin", "connectionSettings: {tcp: {maxConnections: 1}}");
+    let (open, count) = of(audit, "httpbin", "connectionSettings: {tcp: {maxConnections: 1}}");
     assert_eq!((open[0].as_str(), count), ("Accepted", 0));
-    assert!(open[2].contains("not enforced yet"), "{open:?}");
+    assert!(open[2].ends_with("connectionSettings have no effect"), "{open:?}");
+    let egress = "apiVersion: policy.openservicemesh.io/v1alpha1\nkind: Egress\nmetadata: {name: e, namespace: httpbin}\n\
+                  spec: {sources: [{kind: ServiceAccount, name: a, namespace: httpbin}], hosts: [a.example], ports: [{number: \
+                  80, protocol: http}], matches: [{apiGroup: policy.openservicemesh.io/v1alpha1, kind: \
+                  UpstreamTrafficSetting, name: a}]}\n";
+    let external = index(&[HTTPBIN, PERMISSIVE, egress, &setting("a", "", "httpbin.x", limit)]);
+    assert_eq!(told(&external, "a")[0], "Accepted", "an Egress refers to it");
+    let (late, _) = of("", "httpbin", "connectionSettings: {tcp: {connectTimeout: 0s}}");
+    assert_eq!(late[0], "Invalid");
+    assert!(
+        late[1].starts_with("spec.connectionSettings.tcp.connectTimeout: must be longer than 0"),
+        "{late:?}"
+    );
+}
+
+#[test]
+fn what_one_client_has_open_is_limited_by_the_oldest_setting_of_the_service() {
+    let spec = "connectionSettings: {tcp: {maxConnections: 1, connectTimeout: 1500ms}, http: {maxRequests: 2, \
+                maxRequestsPerConnection: 3, maxPendingRequests: 0, maxRetries: 5}}";
+    let of = |settings: &[String]| {
+        let documents = [HTTPBIN, PERMISSIVE].into_iter().chain(settings.iter().map(String::as_str));
+        backend_limits(&index(&documents.collect::<Vec<_>>()), &ObjectName::new("httpbin", "httpbin"))
+    };
+    let all = BackendLimits {
+        max_connections: Some(1),
+        connect_timeout: Some(Duration::from_millis(1500)),
+        max_requests: Some(2),
+        max_requests_per_connection: Some(3),
+        max_pending_requests: Some(0),
+        max_retries: Some(5),
+    };
+    let none = BackendLimits::default();
+    assert_eq!(of(&[]), none);
+    assert_eq!(of(&[setting("a", "", "httpbin", spec)]), all);
+    let younger = setting("b", "", "httpbin", "connectionSettings: {http: {maxRequests: 9}}");
+    assert_eq!(of(&[setting("a", "", "httpbin", spec), younger]), all);
+    assert_eq!(of(&[setting("a", "annotations: {tidegate.io/audit: \"true\"}, ", "httpbin", spec)]), none);
+    assert_eq!(of(&[setting("a", "", "other", spec)]), none);
+    let ineffective =
+        "connectionSettings: {tcp: {connectTimeout: soon}, http: {maxRequestsPerConnection: 0}}";
+    assert_eq!(of(&[setting("a", "", "httpbin", ineffective)]), none);
 }
 
 /// A setting as written: its Service, whether it is the older one, limits of connections and requests, and of routes.
@@ -290,5 +333,7 @@ fn a_change_of_a_setting_or_of_a_route_group_compiles_the_pods_behind_its_servic
         }
         assert!(affected.pods.contains(&ObjectName::new("httpbin", "httpbin-1")), "{changed}");
         assert!(affected.policies.contains("httpbin"), "{changed}");
+        let service = ObjectName::new("httpbin", "httpbin");
+        assert_eq!(affected.services.contains(&service), changed != BOOKS, "{changed}");
     }
 }

@@ -89,6 +89,21 @@ fn the_rule_that_applies_is_named_with_its_shares() {
 }
 
 #[test]
+fn what_one_client_may_have_open_to_a_backend_is_said() {
+    let setting = r"
+apiVersion: policy.openservicemesh.io/v1alpha1
+kind: UpstreamTrafficSetting
+metadata: {name: cart, namespace: shop}
+spec:
+  host: cart.shop.svc.cluster.local
+  connectionSettings: {tcp: {maxConnections: 1}, http: {maxPendingRequests: 2}}
+";
+    let found = asked(&[SERVICES, PERMISSIVE, setting], |_| true, "web/web", "/").unwrap();
+    assert_eq!(found.backends[0].limits.as_deref(), Some("maxConnections: 1, maxPendingRequests: 2"));
+    assert_eq!(explained("", "web/web", "/").backends[0].limits, None);
+}
+
+#[test]
 fn redirects_and_errors_are_said() {
     let redirect = "{filters: [{type: RequestRedirect, requestRedirect: {hostname: a.example}}]}";
     let found = explained(redirect, "web/web", "/a");

@@ -32,7 +32,8 @@ fn hosts(names: &[&str]) -> Vec<DnsPattern> {
 
 fn rule(ports: &[u16], ranges: &[&str], traffic: EgressTraffic) -> EgressRule {
     let addresses = (!ranges.is_empty()).then(|| CidrSet::parse(ranges.iter().copied()).unwrap());
-    EgressRule { origin: ObjectRef::new("Egress", "shop", "api"), ports: ports.to_vec(), addresses, traffic }
+    let (origin, limits) = (ObjectRef::new("Egress", "shop", "api"), BackendLimits::default());
+    EgressRule { origin, ports: ports.to_vec(), addresses, traffic, limits }
 }
 
 fn policies(rules: Vec<EgressRule>) -> EgressPolicies {

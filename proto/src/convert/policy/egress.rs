@@ -10,6 +10,7 @@ use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::egress::policies::{EgressPolicies, EgressRule, EgressTraffic};
 use tidegate_core::route::MAX_EXPRESSIONS;
 
+use super::super::backend_limits::{limits_from_wire, limits_to_wire};
 use super::super::routes::matching::{expressions, match_from_wire, match_to_wire};
 use super::super::{ConversionError, bad, missing, object_from_wire, object_to_wire, port_number};
 use crate::discovery as wire;
@@ -59,6 +60,7 @@ fn rule_to_wire(rule: &EgressRule) -> wire::EgressRule {
         ports: rule.ports.iter().map(|port| u32::from(*port)).collect(),
         addresses,
         traffic: Some(traffic),
+        limits: limits_to_wire(&rule.limits),
     }
 }
 
@@ -82,18 +84,21 @@ fn rule_from_wire(path: &str, rule: wire::EgressRule) -> Result<EgressRule, Conv
         }
     };
     let addresses = rule.addresses.map(|ranges| CidrSet::parse(ranges.cidrs.iter().map(String::as_str)));
+    let limits = limits_from_wire(&format!("{path}.limits"), rule.limits)?;
     let ports = rule.ports.iter().map(|port| port_number(&format!("{path}.ports"), *port));
     Ok(EgressRule {
         origin: object_from_wire(&format!("{path}.origin"), rule.origin)?,
         ports: ports.collect::<Result<_, _>>()?,
         addresses: addresses.transpose().map_err(|error| bad(&format!("{path}.addresses"), error))?,
         traffic,
+        limits,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use tidegate_core::ObjectRef;
+    use tidegate_core::backend::BackendLimits;
     use tidegate_core::route::RouteMatch;
     use tidegate_core::route::matching::PathMatch;
 
@@ -105,6 +110,7 @@ mod tests {
             ports: vec![80, 443],
             addresses,
             traffic,
+            limits: BackendLimits { max_connections: Some(3), ..BackendLimits::default() },
         }
     }
 

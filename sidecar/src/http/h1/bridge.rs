@@ -87,7 +87,8 @@ where
     connection.exchange.endpoint = Some(forward.dialled());
     match outcome {
         Ok(BridgeOutcome::Complete) => {
-            connection.tell_end(connection.exchange.down.status, ResponseFlag::None, "via_upstream");
+            let flag = connection.exchange.flag();
+            connection.tell_end(connection.exchange.down.status, flag, "via_upstream");
             let is_uploaded = connection.exchange.up.state == UploadState::Done;
             match (connection.exchange.down.close, is_uploaded) {
                 (true, _) => After::Linger,
@@ -124,10 +125,10 @@ where
 {
     let (handler, line, env) = (connection.handler, connection.line, &**connection.env);
     let is_drainable = connection.exchange.is_drainable();
-    let Exchange { asked, rule, edits, up, down, watch, pace, .. } = &mut connection.exchange;
+    let Exchange { asked, rule, edits, up, down, watch, pace, attempts, .. } = &mut connection.exchange;
     let edits = response_edits(rule.as_ref(), edits.as_deref());
     let (sender, body) = outgoing_body(up);
-    let mut attempts = forward.attempts.take();
+    *attempts = forward.attempts.take();
     let client = SharedClient::new(&mut connection.client);
     let bridge = Bridge { client, progress: BridgeProgress::new(sender.is_some()), line, env };
     if asked.expects_continue && sender.is_some() && bridge.invite_body().await.is_err() {
@@ -139,7 +140,7 @@ where
             Ok(sent) => handler.response(env, forward, attempts.as_deref_mut(), sent).await,
             Err(error) => Err(error),
         };
-        let limit = attempts.and_then(|attempts| attempts.deadline());
+        let limit = attempts.as_ref().and_then(|attempts| attempts.deadline());
         let downloading = pin!(bridge.download(sent, (*asked, is_drainable), edits, down));
         let downloaded = timed(limit, downloading).await;
         downloaded.unwrap_or_else(|which| BridgeOutcome::Failed(local_reply::timed_out(which)))

@@ -332,6 +332,11 @@ impl Exchange {
         self.fail(local_reply::bad_gateway())
     }
 
+    /// The flag of the app's answer.
+    pub(super) fn flag(&self) -> ResponseFlag {
+        self.attempts.as_ref().map_or(ResponseFlag::None, |attempts| attempts.flag())
+    }
+
     /// When the attempt in progress must be over.
     pub(super) fn deadline(&self) -> Option<(Instant, TimedOut)> {
         self.attempts.as_ref()?.deadline()
@@ -664,8 +669,12 @@ fn wait_to_retry(
     head: &ResponseHead<'_>,
     env: &HttpContext,
 ) -> Option<Duration> {
-    let failed = FailedResponse::of_fields(head.status, None, |name| head.text(name))?;
-    attempts?.next(env, &failed, replay.map_or(RequestBody::Gone, Replay::body))
+    let attempts = attempts?;
+    let Some(failed) = FailedResponse::of_fields(head.status, None, |name| head.text(name)) else {
+        attempts.answered();
+        return None;
+    };
+    attempts.next(env, &failed, replay.map_or(RequestBody::Gone, Replay::body))
 }
 
 impl ExchangeOutcome {

@@ -36,7 +36,11 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         let (failure, outcome) = match end {
             AttemptEnd::Retry(wait) => return Box::pin(self.pause(forward, wait)).await,
             AttemptEnd::NotConnected(error) => {
-                (Some(Failure::Connect), ExchangeOutcome::Failed(local_reply::upstream_failed(&error)))
+                if let Some(limit) = error.limit() {
+                    self.env.telemetry.limited(limit);
+                }
+                let failure = (!matches!(error, UpstreamError::Overflow(_))).then_some(Failure::Connect);
+                (failure, ExchangeOutcome::Failed(local_reply::upstream_failed(&error)))
             }
             AttemptEnd::TimedOut(which) => {
                 if is_uploaded {

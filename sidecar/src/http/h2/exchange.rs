@@ -211,8 +211,9 @@ impl Exchanges {
                 }
                 let kind = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
                 progress.answered(is_stream(kind));
+                let flag = attempts.as_ref().map_or(ResponseFlag::None, |attempts| attempts.flag());
                 progress.limit(attempts.and_then(|attempts| attempts.deadline()));
-                of_app(response, log)
+                of_app(response, flag, log)
             }
             Ok(Err(error)) => self.failed(error, log, form),
             Err(Ended(cause)) => {
@@ -276,8 +277,12 @@ pub(super) fn local(reply: LocalReply, mut log: Box<RequestLog>, form: ReplyForm
 }
 
 /// The app's response.
-fn of_app(response: Response<UpstreamBody>, mut log: Box<RequestLog>) -> Response<AnswerBody> {
-    log.answered(response.status(), ResponseFlag::None, "via_upstream");
+fn of_app(
+    response: Response<UpstreamBody>,
+    flag: ResponseFlag,
+    mut log: Box<RequestLog>,
+) -> Response<AnswerBody> {
+    log.answered(response.status(), flag, "via_upstream");
     let (mut head, body) = response.into_parts();
     log.ended_with(&head.headers);
     headers::strip_hop_by_hop(&mut head.headers);

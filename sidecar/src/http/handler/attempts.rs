@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::http::HeaderMap;
+use tidegate_core::backend::{LimitedResource, LimitedUsage, UsagePermit};
 use tidegate_core::route::RetryPolicy;
 use tidegate_core::route::retry::{
     Attempt, Failure, FinalReason, Pushback, RequestBody, RetryDecision, is_idempotent,
 };
 
+use super::handled::Forward;
 use crate::destinations::AttemptLimits;
 use crate::http::HttpContext;
 use crate::http::mirror::MirrorTarget;
 use crate::http::request::Request;
 use crate::http::retry_budgets::RetryBudgets;
+use crate::telemetry::ResponseFlag;
 use crate::upstream::{TimedOut, UpstreamError};
 
 /// The longest wait that a server may ask for before another attempt. If it asks for more, the client gets its response.
@@ -37,6 +40,12 @@ pub(in crate::http) struct Attempts {
     attempt_began: Instant,
     /// Attempts after the first one.
     retries: u32,
+    /// What is open to the backend, if that is limited.
+    usage: Option<Arc<LimitedUsage>>,
+    /// The retry in flight, if there is one.
+    retry: Option<UsagePermit>,
+    /// Another attempt would have followed, but as many retries to the backend were in flight as there may be.
+    has_overflown: bool,
 }
 
 /// What a response says about another attempt.
@@ -46,21 +55,24 @@ pub(in crate::http) struct FailedResponse {
 }
 
 impl Attempts {
-    /// `backend`: the name of what the rule has chosen. `limits`: `None` for one attempt without limit.
+    /// `forward`: where the request goes. `limits`: `None` for one attempt without limit.
     pub(super) fn new(
         limits: Option<&Arc<AttemptLimits>>,
         request: &Request<'_>,
-        backend: Option<&Arc<str>>,
+        forward: &Forward,
     ) -> Box<Self> {
         let now = Instant::now();
         Box::new(Self {
             limits: limits.cloned(),
             copies: Vec::new(),
-            backend: backend.cloned().unwrap_or_default(),
+            backend: forward.service().cloned().unwrap_or_default(),
             is_idempotent: is_idempotent(request.method) || request.field("idempotency-key").is_some(),
             began: now,
             attempt_began: now,
             retries: 0,
+            usage: forward.endpoint().usage.clone(),
+            retry: None,
+            has_overflown: false,
         })
     }
 
@@ -110,6 +122,8 @@ impl Attempts {
         failed: &FailedResponse,
         body: RequestBody,
     ) -> Option<Duration> {
+        // The one before is over.
+        self.retry = None;
         let limits = self.limits.clone()?;
         let policy = limits.retry.as_ref()?;
         let (timeouts, budgets) = (limits.timeouts, &env.retry_budgets);
@@ -125,6 +139,10 @@ impl Attempts {
             random: rand::random(),
         };
         match policy.decide(&attempt) {
+            RetryDecision::After(_) if !self.take_retry() => {
+                env.telemetry.limited("max_retries");
+                None
+            }
             RetryDecision::After(wait) => {
                 budgets.record_retry(&self.backend, policy);
                 env.telemetry.totals().retries.add(1);
@@ -141,6 +159,24 @@ impl Attempts {
                 None
             }
         }
+    }
+
+    /// The response is passed on: no other attempt follows.
+    pub(in crate::http) fn answered(&mut self) {
+        self.retry = None;
+    }
+
+    /// For the access log, of a response that is passed on.
+    pub(in crate::http) fn flag(&self) -> ResponseFlag {
+        if self.has_overflown { ResponseFlag::UpstreamOverflow } else { ResponseFlag::None }
+    }
+
+    /// Counts a retry to the backend, if there may be one more.
+    fn take_retry(&mut self) -> bool {
+        let Some(usage) = &self.usage else { return true };
+        self.retry = usage.take(LimitedResource::Retry);
+        self.has_overflown = self.retry.is_none();
+        self.retry.is_some()
     }
 }
 

@@ -223,7 +223,7 @@ fn route(
 /// Limits the attempts of a request that is forwarded.
 fn limit_attempts(handled: &mut Handled, limits: Option<&Arc<AttemptLimits>>, request: &Request<'_>) {
     if let (HandlerAction::Forward(forward), Some(limits)) = (&mut handled.action, limits) {
-        forward.attempts = Some(Attempts::new(Some(limits), request, forward.service()));
+        forward.attempts = Some(Attempts::new(Some(limits), request, forward));
     }
 }
 
@@ -242,8 +242,7 @@ fn mirror<'b>(
     };
     let targets: Vec<_> = backends.filter_map(target).collect();
     if !targets.is_empty() {
-        let mut attempts =
-            forward.attempts.take().unwrap_or_else(|| Attempts::new(None, request, forward.service()));
+        let mut attempts = forward.attempts.take().unwrap_or_else(|| Attempts::new(None, request, forward));
         attempts.copied_to(targets);
         forward.attempts = Some(attempts);
     }

@@ -109,7 +109,10 @@ impl Handler {
                 }
                 Err(error) => FailedResponse::of_error(error),
             };
-            let Some((failed, repeat)) = failed.zip(repeat.as_ref()) else { return outcome };
+            let Some((failed, repeat)) = failed.zip(repeat.as_ref()) else {
+                attempts.answered();
+                return outcome;
+            };
             let Some(wait) = attempts.next(env, &failed, repeat.body.state()) else {
                 return outcome;
             };

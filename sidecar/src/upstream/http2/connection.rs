@@ -25,6 +25,7 @@ use crate::upstream::body::{Outgoing, Uploading};
 use crate::upstream::connect::Deadline;
 use crate::upstream::connect_error::ConnectFailure;
 use crate::upstream::error::{UpstreamError, Violation, reset_reason};
+use crate::upstream::place::LimitedConnection;
 use crate::upstream::stream::Secured;
 use crate::upstream::watched::{ConnectionWatch, Watched};
 
@@ -40,6 +41,8 @@ pub(super) struct Http2Connection {
     is_closed: Cell<bool>,
     /// `None` in plaintext.
     secured: Option<Secured>,
+    /// Its place, if its backend has limits.
+    pub(super) place: Option<LimitedConnection>,
     watch: Rc<ConnectionWatch>,
     outbox: Outbox,
     pub(super) windows: Rc<Windows>,
@@ -69,7 +72,10 @@ pub(super) struct RequestFailure {
 
 impl Http2Connection {
     /// Dials, and waits until the app has said how many requests it takes.
-    pub(super) async fn open(all: &Rc<Http2>) -> Result<Rc<Self>, UpstreamError> {
+    pub(super) async fn open(
+        all: &Rc<Http2>,
+        place: Option<LimitedConnection>,
+    ) -> Result<Rc<Self>, UpstreamError> {
         let (endpoint, limits) = (&all.endpoint, all.connector.limits());
         let deadline = tokio::time::Instant::now() + all.connector.longest(endpoint);
         let stream = all.connector.connect(endpoint, MeshProtocol::Http2, Deadline::Timer).await?;
@@ -85,6 +91,7 @@ impl Http2Connection {
             sender: RefCell::new(sender),
             is_closed: Cell::new(false),
             secured,
+            place,
             outbox: Outbox::new(),
             windows: Rc::new(Windows::of_answers(STREAMS as u32, all.held.clone())),
             watch,
@@ -101,7 +108,8 @@ impl Http2Connection {
 
     /// Whether it takes more requests.
     pub(super) fn is_open(&self) -> bool {
-        !self.is_closed.get() && self.secured.as_ref().is_none_or(Secured::is_current)
+        let is_spent = self.place.as_ref().is_some_and(LimitedConnection::is_spent);
+        !self.is_closed.get() && !is_spent && self.secured.as_ref().is_none_or(Secured::is_current)
     }
 
     /// Whether it has been open for as long as it may be.

@@ -24,6 +24,10 @@ impl Reusable for Watched {
     fn fitness(&mut self, _: Duration) -> Fitness {
         self.fitness.get()
     }
+
+    fn place(&mut self) -> Option<&mut Http1Place> {
+        None
+    }
 }
 
 impl Drop for Watched {
@@ -149,7 +153,7 @@ proptest! {
                     naive.put(endpoint, number, &fitness, &closed.take());
                 }
                 Event::Checkout(endpoint) => {
-                    let taken = pool.checkout(&endpoints[endpoint]);
+                    let taken = pool.checkout(&endpoints[endpoint]).unwrap();
                     let (expected, dead) = naive.checkout(endpoint);
                     prop_assert_eq!(closed.take(), dead);
                     prop_assert_eq!(taken.as_ref().map(|taken| taken.number), expected);
