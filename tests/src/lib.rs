@@ -39,6 +39,7 @@ pub mod outside;
 pub mod pki;
 pub mod process;
 pub mod prometheus;
+pub mod proxied_pod;
 pub mod rate_limiter;
 pub mod squid;
 pub mod standalone;

@@ -11,7 +11,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use tidegate_core::backend::{Backend, BackendRef, Endpoint, OriginalDestination, Transport};
+use tidegate_core::backend::{Backend, BackendRef, Endpoint, OriginalDestination, ProxiedAs, Transport};
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::tls_origination::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
 use tidegate_core::{DnsName, ObjectRef};
@@ -39,6 +39,7 @@ impl From<&Backend> for wire::Backend {
                 .map(|original| wire::OriginalDestination { port: original.port.map(u32::from) }),
             dns: backend.dns.as_ref().map(dns_to_wire),
             hosts: backend.hosts.iter().map(ToString::to_string).collect(),
+            proxied_as: proxied_as_to_wire(backend.proxied_as).into(),
         };
         topology_to_wire(&backend.topology, &backend.endpoints, &mut message);
         for (endpoint, message) in backend.endpoints.iter().zip(&mut message.endpoints) {
@@ -91,6 +92,7 @@ impl TryFrom<wire::Backend> for Backend {
             DnsPattern::parse(&host).map_err(|error| bad(&format!("hosts[{i}]"), error))
         };
         let hosts = backend.hosts.into_iter().enumerate().map(host).collect::<Result<_, _>>()?;
+        let proxied_as = proxied_as_from_wire(backend.proxied_as)?;
         Ok(Self {
             name,
             protocol,
@@ -101,8 +103,27 @@ impl TryFrom<wire::Backend> for Backend {
             dns,
             hosts,
             original_destination,
+            proxied_as,
             affinity,
         })
+    }
+}
+
+fn proxied_as_to_wire(proxied_as: Option<ProxiedAs>) -> wire::ProxiedAs {
+    match proxied_as {
+        None => wire::ProxiedAs::None,
+        Some(ProxiedAs::Host) => wire::ProxiedAs::Host,
+        Some(ProxiedAs::Address) => wire::ProxiedAs::Address,
+    }
+}
+
+/// An unknown value could mean that connections must not be direct.
+fn proxied_as_from_wire(proxied_as: i32) -> Result<Option<ProxiedAs>, ConversionError> {
+    match wire::ProxiedAs::try_from(proxied_as) {
+        Ok(wire::ProxiedAs::None) => Ok(None),
+        Ok(wire::ProxiedAs::Host) => Ok(Some(ProxiedAs::Host)),
+        Ok(wire::ProxiedAs::Address) => Ok(Some(ProxiedAs::Address)),
+        Err(_) => Err(bad("proxied_as", format!("unknown value {proxied_as}"))),
     }
 }
 
@@ -270,6 +291,7 @@ mod tests {
             dns: None,
             hosts: vec![],
             original_destination: None,
+            proxied_as: None,
             affinity: None,
         }
     }
@@ -287,7 +309,7 @@ mod tests {
         let sticky = Backend { affinity: Some(Duration::from_secs(10_800)), ..backend() };
         let original = [None, Some(8443)].map(|port| {
             let original_destination = Some(OriginalDestination { port });
-            Backend { original_destination, ..empty.clone() }
+            Backend { original_destination, proxied_as: Some(ProxiedAs::Address), ..empty.clone() }
         });
         let identity = Identity::new(TrustDomain::default(), "a", "b").unwrap();
         let names = [Some("a.example"), None].map(|name| DnsEndpoint {
@@ -299,7 +321,7 @@ mod tests {
         let hosts = ["a.example", "*.b.example"].map(|host| DnsPattern::parse(host).unwrap()).to_vec();
         let looked_up = [DnsAnswers::All, DnsAnswers::First].map(|answers| {
             let dns = Some(DnsEndpoints { names: names.to_vec(), answers });
-            Backend { dns, hosts: hosts.clone(), ..backend() }
+            Backend { dns, hosts: hosts.clone(), proxied_as: Some(ProxiedAs::Host), ..backend() }
         });
         let all = [backend(), empty, sticky].into_iter().chain(placed).chain(original).chain(looked_up);
         for backend in all {
@@ -340,6 +362,8 @@ mod tests {
             ..wire::Backend::from(&backend())
         });
         assert_eq!(stricter.unwrap_err().to_string(), "internal_traffic_policy: unknown value 2");
+        let newer = Backend::try_from(wire::Backend { proxied_as: 3, ..wire::Backend::from(&backend()) });
+        assert_eq!(newer.unwrap_err().to_string(), "proxied_as: unknown value 3");
         let nothing =
             wire::Backend { dns: Some(wire::DnsEndpoints::default()), ..wire::Backend::from(&backend()) };
         assert_eq!(Backend::try_from(nothing).unwrap_err().to_string(), "dns.names: missing");

@@ -8,7 +8,7 @@ use tidegate_core::policy::AppProtocol;
 
 use super::attempt_limits::AttemptLimits;
 use super::backend::{BalancedBackend, BalancedEndpoint, TopologyView};
-use super::egress_proxies::ProxiedDestination;
+use super::egress_proxies::{ProxiedDestination, TargetNames};
 use super::routes::{DrawnShare, ResolvedRoutes};
 use super::{EndpointChoice, NoEndpoint};
 use crate::connection_info::AddressOwner;
@@ -77,16 +77,16 @@ impl ResolvedDestination {
         Self { owner: AddressOwner::Unregistered, ..Self::outside(dialled) }
     }
 
-    /// What policies make of an address that no object has. `open`: where connections go that they allow. Where they allow any
-    /// bytes, none are looked at.
+    /// What policies make of an address that no object has. `open`: where connections go that they allow, and which names
+    /// forward proxies may get for them. Where they allow any bytes, none are looked at.
     pub(super) fn by_policies(
         dialled: SocketAddr,
         policies: &Arc<EgressPolicies>,
-        open: impl Fn() -> Self,
+        open: impl Fn(TargetNames) -> Self,
     ) -> Self {
         let allowed_by = |rule: &EgressRule| Self {
             owner: AddressOwner::Object(rule.origin.to_string().into()),
-            ..open()
+            ..open(if rule.decides_by_address() { TargetNames::Address } else { TargetNames::Any })
         };
         if let Some(rule) = policies.for_bytes(dialled).and_then(|place| policies.rules.get(place)) {
             return allowed_by(rule);
@@ -97,7 +97,7 @@ impl ResolvedDestination {
         let target = ResolvedTarget::Policies(PolicedAddress {
             policies: policies.clone(),
             allowed: policies.rules.iter().map(|rule| Arc::new(allowed_by(rule))).collect(),
-            audited: Arc::new(open()),
+            audited: Arc::new(open(TargetNames::Any)),
         });
         let owner = AddressOwner::Unregistered;
         Self { protocol: AppProtocol::Undeclared, owner, ..Self::with(dialled, None, target) }
@@ -121,6 +121,11 @@ impl ResolvedDestination {
         let target = ResolvedTarget::Proxied(Box::new(proxied));
         let owner = AddressOwner::Unregistered;
         Self { protocol: AppProtocol::Undeclared, owner, ..Self::with(dialled, None, target) }
+    }
+
+    /// They may go through a forward proxy instead.
+    pub(super) fn through(self, proxied: ProxiedDestination) -> Self {
+        Self { target: ResolvedTarget::Proxied(Box::new(proxied)), ..self }
     }
 
     /// Connections go to this backend, as opaque bytes.
@@ -262,9 +267,17 @@ impl ResolvedDestination {
         }
     }
 
+    /// What access logs call the forward proxies for connections to this server, if there are any.
+    pub(crate) fn forward_proxy(&self, server: Option<&str>) -> Option<&Arc<str>> {
+        match &self.target {
+            ResolvedTarget::Proxied(proxied) => proxied.service(server),
+            _ => None,
+        }
+    }
+
     /// Whether where a connection goes depends on the host that it names, whatever it carries.
     pub(crate) fn is_proxied(&self) -> bool {
-        matches!(self.target, ResolvedTarget::Proxied(_))
+        self.protocol == AppProtocol::Undeclared && matches!(self.target, ResolvedTarget::Proxied(_))
     }
 
     /// Whether where a connection goes depends on the server that the client asks for.

@@ -8,6 +8,7 @@ mod endings;
 mod http;
 mod mirrors;
 mod proxied;
+mod proxied_edges;
 mod retries;
 mod routes;
 mod traces;
