@@ -30,6 +30,7 @@ pub mod limits;
 pub mod load;
 pub mod loopback;
 pub mod mesh;
+pub mod mitmproxy;
 pub mod modules;
 pub mod netns;
 pub mod nginx;
