@@ -1,10 +1,11 @@
 //! `tidegate check egress`: whether a TLS server outside the mesh can be reached from here, and whether a forward proxy
 //! passes its certificate on or shows one of its own.
 //!
-//! [`probe`] connects, directly and through the proxy, [`chain`] speaks TLS without sending a byte to the server,
+//! [`object`] finds the proxy of an EgressProxy, [`probe`] connects, directly and through the proxy, [`chain`] speaks TLS without sending a byte to the server,
 //! [`verdict`] compares what both have seen.
 
 mod chain;
+mod object;
 mod probe;
 mod verdict;
 
@@ -19,8 +20,10 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tidegate_runtime::forward_proxy::HttpProxy;
 
+use self::object::{CheckedProxy, EgressProxyName};
 use self::probe::{CheckedServer, ProbeRoute};
 use self::verdict::EgressCheckReport;
+use crate::cluster::client::ClusterOptions;
 use crate::output::{OutputFormat, print_as};
 
 /// What `tidegate check` checks besides the installation.
@@ -43,6 +46,10 @@ pub(crate) struct EgressCheckOptions {
     /// host if it wants credentials.
     #[arg(long, value_name = "URL")]
     proxy: Option<HttpProxy>,
+    /// Compare with the connection through the first proxy of this EgressProxy, with its credentials, which you must be
+    /// allowed to read.
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "proxy")]
+    egress_proxy: Option<EgressProxyName>,
     /// PEM file of roots to trust besides this machine's.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -52,24 +59,39 @@ pub(crate) struct EgressCheckOptions {
     /// How to print it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: OutputFormat,
+    #[command(flatten)]
+    cluster: ClusterOptions,
 }
 
 /// Runs the command.
 pub(crate) async fn run(subject: CheckSubject) -> anyhow::Result<ExitCode> {
     let CheckSubject::Egress(options) = subject;
     let roots = options.roots()?;
+    let proxy = options.checked_proxy(&roots).await?;
     let direct = probe::probe(&options.server, &ProbeRoute::Direct, &roots, options.timeout);
     let through = async {
-        let proxy = options.proxy.as_ref()?;
-        Some(probe::probe(&options.server, &ProbeRoute::Through(proxy), &roots, options.timeout).await)
+        let CheckedProxy { proxy, roots: proxy_roots } = proxy.as_ref()?;
+        let route = ProbeRoute::Through(proxy, proxy_roots);
+        Some(probe::probe(&options.server, &route, &roots, options.timeout).await)
     };
     let (direct, through) = tokio::join!(direct, through);
-    let report = EgressCheckReport::new(&options.server, direct, options.proxy.as_ref().zip(through));
+    let compared = proxy.as_ref().map(|checked| &checked.proxy).zip(through);
+    let report = EgressCheckReport::new(&options.server, direct, compared);
     print_as(options.output, &report, EgressCheckReport::text)?;
     Ok(if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 impl EgressCheckOptions {
+    /// The proxy to compare with. `roots`: those that verify one of `--proxy`.
+    async fn checked_proxy(&self, roots: &RootCertStore) -> anyhow::Result<Option<CheckedProxy>> {
+        if let Some(name) = &self.egress_proxy {
+            let cluster = self.cluster.connect().await?;
+            return CheckedProxy::of_object(&cluster, name, &self.server).await.map(Some);
+        }
+        let proxy = self.proxy.clone();
+        Ok(proxy.map(|proxy| CheckedProxy { proxy, roots: roots.clone() }))
+    }
+
     /// This machine's roots, and those of the file.
     fn roots(&self) -> anyhow::Result<RootCertStore> {
         let mut roots = RootCertStore::empty();

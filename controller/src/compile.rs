@@ -9,7 +9,7 @@ mod audit;
 mod backend;
 pub(crate) mod destination;
 pub(crate) mod egress;
-mod egress_proxy;
+pub(crate) mod egress_proxy;
 mod endpoint_choice;
 mod external_authorization;
 mod fronts;

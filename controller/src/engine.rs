@@ -17,6 +17,7 @@ use tidegate_core::{ObjectRef, TrustDomain};
 use tidegate_crds::MeshConfigSpec;
 use tidegate_runtime::logging::LogThrottle;
 use tidegate_runtime::readiness::Blocker;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
@@ -27,6 +28,7 @@ use crate::local_pod::LocalPod;
 use crate::metrics::ControllerMetrics;
 use crate::object::pod::{node_name, service_account};
 use crate::object::{ObjectKey, ObjectName};
+use crate::proxy_health::{ProxyHealth, ProxyProbe};
 use crate::publish::on_demand::OnDemand;
 use crate::publish::policies::PolicyStore;
 use crate::publish::shares::{self, NamespaceShares};
@@ -59,9 +61,16 @@ pub(crate) struct Engine {
     complaints: LogThrottle<Arc<str>>,
     mesh_config: watch::Sender<Option<Arc<MeshConfigSpec>>>,
     pods: watch::Sender<Arc<Vec<LocalPod>>>,
+    probes: watch::Sender<Arc<Vec<ProxyProbe>>>,
     metrics: ControllerMetrics,
     /// Held until the first complete list has been compiled.
     blocker: Option<Blocker>,
+}
+
+/// What the engine works on.
+enum EngineInput {
+    Batch(Batch),
+    Health(Arc<ProxyHealth>),
 }
 
 /// A status as the writers have it.
@@ -91,6 +100,7 @@ impl Engine {
             complaints: LogThrottle::default(),
             mesh_config: watch::Sender::new(None),
             pods: watch::Sender::default(),
+            probes: watch::Sender::default(),
             metrics,
             blocker: Some(blocker),
         }
@@ -106,12 +116,40 @@ impl Engine {
         self.pods.subscribe()
     }
 
-    /// Runs until the source ends. Compiling takes a processor for as long as it takes, so it has a thread of its own:
-    /// the admin server and sidecars that connect do not wait for it.
-    pub(crate) fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
-        while let Some(batch) = batches.blocking_recv() {
-            self.take(batch);
+    /// The forward proxies to probe.
+    pub(crate) fn probes(&self) -> watch::Receiver<Arc<Vec<ProxyProbe>>> {
+        self.probes.subscribe()
+    }
+
+    /// Runs until the source ends, with the state of proxies. Compiling takes a processor for as long as it takes, so it has a
+    /// thread of its own: the admin server and sidecars that connect do not wait for it. That thread must be one of a runtime.
+    pub(crate) fn run(
+        mut self,
+        mut batches: mpsc::Receiver<Batch>,
+        mut health: watch::Receiver<Arc<ProxyHealth>>,
+    ) {
+        let runtime = Handle::current();
+        loop {
+            let next = runtime.block_on(async {
+                tokio::select! {
+                    batch = batches.recv() => batch.map(EngineInput::Batch),
+                    Ok(()) = health.changed() => Some(EngineInput::Health(health.borrow_and_update().clone())),
+                }
+            });
+            match next {
+                Some(EngineInput::Batch(batch)) => self.take(batch),
+                Some(EngineInput::Health(health)) => self.take_health(health),
+                None => return,
+            }
         }
+    }
+
+    /// Takes over the state of proxies, which changes nothing but statuses.
+    pub(crate) fn take_health(&mut self, health: Arc<ProxyHealth>) {
+        let mut affected = Affected::default();
+        let index = self.shared.index.clone();
+        index.write().unwrap_or_else(PoisonError::into_inner).set_proxy_health(health, &mut affected);
+        self.update_statuses(&index.read().unwrap_or_else(PoisonError::into_inner), &affected);
     }
 
     /// Applies a batch and publishes what it changes. Batches before the first complete one only fill the index.
@@ -182,6 +220,7 @@ impl Engine {
                 is_news
             });
         }
+        self.update_probes(&index, affected);
         self.update_pods(&index);
         self.metrics.workloads.set(i64::try_from(self.shared.workloads.count()).unwrap_or(i64::MAX));
     }
@@ -268,6 +307,21 @@ impl Engine {
             self.status_writers.iter().for_each(|writer| writer.write(&key, status, origin.as_ref()));
             self.written.insert(key, written);
         }
+    }
+
+    /// What an EgressProxy affects is at least its namespace.
+    fn update_probes(&self, index: &Index, affected: &Affected) {
+        if !affected.all && affected.namespaces.is_empty() {
+            return;
+        }
+        let probes = compile::egress_proxy::probes(index);
+        self.probes.send_if_modified(|current| {
+            let is_news = **current != probes;
+            if is_news {
+                *current = Arc::new(probes);
+            }
+            is_news
+        });
     }
 
     /// Standalone mode starts sidecars from this list. A cluster does not need it, and there it would cost more than the

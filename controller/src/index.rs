@@ -44,6 +44,7 @@ use crate::object::pod::{has_ended, service_account};
 use crate::object::secret::BasicAuthSecret;
 use crate::object::unreadable::Unreadable;
 use crate::object::{Change, Kind, Object, ObjectKey, ObjectName};
+use crate::proxy_health::ProxyHealth;
 use crate::service::{is_headless, selects};
 
 pub(crate) use affected::Affected;
@@ -72,6 +73,8 @@ pub struct Index {
     /// Custom resources that cannot be read. An object is either here or among those of its kind.
     unreadable: BTreeMap<ObjectKey, Arc<Unreadable>>,
     origins: BTreeMap<ObjectKey, Arc<str>>,
+    /// Of the proxies of EgressProxies. Not an object.
+    proxy_health: Arc<ProxyHealth>,
 }
 
 /// A kind whose objects the index keeps.
@@ -169,6 +172,17 @@ impl Index {
                 self.remove(&key);
             }
         }
+    }
+
+    /// Takes over the state of proxies, and notes which statuses it may affect.
+    pub(crate) fn set_proxy_health(&mut self, health: Arc<ProxyHealth>, affected: &mut Affected) {
+        affected.policies.extend(self.proxy_health.changed(&health).map(|name| name.namespace.clone()));
+        self.proxy_health = health;
+    }
+
+    /// The state of the proxies of EgressProxies.
+    pub(crate) fn proxy_health(&self) -> &ProxyHealth {
+        &self.proxy_health
     }
 
     /// Why objects in this namespace have no effect; `None` if it belongs to the mesh.

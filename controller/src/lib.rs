@@ -1,8 +1,8 @@
 //! The controller: it compiles objects into one policy per workload and streams that to the workload's sidecar.
 //!
 //! A [`source`] reads [`object`]s; `index` keeps them; `compile` joins everything that decides about one workload
-//! into one policy and computes each object's status; `engine` compiles what a change affects; `publish` keeps the
-//! results by version; `discovery` streams them over mutual TLS, to each sidecar its own. The kinds of objects are the
+//! into one policy and computes each object's status; `engine` compiles what a change affects; `proxy_health` probes the
+//! proxies of EgressProxies; `publish` keeps the results by version; `discovery` streams them over mutual TLS, to each sidecar its own. The kinds of objects are the
 //! table in `object/kinds.rs`. [`mod@explain`] answers why a connection is admitted or refused. Start reading at
 //! [`Controller::start`].
 //!
@@ -19,6 +19,7 @@ mod local_pod;
 mod metrics;
 pub mod object;
 pub mod options;
+mod proxy_health;
 mod publish;
 mod service;
 mod serving;
@@ -174,10 +175,12 @@ impl Controller {
         status_writers.push(Box::new(shared.statuses.clone()));
         let engine = Engine::new(shared.clone(), status_writers, own_metrics.clone(), objects);
         let (mesh_config, pods) = (engine.mesh_config(), engine.pods());
+        let (health, probed) = watch::channel(Arc::default());
+        tokio::spawn(until_drain(proxy_health::watch_proxies(engine.probes(), health), drain.clone()));
         // One batch may wait. Later changes accumulate in the next one, each object once.
         let (batches, receiver) = mpsc::channel(1);
         // Ends when the source does.
-        tokio::task::spawn_blocking(move || engine.run(receiver));
+        tokio::task::spawn_blocking(move || engine.run(receiver, probed));
         tokio::spawn(until_drain(source.run(batches), drain.clone()));
         tokio::spawn(until_drain(hold_until_some(certificate, credentials.clone()), drain.clone()));
         let service = DiscoveryService::new(

@@ -42,6 +42,9 @@ pub struct PolicyStatus {
     pub reason: String,
     /// Likely mistakes.
     pub warnings: Vec<String>,
+    /// Whether what it refers to works, if that is looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthy: Option<bool>,
     /// Where it was read, such as `app.yaml:12`.
     pub file: Option<String>,
     /// Whether the only problem is that it names objects that do not exist. Set by [`all`] only.
@@ -88,6 +91,7 @@ impl PolicyStatus {
             current_status: status.current.as_str(),
             reason: status.reason.clone(),
             warnings: status.warnings.clone(),
+            healthy: status.health.as_ref().map(|health| health.is_healthy),
             file: origin.map(ToString::to_string),
             is_incomplete: false,
         }

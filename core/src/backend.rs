@@ -59,6 +59,9 @@ pub struct Backend {
     /// Connections go to the address that was dialled, and `endpoints` is empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original_destination: Option<OriginalDestination>,
+    /// Connections leave the mesh, and may go through forward proxies; `None`: they never do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxied_as: Option<ProxiedAs>,
     /// `sessionAffinity: ClientIP`: a client uses the same endpoint until it has not used it for this long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Duration>,
@@ -74,6 +77,16 @@ pub struct OriginalDestination {
     /// Another port than the one that was dialled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+}
+
+/// What forward proxies get as the target of connections to a ServiceEntry, where its hosts do not tell these apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProxiedAs {
+    /// Its host: of bytes the only one, of requests the one that they name.
+    Host,
+    /// The address that was dialled: the entry has no addresses, so that it may be another server's.
+    Address,
 }
 
 /// Protocol of a backend inside its transport.
@@ -104,6 +117,7 @@ impl Backend {
             dns: None,
             hosts: Vec::new(),
             original_destination: None,
+            proxied_as: None,
             affinity: None,
             limits: BackendLimits::default(),
         }

@@ -54,6 +54,11 @@ const RESPONSE: Duration = Duration::from_secs(15);
         json_path = ".status.conditions[?(@.type==\"Accepted\")].reason",
         name = "Reason",
         type_ = "string"
+    ),
+    printcolumn(
+        json_path = ".status.conditions[?(@.type==\"Healthy\")].status",
+        name = "Healthy",
+        type_ = "string"
     )
 )]
 #[serde(rename_all = "camelCase")]

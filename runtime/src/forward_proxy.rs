@@ -4,6 +4,7 @@ mod environment;
 mod tunnel;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -15,14 +16,15 @@ use tidegate_core::contract::flags;
 use tidegate_core::forward_proxy::ProxyCredentials;
 
 pub use self::environment::{ProxyEnvironment, ProxyVariableError, ProxyVariableProblem, no_proxy};
-pub use self::tunnel::{Proxied, ProxyTunnelError};
+pub use self::tunnel::{Proxied, ProxyTunnelError, roots_of_pem};
 
 /// An HTTP forward proxy: `http://` or, for TLS with the proxy itself, `https://`, then `[user:password@]host[:port]`. As in
 /// curl and Go, a text without a scheme has the first one.
 /// The default port is that of the scheme. `Display` and `Debug` show no credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HttpProxy {
-    is_tls: bool,
+    /// The name that its certificate must have, for TLS with the proxy itself.
+    certificate_name: Option<Box<ServerName<'static>>>,
     host: ServerName<'static>,
     port: u16,
     credentials: Option<ProxyCredentials>,
@@ -71,9 +73,19 @@ pub struct ControlPlaneProxyOptions {
 }
 
 impl HttpProxy {
+    /// A proxy at an address. `certificate_name`: the name that its certificate must have; `None` for plaintext.
+    pub fn at(
+        address: SocketAddr,
+        certificate_name: Option<ServerName<'static>>,
+        credentials: Option<ProxyCredentials>,
+    ) -> Self {
+        let certificate_name = certificate_name.map(Box::new);
+        Self { certificate_name, host: address.ip().into(), port: address.port(), credentials }
+    }
+
     /// Whether TLS is spoken with the proxy itself.
     pub fn is_tls(&self) -> bool {
-        self.is_tls
+        self.certificate_name.is_some()
     }
 
     /// Its credentials.
@@ -103,7 +115,7 @@ impl FromStr for HttpProxy {
         let (host, port) = host_and_port(authority).ok_or(InvalidProxyUrl::Authority)?;
         let port = port.unwrap_or(if is_tls { 443 } else { 80 });
         let credentials = user_info.map(credentials).transpose()?;
-        Ok(Self { is_tls, host, port, credentials })
+        Ok(Self { certificate_name: is_tls.then(|| Box::new(host.clone())), host, port, credentials })
     }
 }
 
@@ -128,7 +140,7 @@ fn credentials(user_info: &str) -> Result<ProxyCredentials, InvalidProxyUrl> {
 
 impl fmt::Display for HttpProxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.is_tls { "https" } else { "http" };
+        let scheme = if self.is_tls() { "https" } else { "http" };
         match &self.host {
             ServerName::IpAddress(rustls_pki_types::IpAddr::V6(address)) => {
                 write!(f, "{scheme}://[{}]:{}", std::net::Ipv6Addr::from(*address), self.port)

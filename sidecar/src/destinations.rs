@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tidegate_core::backend::{Backend, Locality};
-use tidegate_core::destination::DestinationKey;
+use tidegate_core::destination::{DestinationKey, DestinationTarget};
 use tidegate_core::forward_proxy::EgressProxyRule;
 use tidegate_core::route::RouteTable;
 use tidegate_core::{Destination, DnsName, EgressMode, ServiceRetry};
@@ -305,7 +305,13 @@ impl Destinations {
                 Destination::ByHost(otherwise) => otherwise,
                 other => other,
             };
-            matches!(leaf, Destination::Unknown | Destination::InCluster)
+            match leaf {
+                Destination::Unknown | Destination::InCluster => true,
+                Destination::Routed { target: DestinationTarget::Backend(backend), .. } => {
+                    &*backend.object.kind == "ServiceEntry"
+                }
+                _ => false,
+            }
         };
         let unknown =
             state.addresses.iter().filter(|(_, entry)| entry.destination.as_ref().is_some_and(depends));

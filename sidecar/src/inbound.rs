@@ -253,7 +253,7 @@ impl InboundConnection<'_> {
         let port = snapshot.policy.as_ref().and_then(|policy| policy.ports.get(&info.port));
         let service = port.and_then(|port| port.services.first()).cloned();
         let workload = WorkloadLabels::of_certificate(names);
-        self.context.remotes.id(RemoteLabels { workload, service })
+        self.context.remotes.id(RemoteLabels { workload, service, egress_proxy: None })
     }
 
     /// Whether a connection that the policy allows exceeds a rate limit. What exceeds one in audit mode is reported.

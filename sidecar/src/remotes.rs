@@ -33,6 +33,8 @@ pub(crate) struct RemoteLabels {
     pub(crate) workload: WorkloadLabels,
     /// `<namespace>/<name>` of the Service that the connection is for.
     pub(crate) service: Option<Arc<str>>,
+    /// `EgressProxy/<namespace>/<name>` of the object whose proxies take it out of the mesh.
+    pub(crate) egress_proxy: Option<Arc<str>>,
 }
 
 /// All remote workloads of this one, and itself. Clones share them.
@@ -54,6 +56,7 @@ pub(crate) struct EndpointRemote {
     /// Name and namespace of the workload.
     workload: Option<Arc<str>>,
     service: Option<Arc<str>>,
+    egress_proxy: Option<Arc<str>>,
     id: OnceLock<RemoteId>,
 }
 
@@ -154,12 +157,21 @@ impl EndpointRemote {
         is_service: bool,
     ) -> Self {
         let service = is_service.then(|| object.clone());
-        Self { remotes: remotes.clone(), workload: workload.cloned(), service, id: OnceLock::new() }
+        Self { workload: workload.cloned(), service, ..Self::of_nothing(remotes.clone(), OnceLock::new()) }
     }
 
     /// A destination outside the mesh.
     pub(crate) fn outside() -> Self {
-        Self { remotes: Remotes::default(), workload: None, service: None, id: RemoteId::OUTSIDE.into() }
+        Self::of_nothing(Remotes::default(), RemoteId::OUTSIDE.into())
+    }
+
+    /// What is behind the forward proxies of this object, `EgressProxy/<namespace>/<name>`.
+    pub(crate) fn proxied(remotes: &Remotes, object: &Arc<str>) -> Self {
+        Self { egress_proxy: Some(object.clone()), ..Self::of_nothing(remotes.clone(), OnceLock::new()) }
+    }
+
+    fn of_nothing(remotes: Remotes, id: OnceLock<RemoteId>) -> Self {
+        Self { remotes, workload: None, service: None, egress_proxy: None, id }
     }
 
     /// The number of the workload at this endpoint.
@@ -173,7 +185,8 @@ impl EndpointRemote {
                 || self.service.as_deref()?.split_once('/').map(|(namespace, _)| namespace.into());
             let namespace = known.namespace.or_else(|| self.workload.as_ref().and_then(|_| of_service()));
             let workload = WorkloadLabels { name: self.workload.clone(), namespace, ..known };
-            self.remotes.id(RemoteLabels { workload, service: self.service.clone() })
+            let (service, egress_proxy) = (self.service.clone(), self.egress_proxy.clone());
+            self.remotes.id(RemoteLabels { workload, service, egress_proxy })
         })
     }
 }
@@ -228,5 +241,7 @@ mod tests {
         let of_pod = labels(EndpointRemote::new(&remotes, None, &object, false), &plain);
         assert_eq!(of_pod, RemoteLabels::default());
         assert_eq!(EndpointRemote::outside().id(&plain), RemoteId::OUTSIDE);
+        let proxied = labels(EndpointRemote::proxied(&remotes, &"EgressProxy/shop/squid".into()), &plain);
+        assert_eq!(proxied.egress_proxy.as_deref(), Some("EgressProxy/shop/squid"));
     }
 }

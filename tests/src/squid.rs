@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::fs::{self, Permissions};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -25,6 +25,28 @@ pub struct Squid {
     service: String,
     address: SocketAddr,
     child: Option<Child>,
+}
+
+/// An authenticator of Squid's: answers `OK` to each line `name password` that is in the file of users.
+const CHECK: &str = r#"#!/bin/sh
+while read -r line; do grep -qxF "$line" "$1" && echo OK || echo ERR; done
+"#;
+
+/// Rules of a Squid that wants Basic credentials, and the file of users with lines `name password`, which may change.
+/// `folder`: where it is written, open to all users. `then`: rules about requests of known users.
+pub fn authenticated(folder: &Path, users: &str, then: &str) -> (String, PathBuf) {
+    let (check, file) = (folder.join("check"), folder.join("users"));
+    fs::write(&check, CHECK).unwrap();
+    fs::write(&file, users).unwrap();
+    for (path, mode) in [(folder, 0o755), (&check, 0o755), (&file, 0o644)] {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+    let program = format!("{} {}", check.display(), file.display());
+    let rules = format!(
+        "auth_param basic program {program}\nauth_param basic children 4\nauth_param basic realm Corp Proxy\n\
+         auth_param basic credentialsttl 1 second\nacl known proxy_auth REQUIRED\nhttp_access deny !known\n{then}"
+    );
+    (rules, file)
 }
 
 impl Squid {

@@ -26,7 +26,8 @@ pub(super) struct CheckedServer {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ProbeRoute<'p> {
     Direct,
-    Through(&'p HttpProxy),
+    /// The roots verify the proxy, if it speaks TLS.
+    Through(&'p HttpProxy, &'p RootCertStore),
 }
 
 /// Why no certificate was seen.
@@ -66,13 +67,13 @@ pub(super) async fn probe(
 ) -> Result<SeenChain, ProbeFailure> {
     let what = match route {
         ProbeRoute::Direct => target.to_string(),
-        ProbeRoute::Through(proxy) => format!("{target} through {proxy}"),
+        ProbeRoute::Through(proxy, _) => format!("{target} through {proxy}"),
     };
     let seen = async {
         match route {
             ProbeRoute::Direct => handshake(connect(target).await?, target, roots).await,
-            ProbeRoute::Through(proxy) => {
-                let tunnel = proxy.tunnel(&target.to_string(), roots).await;
+            ProbeRoute::Through(proxy, proxy_roots) => {
+                let tunnel = proxy.tunnel(&target.to_string(), proxy_roots).await;
                 handshake(tunnel.map_err(ProbeFailure::by_proxy)?, target, roots).await
             }
         }

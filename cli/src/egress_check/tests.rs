@@ -131,7 +131,9 @@ async fn checked(port: u16, proxy: Option<&HttpProxy>, roots: &RootCertStore) ->
     let server: CheckedServer = format!("localhost:{port}").parse().unwrap();
     let direct = probe::probe(&server, &ProbeRoute::Direct, roots, PATIENCE).await;
     let through = match proxy {
-        Some(url) => Some((url, probe::probe(&server, &ProbeRoute::Through(url), roots, PATIENCE).await)),
+        Some(url) => {
+            Some((url, probe::probe(&server, &ProbeRoute::Through(url, roots), roots, PATIENCE).await))
+        }
         None => None,
     };
     let report = EgressCheckReport::new(&server, direct, through);

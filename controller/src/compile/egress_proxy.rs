@@ -4,7 +4,8 @@
 //! Pod's own namespace come first, then older ones, then by name. One that cannot be understood takes the traffic of its
 //! ports nowhere: past the proxy is where it must not go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -16,17 +17,21 @@ use tidegate_core::forward_proxy::{EgressProxyRule, NoProxy, ProxyCredentials, P
 use tidegate_core::tls_origination::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
 use tidegate_crds::egress_proxy::{EgressProxySpec, ProxyTlsSpec};
 use tidegate_crds::{EgressProxy, Finding, validate};
+use tidegate_runtime::forward_proxy::HttpProxy;
 
-use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
+use super::status::{ACCEPTED, Compiled, HealthCondition, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, secret_of};
 use crate::object::pod::has_labels;
 use crate::object::unreadable::Unreadable;
 use crate::object::{Kind, ObjectName};
+use crate::proxy_health::{ProbedProxies, ProxyProbe};
 
 /// The most objects of a namespace that are in force: each is in the policy of all its workloads.
 const MOST: usize = 8;
 /// The reason of the condition where the credentials that an object names cannot be used.
 const NO_CREDENTIALS: &str = "CredentialsNotFound";
+/// The most proxies that are probed: the first by namespace and age of their objects.
+const MOST_PROBED: usize = 256;
 
 /// The rules that Pods of a namespace may get.
 pub(crate) struct NamespaceEgress(Vec<SelectedRule>);
@@ -177,6 +182,47 @@ fn error_of(spec: &EgressProxySpec) -> Option<String> {
     })
 }
 
+/// The proxies of the objects in force, to be probed. On a cluster without loopback and link-local addresses, which mean
+/// another machine to the controller than to Pods: an author of objects has no access to the controller's own.
+pub(crate) fn probes(index: &Index) -> Vec<ProxyProbe> {
+    let namespaces: BTreeSet<_> = index.egress_proxies().map(|(name, _)| &*name.namespace).collect();
+    let candidates = namespaces.into_iter().flat_map(|namespace| of_namespace(index, namespace));
+    let of_candidate = |candidate| match candidate {
+        Candidate::Read(name, proxy) => probes_of(index, name, proxy),
+        Candidate::Unreadable(_) => Vec::new(),
+    };
+    candidates.flat_map(of_candidate).take(MOST_PROBED).collect()
+}
+
+fn probes_of(index: &Index, name: &ObjectName, proxy: &EgressProxy) -> Vec<ProxyProbe> {
+    let EgressProxyRule { proxies, http_proxies, settings, .. } = rule(index, name, proxy);
+    let tls = proxy.spec.tls.as_ref();
+    let certificate_name =
+        tls.and_then(|tls| rustls_pki_types::ServerName::try_from(tls.server_name.clone()).ok());
+    let roots: Option<Arc<str>> = tls.map(|tls| tls.ca_bundle.as_str().into());
+    let probe = |address: SocketAddr, opens_tunnels| ProxyProbe {
+        object: name.clone(),
+        proxy: HttpProxy::at(address, certificate_name.clone(), settings.credentials.clone()),
+        roots: roots.clone(),
+        opens_tunnels,
+        connect_timeout: settings.connect_timeout,
+        response_timeout: settings.response_timeout,
+    };
+    let for_requests = http_proxies.iter().filter(|address| !proxies.contains(address));
+    let all =
+        proxies.iter().map(|address| (address, true)).chain(for_requests.map(|address| (address, false)));
+    let reachable = all.filter(|(address, _)| !index.is_of_cluster() || !is_local(address.ip()));
+    reachable.map(|(address, opens_tunnels)| probe(*address, opens_tunnels)).collect()
+}
+
+/// Whether an address means another machine in each network namespace, or on each link.
+fn is_local(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+    }
+}
+
 impl Compiled for EgressProxy {
     fn statuses(scope: &StatusScope<'_>) -> Vec<Judged> {
         let objects = scope.index.egress_proxies();
@@ -226,7 +272,24 @@ fn judge(index: &Index, name: &ObjectName, proxy: &EgressProxy) -> ObjectStatus 
         warnings.push("spec.namespaces: has an effect only in the MeshConfig's namespace".to_owned());
     }
     let (condition, error) = error.unzip();
-    ObjectStatus::new(error, warnings, &proxy.metadata).with_condition(condition.unwrap_or(ACCEPTED))
+    let status = ObjectStatus::new(error, warnings, &proxy.metadata);
+    let status = status.with_condition(condition.unwrap_or(ACCEPTED));
+    match index.proxy_health().of(name) {
+        Some(probed) => status.with_health(health(probed)),
+        None => status,
+    }
+}
+
+/// Whether the proxies of an object work. One that fails counts although another takes over.
+fn health(ProbedProxies { count, defects }: &ProbedProxies) -> HealthCondition {
+    let Some(first) = defects.first() else {
+        let message = "each proxy answers the controller".to_owned();
+        return HealthCondition { is_healthy: true, reason: "Healthy", message };
+    };
+    let reason = if defects.len() < *count { "Degraded" } else { first.reason };
+    let messages: Vec<_> = defects.iter().map(|defect| &*defect.message).collect();
+    let message = format!("{} of {count} proxies fail: {}", defects.len(), messages.join("; "));
+    HealthCondition { is_healthy: false, reason, message }
 }
 
 /// Why the credentials that the object names cannot be used.

@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tidegate_crds::service_entry::ServiceEntry;
 use tidegate_crds::{Finding, validate};
 
-pub(crate) use self::endpoints::selected_pods;
+pub(crate) use self::endpoints::{proxied_as, selected_pods};
 pub(crate) use self::entries_at::EntriesAt;
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, service_named};

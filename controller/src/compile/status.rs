@@ -44,8 +44,21 @@ pub struct ObjectStatus {
     pub observed_generation: Option<i64>,
     /// The reason of its condition `Accepted` in one word; `None` for kinds without this condition.
     pub condition: Option<&'static str>,
+    /// Whether what it refers to works; `None` if that is not known, or not looked at.
+    pub health: Option<HealthCondition>,
     /// What a route says of each parent that is ours; `None` for kinds without parents.
     pub(crate) parents: Option<Vec<ParentStatus>>,
+}
+
+/// The condition `Healthy`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCondition {
+    /// Its status.
+    pub is_healthy: bool,
+    /// In one word.
+    pub reason: &'static str,
+    /// In a sentence.
+    pub message: String,
 }
 
 /// `status.currentStatus`.
@@ -259,12 +272,21 @@ impl ObjectStatus {
             Some(reason) => (CurrentStatus::Error, reason),
             None => (CurrentStatus::Committed, COMMITTED.to_owned()),
         };
-        Self { current, reason, warnings, observed_generation: of.generation, condition: None, parents: None }
+        let observed_generation = of.generation;
+        Self { current, reason, warnings, observed_generation, condition: None, health: None, parents: None }
     }
 
     /// With a condition `Accepted` of this reason.
     pub(super) fn with_condition(self, reason: &'static str) -> Self {
         Self { condition: Some(reason), ..self }
+    }
+
+    /// With a condition `Healthy`. What is wrong is a warning, too, which logs and commands show.
+    pub(super) fn with_health(mut self, health: HealthCondition) -> Self {
+        if !health.is_healthy {
+            self.warnings.push(health.message.clone());
+        }
+        Self { health: Some(health), ..self }
     }
 
     /// With what a route says of its parents.

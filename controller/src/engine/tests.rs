@@ -11,6 +11,7 @@ use super::*;
 use crate::compile::status::CurrentStatus;
 use crate::metrics::NamespaceGauge;
 use crate::object::{Change, Kind, Object};
+use crate::proxy_health::{ProbedProxies, ProxyDefect};
 use crate::publish::policies::listener;
 use crate::publish::store::Store;
 use crate::source::ObjectSource;
@@ -363,7 +364,7 @@ async fn a_policy_change_is_compiled_at_once_in_a_mesh_of_two_thousand_workloads
     let source = KubernetesSource::new(api.client(), "tidegate-system", watches);
     let (sender, batches) = mpsc::channel(16);
     tokio::spawn(Box::new(source).run(sender));
-    tokio::task::spawn_blocking(move || bench.engine.run(batches));
+    tokio::task::spawn_blocking(move || bench.engine.run(batches, watch::channel(Arc::default()).1));
     let mut synced = shared.workloads.synced();
     synced.wait_for(|synced| *synced).await.unwrap();
     let compiled = metrics.compiled.get();
@@ -413,4 +414,28 @@ fn a_route_s_status_follows_its_parents_and_is_written_once() {
     let key = ObjectKey { kind: Kind::HTTPRoute, name: ObjectName::new("httpbin", "a") };
     bench.apply(vec![Change::Delete(key)]);
     assert_eq!(bench.statuses.take(), ["HTTPRoute httpbin/a: removed"]);
+}
+
+#[test]
+fn the_state_of_proxies_is_written_to_the_status_of_their_object_and_compiles_nothing() {
+    let proxy = "apiVersion: tidegate.io/v1alpha1\nkind: EgressProxy\nmetadata: {name: squid, namespace: shop}\n\
+                 spec: {proxies: [{address: 10.9.9.9, port: 3128}]}";
+    let mut bench = Bench::started(&[proxy]);
+    let probes = bench.engine.probes().borrow().clone();
+    assert_eq!(
+        probes.iter().map(|probe| probe.proxy.to_string()).collect::<Vec<_>>(),
+        ["http://10.9.9.9:3128"]
+    );
+    bench.statuses.take();
+    let compiled = bench.engine.metrics.compiled.get();
+    let defects = vec![ProxyDefect { reason: "Closed", message: "forward proxy x: closed".into() }];
+    let health = ProxyHealth::from([(probes[0].object.clone(), ProbedProxies { count: 1, defects })]);
+    let health = Arc::new(health);
+    bench.engine.take_health(health.clone());
+    assert_eq!(bench.statuses.take(), ["EgressProxy shop/squid: successfully committed by the system"]);
+    let written: Vec<_> = bench.engine.written.values().map(|written| &written.status.warnings).collect();
+    assert_eq!(written, [&["1 of 1 proxies fail: forward proxy x: closed"]]);
+    bench.engine.take_health(health);
+    assert_eq!(bench.statuses.take(), Vec::<String>::new(), "no news");
+    assert_eq!(bench.engine.metrics.compiled.get(), compiled);
 }

@@ -7,18 +7,19 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
+use tidegate_core::backend::ProxiedAs;
 use tidegate_core::destination::{DestinationKey, DestinationTarget, HostSource, RequestedHost};
 use tidegate_core::dns_name::{DnsName, DnsPattern};
 use tidegate_core::egress::policies::EgressPolicies;
 use tidegate_core::forward_proxy::{EgressProxyRule, ProxyTarget};
 use tidegate_core::{Destination, EgressMode, TrustDomain};
-use tidegate_crds::service_entry::ServiceEntry;
+use tidegate_crds::service_entry::{EntryProtocol, ServiceEntry};
 
 use super::{ExplainError, HttpRequest};
 use crate::compile::destination::Resolver;
 use crate::compile::egress::rules::egress_of;
 use crate::compile::route_features::Features;
-use crate::compile::service_entry::selected_pods;
+use crate::compile::service_entry::{proxied_as, selected_pods};
 use crate::compile::{NamespaceEgress, egress_mode};
 use crate::index::{Index, service_named};
 use crate::object::ObjectName;
@@ -120,10 +121,14 @@ impl ExternalExplanation {
     fn decided(self, index: &Index, query: &ExternalQuery, address: SocketAddr, found: Destination) -> Self {
         let what = self.address.clone().unwrap_or_else(|| self.server.clone());
         match found {
-            Destination::Unknown => match proxied(index, query, self.address.as_deref()) {
-                Some(proxied) if egress_mode(index) == EgressMode::AllowAny => self.through(proxied),
-                _ => self.unregistered(index, query, address),
-            },
+            Destination::Unknown => {
+                match proxied(index, query, self.address.as_deref(), query.host.as_deref()) {
+                    Some(proxied) if egress_mode(index) == EgressMode::AllowAny => {
+                        Self { reason: "no object has the address".to_owned(), ..self }.through(proxied)
+                    }
+                    _ => self.unregistered(index, query, address),
+                }
+            }
             // Hosts were looked up before.
             Destination::InCluster | Destination::ByHost(_) => self.unregistered(index, query, address),
             Destination::Blocked(reason) => Self {
@@ -158,8 +163,20 @@ impl ExternalExplanation {
                     }
                     _ => format!("{kind} {owner} has {what}"),
                 };
-                Self { reason, rule: Some(format!("{kind} {owner}")), ..self }
+                let found = Self { reason, rule: Some(format!("{kind} {owner}")), ..self };
+                match entry_target(index, kind, &owner, query) {
+                    Some(name) => found.through_any(index, query, name),
+                    None => found,
+                }
             }
+        }
+    }
+
+    /// It goes through a forward proxy if there is one for a target of this name.
+    fn through_any(self, index: &Index, query: &ExternalQuery, name: Option<&str>) -> Self {
+        match proxied(index, query, self.address.as_deref(), name) {
+            Some(proxied) => self.through(proxied),
+            None => self,
         }
     }
 
@@ -172,11 +189,13 @@ impl ExternalExplanation {
             let code = Some("no_healthy_upstream");
             return Self { decision: "deny", reason, code, rule: Some(origin), ..self };
         };
+        let before = &self.reason;
         let reason = format!(
-            "no object has the address; connections{pods} go through the forward proxy {proxy}, which decides: TLS by CONNECT, \
-             plaintext HTTP/1 in absolute form"
+            "{before}; connections{pods} go through the forward proxy {proxy} of {origin}, which decides: plaintext HTTP/1 in \
+             absolute form, the rest by CONNECT"
         );
-        Self { reason, rule: Some(origin), ..self }
+        let rule = self.rule.or(Some(origin));
+        Self { reason, rule, ..self }
     }
 
     /// No object has the address.
@@ -189,7 +208,7 @@ impl ExternalExplanation {
             .map(|pod| ObjectName::new(query.caller.namespace.clone(), service_account(pod)));
         let of_account = |account| egress_of(index, &mode, &account, |_| true);
         match account.map_or_else(|| mode.clone(), of_account) {
-            EgressMode::Policies(policies) => self.policed(&policies, query, address, rule),
+            EgressMode::Policies(policies) => self.policed(index, &policies, query, address, rule),
             EgressMode::RegistryOnly(reason) => Self {
                 decision: "deny",
                 reason: reason.to_string(),
@@ -215,11 +234,37 @@ struct ProxiedConnection {
     labels: String,
 }
 
-/// The first EgressProxy that applies to a connection of some Pod of the namespace.
-fn proxied(index: &Index, query: &ExternalQuery, address: Option<&str>) -> Option<ProxiedConnection> {
+/// What a forward proxy would get as the target of connections to a ServiceEntry: its host, or `Some(None)` for the address;
+/// `None` if they never go through one.
+fn entry_target<'i>(
+    index: &'i Index,
+    kind: &str,
+    owner: &str,
+    query: &'i ExternalQuery,
+) -> Option<Option<&'i str>> {
+    let mut entries = index.service_entries().iter();
+    let (_, entry) = entries.find(|(name, _)| kind == "ServiceEntry" && name.to_string() == owner)?;
+    let port = entry.spec.port(query.port)?;
+    let proxied_as = proxied_as(&entry.spec, port)?;
+    if port.protocol() != Ok(EntryProtocol::Tcp) {
+        return Some(query.host.as_deref().filter(|host| is_host(&entry.spec.hosts, host)));
+    }
+    match (proxied_as, &*entry.spec.hosts) {
+        (ProxiedAs::Host, [only]) if DnsName::parse(only).is_ok() => Some(Some(only)),
+        _ => Some(None),
+    }
+}
+
+/// The first EgressProxy that applies to a connection of some Pod of the namespace to this host.
+fn proxied(
+    index: &Index,
+    query: &ExternalQuery,
+    address: Option<&str>,
+    host: Option<&str>,
+) -> Option<ProxiedConnection> {
     let ip = address.and_then(|address| address.parse::<SocketAddr>().ok()).map(|address| address.ip());
     let dialled = SocketAddr::new(ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), query.port);
-    let target = ProxyTarget { host: query.host.as_deref(), dialled };
+    let target = ProxyTarget { host, dialled };
     let rules = NamespaceEgress::new(index, &query.caller.namespace);
     let (labels, rule) = rules.iter().find(|(_, rule)| rule.applies(target))?;
     let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -230,6 +275,7 @@ impl ExternalExplanation {
     /// What policies allow at an address that no object has: any bytes, or TLS or HTTP for the host.
     fn policed(
         self,
+        index: &Index,
         policies: &EgressPolicies,
         query: &ExternalQuery,
         address: SocketAddr,
@@ -250,7 +296,9 @@ impl ExternalExplanation {
         match found {
             Some((rule, what)) => {
                 let reason = format!("{} allows {what}", rule.origin);
-                Self { reason, rule: Some(rule.origin.to_string()), ..self }
+                let name = host.filter(|_| !rule.decides_by_address());
+                let allowed = Self { reason, rule: Some(rule.origin.to_string()), ..self };
+                allowed.through_any(index, query, name)
             }
             None if policies.is_audit => {
                 Self { reason: format!("audit mode: {}", policies.reason), rule: config, ..self }

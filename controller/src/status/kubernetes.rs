@@ -197,7 +197,7 @@ impl StatusWriter for KubernetesStatuses {
     }
 }
 
-/// The status fields of OSM, our warnings and, for kinds that have it, the condition `Accepted`; of a route, its parents; of a
+/// The status fields of OSM, our warnings and, for kinds that have them, the conditions `Accepted` and `Healthy`; of a route, its parents; of a
 /// ServiceEntry, whose status is Istio's, only the condition. `null` removes a field.
 fn fields(kind: Kind, status: &ObjectStatus) -> Value {
     if let Some(ours) = &status.parents {
@@ -214,7 +214,8 @@ fn fields(kind: Kind, status: &ObjectStatus) -> Value {
         "observedGeneration": status.observed_generation,
     });
     if let Some(reason) = status.condition {
-        fields["conditions"] = json!([conditions::of(status, reason, &status.reason)]);
+        let accepted = conditions::of(status, reason, &status.reason);
+        fields["conditions"] = [accepted].into_iter().chain(conditions::healthy(status)).collect();
     }
     fields
 }

@@ -69,6 +69,18 @@ pub enum EgressDenial {
     Request,
 }
 
+impl EgressRule {
+    /// Whether it allows a connection because of its address alone, whatever server that names.
+    pub fn decides_by_address(&self) -> bool {
+        let names_server = match &self.traffic {
+            EgressTraffic::Tcp => false,
+            EgressTraffic::Tls(hosts) => !hosts.is_empty(),
+            EgressTraffic::Http { .. } => true,
+        };
+        self.addresses.is_some() && !names_server
+    }
+}
+
 impl EgressPolicies {
     /// The rule that allows opaque bytes to an address.
     pub fn for_bytes(&self, dialled: SocketAddr) -> Option<usize> {

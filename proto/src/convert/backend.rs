@@ -11,7 +11,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use tidegate_core::backend::{Backend, BackendRef, Endpoint, OriginalDestination, Transport};
+use tidegate_core::backend::{Backend, BackendRef, Endpoint, OriginalDestination, ProxiedAs, Transport};
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::tls_origination::{ServerName, ServerVerification, TlsOrigination, TrustRoots};
 use tidegate_core::{DnsName, ObjectRef};
@@ -41,6 +41,7 @@ impl From<&Backend> for wire::Backend {
             dns: backend.dns.as_ref().map(dns_to_wire),
             hosts: backend.hosts.iter().map(ToString::to_string).collect(),
             limits: limits_to_wire(&backend.limits),
+            proxied_as: proxied_as_to_wire(backend.proxied_as).into(),
         };
         topology_to_wire(&backend.topology, &backend.endpoints, &mut message);
         for (endpoint, message) in backend.endpoints.iter().zip(&mut message.endpoints) {
@@ -94,6 +95,7 @@ impl TryFrom<wire::Backend> for Backend {
         };
         let hosts = backend.hosts.into_iter().enumerate().map(host).collect::<Result<_, _>>()?;
         let limits = limits_from_wire("limits", backend.limits)?;
+        let proxied_as = proxied_as_from_wire(backend.proxied_as)?;
         Ok(Self {
             name,
             protocol,
@@ -104,9 +106,28 @@ impl TryFrom<wire::Backend> for Backend {
             dns,
             hosts,
             original_destination,
+            proxied_as,
             affinity,
             limits,
         })
+    }
+}
+
+fn proxied_as_to_wire(proxied_as: Option<ProxiedAs>) -> wire::ProxiedAs {
+    match proxied_as {
+        None => wire::ProxiedAs::None,
+        Some(ProxiedAs::Host) => wire::ProxiedAs::Host,
+        Some(ProxiedAs::Address) => wire::ProxiedAs::Address,
+    }
+}
+
+/// An unknown value could mean that connections must not be direct.
+fn proxied_as_from_wire(proxied_as: i32) -> Result<Option<ProxiedAs>, ConversionError> {
+    match wire::ProxiedAs::try_from(proxied_as) {
+        Ok(wire::ProxiedAs::None) => Ok(None),
+        Ok(wire::ProxiedAs::Host) => Ok(Some(ProxiedAs::Host)),
+        Ok(wire::ProxiedAs::Address) => Ok(Some(ProxiedAs::Address)),
+        Err(_) => Err(bad("proxied_as", format!("unknown value {proxied_as}"))),
     }
 }
 
@@ -274,6 +295,7 @@ mod tests {
             dns: None,
             hosts: vec![],
             original_destination: None,
+            proxied_as: None,
             affinity: None,
             limits: BackendLimits::default(),
         }
@@ -292,7 +314,7 @@ mod tests {
         let sticky = Backend { affinity: Some(Duration::from_secs(10_800)), ..backend() };
         let original = [None, Some(8443)].map(|port| {
             let original_destination = Some(OriginalDestination { port });
-            Backend { original_destination, ..empty.clone() }
+            Backend { original_destination, proxied_as: Some(ProxiedAs::Address), ..empty.clone() }
         });
         let identity = Identity::new(TrustDomain::default(), "a", "b").unwrap();
         let names = [Some("a.example"), None].map(|name| DnsEndpoint {
@@ -304,7 +326,7 @@ mod tests {
         let hosts = ["a.example", "*.b.example"].map(|host| DnsPattern::parse(host).unwrap()).to_vec();
         let looked_up = [DnsAnswers::All, DnsAnswers::First].map(|answers| {
             let dns = Some(DnsEndpoints { names: names.to_vec(), answers });
-            Backend { dns, hosts: hosts.clone(), ..backend() }
+            Backend { dns, hosts: hosts.clone(), proxied_as: Some(ProxiedAs::Host), ..backend() }
         });
         let limits = BackendLimits {
             max_requests: Some(0),
@@ -353,6 +375,8 @@ mod tests {
             ..wire::Backend::from(&backend())
         });
         assert_eq!(stricter.unwrap_err().to_string(), "internal_traffic_policy: unknown value 2");
+        let newer = Backend::try_from(wire::Backend { proxied_as: 3, ..wire::Backend::from(&backend()) });
+        assert_eq!(newer.unwrap_err().to_string(), "proxied_as: unknown value 3");
         let nothing =
             wire::Backend { dns: Some(wire::DnsEndpoints::default()), ..wire::Backend::from(&backend()) };
         assert_eq!(Backend::try_from(nothing).unwrap_err().to_string(), "dns.names: missing");

@@ -10,8 +10,7 @@ use tidegate_core::forward_proxy::NoProxy;
 use tokio::net::TcpStream;
 use tokio_util::either::Either;
 
-use super::tunnel::roots_of_pem;
-use super::{HttpProxy, InvalidProxyUrl, Proxied};
+use super::{HttpProxy, InvalidProxyUrl, Proxied, roots_of_pem};
 use crate::tcp::keep_alive;
 
 /// Which proxy leads to which server outside the cluster.

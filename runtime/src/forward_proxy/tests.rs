@@ -9,7 +9,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
-use super::tunnel::roots_of_pem;
 use super::*;
 use crate::test_pki::{TestAuthority, identity};
 

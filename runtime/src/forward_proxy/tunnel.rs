@@ -108,16 +108,29 @@ impl HttpProxy {
     /// If the proxy cannot be reached.
     pub async fn connect(&self, roots: &RootCertStore) -> Result<Proxied, ProxyTunnelError> {
         let failed = |source| ProxyTunnelError::Connection { proxy: self.clone(), source };
-        let config = if self.is_tls { Some(self.tls(roots)?) } else { None };
+        let name = self.certificate_name.clone();
+        let tls = name.map(|name| self.tls(roots).map(|config| (name, config))).transpose()?;
         let tcp = TcpStream::connect((&*self.host.to_str(), self.port)).await.map_err(failed)?;
         keep_alive(&tcp).map_err(failed)?;
-        Ok(match config {
-            Some(config) => {
-                let connector = TlsConnector::from(config);
-                Either::Right(connector.connect(self.host.clone(), tcp).await.map_err(failed)?)
+        Ok(match tls {
+            Some((name, config)) => {
+                Either::Right(TlsConnector::from(config).connect(*name, tcp).await.map_err(failed)?)
             }
             None => Either::Left(tcp),
         })
+    }
+
+    /// The answer to `CONNECT target` over a connection to the proxy. The caller has the deadline.
+    ///
+    /// # Errors
+    ///
+    /// If there is no answer, or none of HTTP/1.
+    pub async fn request_tunnel(
+        &self,
+        io: &mut Proxied,
+        target: &str,
+    ) -> Result<ConnectAnswer, ProxyTunnelError> {
+        self.open(io, &connect_request(target, self.credentials.as_ref())?).await
     }
 
     /// Sends the request and reads the head of the answer, byte by byte: what follows is the server's.
@@ -153,8 +166,12 @@ impl HttpProxy {
     }
 }
 
-/// The roots in a PEM text; an error if there are none.
-pub(super) fn roots_of_pem(pem: &[u8]) -> Result<RootCertStore, String> {
+/// The roots in a PEM text.
+///
+/// # Errors
+///
+/// If it cannot be read, or there are none.
+pub fn roots_of_pem(pem: &[u8]) -> Result<RootCertStore, String> {
     let certificates = tls::load_pem_certificates(pem).map_err(|error| error.to_string())?;
     let mut roots = RootCertStore::empty();
     match roots.add_parsable_certificates(certificates) {

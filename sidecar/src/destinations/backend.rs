@@ -5,14 +5,16 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
+use tidegate_core::ObjectRef;
 use tidegate_core::backend::{
-    Backend, BackendProtocol, BackendRef, Endpoint, LimitedUsage, OriginalDestination, Topology, Transport,
-    UsableEndpoints,
+    Backend, BackendProtocol, BackendRef, Endpoint, LimitedUsage, OriginalDestination, ProxiedAs, Topology,
+    Transport, UsableEndpoints,
 };
 use tidegate_core::dns_name::{DnsName, DnsPattern};
 
 use super::affinity::Affinity;
 use super::caller::ClientWorkload;
+use super::egress_proxies::TargetNames;
 use super::endpoint::{EndpointState, LoadSlot, Moment, Peers};
 use super::weights::EndpointWeights;
 use crate::remotes::{EndpointRemote, RemoteId};
@@ -26,7 +28,7 @@ const WEIGHTED_DRAWS: usize = 16;
 /// The endpoints behind a name. All addresses and routes that lead to the backend share it.
 #[derive(Debug)]
 pub(crate) struct BalancedBackend {
-    /// `<namespace>/<name>` of the object; `None`: outside the mesh.
+    /// `<namespace>/<name>` of the object, of an EgressProxy behind its kind; `None`: outside the mesh.
     pub(crate) name: Option<Arc<str>>,
     /// A ServiceEntry's hosts.
     hosts: Box<[DnsPattern]>,
@@ -42,6 +44,8 @@ pub(crate) struct BalancedBackend {
     usage: Option<Arc<LimitedUsage>>,
     /// Its endpoint is the address that was dialled.
     original_destination: Option<OriginalDestination>,
+    /// Whether connections may go through forward proxies.
+    proxied_as: Option<ProxiedAs>,
     /// Why a name of an endpoint could not be looked up.
     lookup_failure: Option<Arc<str>>,
     /// What it was made from, if its endpoints depend on where this workload runs.
@@ -87,6 +91,9 @@ impl BalancedBackend {
         let peers: Peers = endpoints.iter().map(state).collect();
         let name = name_of(&backend.name);
         let remote = |endpoint: &Endpoint| {
+            if endpoint.via.is_some() {
+                return EndpointRemote::proxied(&caller.remotes, &name);
+            }
             let workload = backend.workloads.get(&endpoint.address);
             EndpointRemote::new(&caller.remotes, workload, &name, &*backend.name.object.kind == "Service")
         };
@@ -119,6 +126,7 @@ impl BalancedBackend {
             weights,
             usage,
             original_destination: backend.original_destination,
+            proxied_as: backend.proxied_as,
             lookup_failure: None,
             placed: is_placed.then(|| Box::new(backend.clone())),
         }
@@ -164,6 +172,7 @@ impl BalancedBackend {
             weights: None,
             usage: None,
             original_destination: None,
+            proxied_as: None,
             lookup_failure: None,
             placed: None,
         }
@@ -174,6 +183,19 @@ impl BalancedBackend {
     pub(super) fn called(&self, host: Option<&DnsName>) -> Option<Arc<str>> {
         let matching = host.and_then(|host| self.hosts.iter().find(|known| known.matches(host.as_str())));
         matching.or(self.hosts.first()).map(|host| host.to_string().into())
+    }
+
+    /// The names that forward proxies may get for connections which a host tells apart, or none; `None`: connections are direct.
+    pub(super) fn target_names(&self, host: Option<&DnsName>) -> Option<TargetNames> {
+        let is_opaque = self.protocol == BackendProtocol::Tcp;
+        Some(match (self.proxied_as?, host, &*self.hosts) {
+            (_, Some(host), _) => TargetNames::Only(host.as_str().into()),
+            (ProxiedAs::Host, None, [DnsPattern::Exact(only)]) if is_opaque => {
+                TargetNames::Only(only.as_str().into())
+            }
+            (ProxiedAs::Host, None, hosts) if !is_opaque => TargetNames::Hosts(hosts.into()),
+            (ProxiedAs::Host | ProxiedAs::Address, None, _) => TargetNames::Address,
+        })
     }
 
     /// The same, some of whose endpoints could not be looked up.
@@ -352,7 +374,11 @@ impl BalancedEndpoint {
 }
 
 fn name_of(backend: &BackendRef) -> Arc<str> {
-    format!("{}/{}", backend.object.namespace, backend.object.name).into()
+    let ObjectRef { kind, namespace, name } = &backend.object;
+    match &**kind {
+        "EgressProxy" => format!("{kind}/{namespace}/{name}").into(),
+        _ => format!("{namespace}/{name}").into(),
+    }
 }
 
 fn random_below(count: usize) -> Option<usize> {

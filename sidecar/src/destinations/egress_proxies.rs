@@ -1,7 +1,8 @@
 //! The forward proxies through which connections leave the mesh, and which of them a connection or request uses.
 //!
-//! A rule applies to addresses that no object of the cluster has. Which rule it is, and whether one applies at all, is known
-//! once the host is: from a ClientHello, or from each request.
+//! A rule applies to addresses that no object of the cluster has, and to ServiceEntries outside the mesh. Which rule it is, and
+//! whether one applies at all, is known once the host is: from a ClientHello, from each request, or from the entry. A proxy
+//! resolves the name that it gets, so it gets no other one than what allows the connection is about ([`TargetNames`]).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use tidegate_core::backend::{
     Backend, BackendProtocol, BackendRef, Endpoint, ForwardProxy, LimitedUsage, ProxyRequest, Transport,
 };
+use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::forward_proxy::{EgressProxyRule, ProxyTarget};
 
 use super::backend::BalancedBackend;
@@ -28,11 +30,26 @@ struct ProxiedRule {
     http_proxies: Arc<BalancedBackend>,
 }
 
+/// The names that proxies may get for connections to an address. Another one that a connection carries is as good as none: the
+/// target is the address that was dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum TargetNames {
+    /// That which the connection or request names: no address was asked for, or the name is what a policy allows.
+    Any,
+    /// None: a policy allows the address, whatever a connection names.
+    Address,
+    /// That of a ServiceEntry's hosts which the request names.
+    Hosts(Box<[DnsPattern]>),
+    /// That of a ServiceEntry, whatever the connection carries.
+    Only(Arc<str>),
+}
+
 /// An address whose connections may go through a proxy.
 #[derive(Debug)]
 pub(crate) struct ProxiedDestination {
     dialled: SocketAddr,
     rules: Arc<ProxyRules>,
+    names: TargetNames,
     /// Where they go otherwise.
     direct: Arc<BalancedBackend>,
 }
@@ -67,24 +84,40 @@ impl ProxyRules {
     pub(super) fn at(
         self: &Arc<Self>,
         dialled: SocketAddr,
+        names: TargetNames,
         usage: Option<&Arc<LimitedUsage>>,
     ) -> Option<ProxiedDestination> {
         let may_apply = self.0.iter().any(|known| known.rule.may_apply(dialled));
         may_apply.then(|| ProxiedDestination {
             dialled,
             rules: self.clone(),
+            names,
             direct: Arc::new(BalancedBackend::outside(dialled, usage.cloned())),
         })
     }
 }
 
 impl ProxiedDestination {
+    /// Where no rule applies, connections go there.
+    pub(super) fn otherwise(self, direct: Arc<BalancedBackend>) -> Self {
+        Self { direct, ..self }
+    }
+
+    /// Whether a rule applies whatever connections carry.
+    pub(super) fn is_certain(&self) -> bool {
+        match &self.names {
+            TargetNames::Address | TargetNames::Only(_) => self.rule(self.named(None)).is_some(),
+            TargetNames::Any | TargetNames::Hosts(_) => false,
+        }
+    }
+
     /// The first endpoint for a connection whose bytes are not parsed: a proxy that opens a tunnel to this server, or to the
     /// address that was dialled.
     pub(super) fn choose_for_connection(&self, server: Option<&str>) -> Result<EndpointChoice, NoEndpoint> {
-        match self.rule(server) {
+        let name = self.named(server);
+        match self.rule(name) {
             None => self.choose(&self.direct),
-            Some(known) => Ok(self.choose(&known.proxies)?.through_tunnel(self.target(server))),
+            Some(known) => Ok(self.choose(&known.proxies)?.through_tunnel(self.target(name))),
         }
     }
 
@@ -95,11 +128,17 @@ impl ProxiedDestination {
         host: Option<&str>,
         is_absolute: bool,
     ) -> Result<EndpointChoice, NoEndpoint> {
-        match self.rule(host) {
+        let name = self.named(host);
+        match self.rule(name) {
             None => self.choose(&self.direct),
-            Some(known) if is_absolute => self.choose(&known.http_proxies),
-            Some(known) => Ok(self.choose(&known.proxies)?.through_tunnel(self.target(host))),
+            Some(known) if is_absolute && is_same(name, host) => self.choose(&known.http_proxies),
+            Some(known) => Ok(self.choose(&known.proxies)?.through_tunnel(self.target(name))),
         }
+    }
+
+    /// What access logs call the proxies for a host; `None` if it goes through none.
+    pub(crate) fn service(&self, host: Option<&str>) -> Option<&Arc<str>> {
+        self.rule(self.named(host))?.proxies.name.as_ref()
     }
 
     /// Where connections go to which no rule applies.
@@ -111,6 +150,16 @@ impl ProxiedDestination {
     pub(crate) fn origins(&self) -> impl Iterator<Item = String> {
         let rules = self.rules.0.iter().filter(|known| known.rule.may_apply(self.dialled));
         rules.map(|known| known.rule.settings.origin.to_string())
+    }
+
+    /// The name that a proxy gets for a connection or request that names this host.
+    fn named<'n>(&'n self, host: Option<&'n str>) -> Option<&'n str> {
+        match &self.names {
+            TargetNames::Any => host,
+            TargetNames::Address => None,
+            TargetNames::Hosts(hosts) => host.filter(|host| hosts.iter().any(|known| known.matches(host))),
+            TargetNames::Only(name) => Some(name),
+        }
     }
 
     fn choose(&self, backend: &Arc<BalancedBackend>) -> Result<EndpointChoice, NoEndpoint> {
@@ -133,6 +182,16 @@ impl ProxiedDestination {
     }
 }
 
+/// Whether a request for `host`, as a proxy reads it, is one for `name`.
+fn is_same(name: Option<&str>, host: Option<&str>) -> bool {
+    match (name, host) {
+        (Some(name), Some(host)) => {
+            host.strip_suffix('.').unwrap_or(host).eq_ignore_ascii_case(name) || name == host
+        }
+        (name, host) => name == host,
+    }
+}
+
 /// The proxies at these addresses. Without a tunnel they take requests in absolute form.
 fn backend(rule: &EgressProxyRule, addresses: &[SocketAddr]) -> Backend {
     let object = rule.settings.origin.clone();
@@ -144,3 +203,6 @@ fn backend(rule: &EgressProxyRule, addresses: &[SocketAddr]) -> Backend {
     let endpoints = addresses.iter().map(endpoint).collect();
     Backend::new(BackendRef { object, port }, BackendProtocol::Http, endpoints)
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use tidegate_proto::ResourceName;
 use super::attempt_limits::AttemptLimits;
 use super::backend::BalancedBackend;
 use super::caller::{CallerRetries, ClientWorkload};
-use super::egress_proxies::ProxyRules;
+use super::egress_proxies::{ProxiedDestination, ProxyRules, TargetNames};
 use super::egress_usages::EgressUsages;
 use super::looked_up::{DnsUse, LookedUp, NameAnswer};
 use super::resolved::ResolvedDestination;
@@ -130,7 +130,7 @@ impl References {
 
     /// An address that no object has, or none that is known yet.
     pub(super) fn unknown(&self, dialled: SocketAddr) -> ResolvedDestination {
-        match self.caller.proxies.at(dialled, None) {
+        match self.caller.proxies.at(dialled, TargetNames::Any, None) {
             Some(proxied) if self.caller.egress == EgressMode::AllowAny => {
                 ResolvedDestination::proxied(dialled, proxied)
             }
@@ -145,7 +145,11 @@ impl References {
             EgressMode::RegistryOnly(reason) => ResolvedDestination::unregistered(dialled, reason.clone()),
             EgressMode::Policies(policies) => ResolvedDestination::by_policies(dialled, policies, |rule| {
                 let usage = rule.and_then(|rule| self.caller.egress_usages.of(rule, dialled.port()));
-                let proxied = self.caller.proxies.at(dialled, usage);
+                let names = match rule {
+                    Some(rule) if rule.decides_by_address() => TargetNames::Address,
+                    _ => TargetNames::Any,
+                };
+                let proxied = self.caller.proxies.at(dialled, names, usage);
                 proxied.map_or_else(
                     || ResolvedDestination::unknown(dialled, usage),
                     |proxied| ResolvedDestination::proxied(dialled, proxied),
@@ -204,8 +208,19 @@ impl References {
         };
         let resolved = match target {
             DestinationTarget::Backend(name) => {
-                let called = self.backends.get(name)?.value.as_ref()?.called(host);
-                let resolved = ResolvedDestination::to(dialled, backend(name)?).called(called);
+                let held = self.backends.get(name)?.value.as_ref()?;
+                let resolved = match self.proxied(key, name) {
+                    None => ResolvedDestination::to(dialled, backend(name)?),
+                    // Its own endpoints are not used, nor looked up.
+                    Some(proxied) if proxied.is_certain() => {
+                        ResolvedDestination::to(dialled, held.clone()).through(proxied)
+                    }
+                    Some(proxied) => {
+                        let direct = backend(name)?;
+                        ResolvedDestination::to(dialled, direct.clone()).through(proxied.otherwise(direct))
+                    }
+                };
+                let resolved = resolved.called(held.called(host));
                 if &*name.object.kind == "ServiceEntry" { resolved.of_entry() } else { resolved }
             }
             DestinationTarget::Routes(name) => {
@@ -216,6 +231,13 @@ impl References {
             }
         };
         Some(resolved.carrying(protocol).limiting(self.attempts(target)))
+    }
+
+    /// Through what connections to a backend may leave the mesh.
+    fn proxied(&self, key: &DestinationKey, backend: &BackendRef) -> Option<ProxiedDestination> {
+        let host = key.host.as_ref().map(|host| &host.name);
+        let backend = self.backends.get(backend)?.value.as_ref()?;
+        self.caller.proxies.at(key.address, backend.target_names(host)?, None)
     }
 
     /// What the workload's requests to a Service are allowed beyond one attempt of any length.
@@ -299,8 +321,10 @@ impl References {
     /// How the backends that a destination leads to are used, of those with endpoints that come from DNS.
     pub(super) fn dns_uses(&self, key: &DestinationKey, destination: &Destination) -> BTreeSet<DnsUse> {
         let host = key.host.as_ref().map(|host| &host.name);
+        let is_proxied =
+            |name: &BackendRef| self.proxied(key, name).is_some_and(|proxied| proxied.is_certain());
         let names = self.of(destination).filter_map(|name| match name {
-            ResourceName::Backend(name) => self.looked_up.usage(&name, host),
+            ResourceName::Backend(name) if !is_proxied(&name) => self.looked_up.usage(&name, host),
             _ => None,
         });
         names.collect()

@@ -79,8 +79,8 @@ impl ResolvedDestination {
         Self { owner: AddressOwner::Unregistered, ..Self::to(dialled, Arc::new(backend)) }
     }
 
-    /// What policies make of an address that no object has. `open`: where connections go that a rule allows, or audit mode. Where they allow any
-    /// bytes, none are looked at.
+    /// What policies make of an address that no object has. `open`: where connections go that a rule allows, or audit mode.
+    /// Where they allow any bytes, none are looked at.
     pub(super) fn by_policies(
         dialled: SocketAddr,
         policies: &Arc<EgressPolicies>,
@@ -123,6 +123,11 @@ impl ResolvedDestination {
         let target = ResolvedTarget::Proxied(Box::new(proxied));
         let owner = AddressOwner::Unregistered;
         Self { protocol: AppProtocol::Undeclared, owner, ..Self::with(dialled, None, target) }
+    }
+
+    /// They may go through a forward proxy instead.
+    pub(super) fn through(self, proxied: ProxiedDestination) -> Self {
+        Self { target: ResolvedTarget::Proxied(Box::new(proxied)), ..self }
     }
 
     /// Connections go to this backend, as opaque bytes.
@@ -264,9 +269,17 @@ impl ResolvedDestination {
         }
     }
 
+    /// What access logs call the forward proxies for connections to this server, if there are any.
+    pub(crate) fn forward_proxy(&self, server: Option<&str>) -> Option<&Arc<str>> {
+        match &self.target {
+            ResolvedTarget::Proxied(proxied) => proxied.service(server),
+            _ => None,
+        }
+    }
+
     /// Whether where a connection goes depends on the host that it names, whatever it carries.
     pub(crate) fn is_proxied(&self) -> bool {
-        matches!(self.target, ResolvedTarget::Proxied(_))
+        self.protocol == AppProtocol::Undeclared && matches!(self.target, ResolvedTarget::Proxied(_))
     }
 
     /// Whether where a connection goes depends on the server that the client asks for.

@@ -31,6 +31,8 @@ type Upstream = MaybeTls<UpstreamTls>;
 struct ConnectAttempt {
     /// The endpoint that was tried last.
     endpoint: Option<DialledEndpoint>,
+    /// What it belongs to.
+    service: Option<Arc<str>>,
     /// The connection, and its place among those to the backend, if they are limited.
     result: Result<(Upstream, EndpointChoice, Option<UsagePermit>), NotConnected>,
 }
@@ -59,12 +61,12 @@ impl OutboundConnection<'_> {
         let named = server_name(&target, &received);
         let server = named.as_ref().map(DnsName::as_str);
         let attempt = self.line.guard(Box::pin(self.connect(&target, server))).await;
-        let Ok(ConnectAttempt { endpoint, result }) = attempt else { return io.abort() };
+        let Ok(ConnectAttempt { endpoint, service, result }) = attempt else { return io.abort() };
         let remote = endpoint.map_or_else(|| self.remote(&target), |endpoint| endpoint.remote);
         let security = ConnectionSecurity::outbound(endpoint.as_ref());
         let tcp = self.context.http.telemetry.tcp(true, remote, security);
         let local = result.as_ref().ok().and_then(|(upstream, ..)| local_address(upstream));
-        let told = Told { outbound: self, target: &target, endpoint, local, tcp };
+        let told = Told { outbound: self, target: &target, service, endpoint, local, tcp };
         match result {
             Ok((upstream, choice, _place)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
             Err(failure) => {
@@ -88,15 +90,18 @@ impl OutboundConnection<'_> {
         let mut choice = match target.choose_for_connection(server) {
             Ok(choice) => choice,
             Err(reason) => {
-                return ConnectAttempt { endpoint: None, result: Err(NotConnected::NoEndpoint(reason)) };
+                let service = target.forward_proxy(server).cloned();
+                let result = Err(NotConnected::NoEndpoint(reason));
+                return ConnectAttempt { endpoint: None, service, result };
             }
         };
+        let service = choice.service().cloned();
         let place = match connection_place(&choice) {
             Ok(place) => place,
             Err(limit) => {
                 self.context.http.telemetry.limited(limit.limit());
                 let failure = NotConnected::Failed(ConnectFailure::Overflow(limit));
-                return ConnectAttempt { endpoint: None, result: Err(failure) };
+                return ConnectAttempt { endpoint: None, service, result: Err(failure) };
             }
         };
         let upstreams = &self.context.http.upstreams;
@@ -107,7 +112,11 @@ impl OutboundConnection<'_> {
             let error = match connecting.await.and_then(|upstream| self.remember(upstream)) {
                 Ok(upstream) => {
                     choice.connected();
-                    return ConnectAttempt { endpoint: tried, result: Ok((upstream, choice, place)) };
+                    return ConnectAttempt {
+                        endpoint: tried,
+                        service,
+                        result: Ok((upstream, choice, place)),
+                    };
                 }
                 Err(error) => error,
             };
@@ -117,10 +126,8 @@ impl OutboundConnection<'_> {
                 self.context.http.telemetry.forward_proxy_failed(reason);
             }
             if !choice.turn_after(failure) {
-                return ConnectAttempt {
-                    endpoint: tried,
-                    result: Err(NotConnected::Failed(error.failure())),
-                };
+                let result = Err(NotConnected::Failed(error.failure()));
+                return ConnectAttempt { endpoint: tried, service, result };
             }
         }
     }
@@ -146,7 +153,7 @@ fn connection_place(choice: &EndpointChoice) -> Result<Option<UsagePermit>, Requ
 
 /// The server that the client asks for, if it decides where the connection goes.
 fn server_name(target: &ResolvedDestination, received: &[u8]) -> Option<DnsName> {
-    let is_needed = target.needs_server_name() || target.is_proxied();
+    let is_needed = target.needs_server_name() || matches!(target.target(), ResolvedTarget::Proxied(_));
     let first = is_needed.then(|| detect::first_bytes(received))?;
     first.client_hello().and_then(|hello| hello.server_name.clone())
 }
@@ -163,6 +170,8 @@ fn local_address(upstream: &Upstream) -> Option<SocketAddr> {
 pub(super) struct Told<'s> {
     pub(super) outbound: &'s OutboundConnection<'s>,
     pub(super) target: &'s ResolvedDestination,
+    /// What the endpoint belongs to.
+    pub(super) service: Option<Arc<str>>,
     pub(super) endpoint: Option<DialledEndpoint>,
     /// The sidecar's end of the connection to it.
     pub(super) local: Option<SocketAddr>,
@@ -223,7 +232,7 @@ impl Told<'_> {
             outbound: Some(OutboundRecord {
                 peer: *peer,
                 dialled: *address,
-                service: self.target.service().map(|service| &**service),
+                service: self.target.service().or(self.service.as_ref()).map(|service| &**service),
                 hosts: None,
                 destination: RemoteId::UNKNOWN,
                 endpoint: self.endpoint,

@@ -9,6 +9,7 @@ mod http;
 mod limits;
 mod mirrors;
 mod proxied;
+mod proxied_edges;
 mod retries;
 mod routes;
 mod traces;

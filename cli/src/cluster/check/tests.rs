@@ -679,10 +679,24 @@ async fn an_egress_proxy_that_is_not_in_force_is_named_with_its_reason() {
     let message = "spec.credentials.secretName: Secret httpbin/squid: it has no key username";
     let conditions = json!([{"type": "Accepted", "status": "False", "message": message}]);
     fake.put(crd("egressproxies", "tidegate.io", "v1alpha1"));
-    fake.put(json!({"apiVersion": "tidegate.io/v1alpha1", "kind": "EgressProxy",
-                    "metadata": {"name": "squid", "namespace": "httpbin"}, "spec": {},
-                    "status": {"conditions": conditions}}));
+    fake.put(egress_proxy(&conditions));
     let expected = format!("Warning egress-proxies-accepted: httpbin/squid: {message}");
+    assert_eq!(faults(&checked(&fake).await), [expected]);
+}
+
+fn egress_proxy(conditions: &Value) -> Value {
+    json!({"apiVersion": "tidegate.io/v1alpha1", "kind": "EgressProxy",
+           "metadata": {"name": "squid", "namespace": "httpbin"}, "spec": {}, "status": {"conditions": conditions}})
+}
+
+#[tokio::test]
+async fn a_proxy_that_does_not_work_is_named_with_its_own_words() {
+    let (fake, _) = healthy().await;
+    let message = "1 of 1 proxies fail: forward proxy http://10.9.9.9:3128 answers CONNECT with 407 Who";
+    fake.put(crd("egressproxies", "tidegate.io", "v1alpha1"));
+    let accepted = json!({"type": "Accepted", "status": "True", "message": "fine"});
+    fake.put(egress_proxy(&json!([accepted, {"type": "Healthy", "status": "False", "message": message}])));
+    let expected = format!("Warning egress-proxies-healthy: httpbin/squid: {message}");
     assert_eq!(faults(&checked(&fake).await), [expected]);
 }
 

@@ -4,6 +4,7 @@ use tidegate_core::TrustDomain;
 
 use super::*;
 use crate::compile::workload;
+use crate::proxy_health::{ProxyDefect, ProxyHealth};
 use crate::testing::index;
 
 const MESH: &str = r"
@@ -146,4 +147,55 @@ fn namespaces_of_an_object_elsewhere_are_a_warning() {
     let (index, _) = rules(&[&proxy("shop", "squid", &format!("{SQUID}, namespaces: [other]"))]);
     let (_, _, warnings) = status(&index, "shop", "squid");
     assert_eq!(warnings, ["spec.namespaces: has an effect only in the MeshConfig's namespace"]);
+}
+
+#[test]
+fn proxies_of_objects_in_force_are_probed_but_none_at_the_controllers_own_addresses() {
+    let spec = "proxies: [{address: 10.9.9.9, port: 3128}], credentials: {secretName: squid}, \
+                httpProxies: [{address: 10.9.9.9, port: 3128}, {address: 127.0.0.1, port: 8080}]";
+    let objects =
+        [&proxy("shop", "a", spec), SECRET, &proxy("shop", "b", "proxies: [{address: x, port: 1}]")];
+    let (folder, _) = rules(&objects);
+    let texts = |index: &Index| {
+        let all = probes(index).into_iter();
+        all.map(|probe| format!("{} {} {}", probe.object, probe.proxy, probe.opens_tunnels))
+            .collect::<Vec<_>>()
+    };
+    let all = ["shop/a http://10.9.9.9:3128 true", "shop/a http://127.0.0.1:8080 false"];
+    assert_eq!(texts(&folder), all);
+    assert!(probes(&folder)[0].proxy.credentials().is_some());
+    for ip in ["127.0.0.1", "::1", "169.254.169.254", "fe80::1", "::ffff:127.0.0.1"] {
+        assert!(is_local(ip.parse().unwrap()), "{ip}");
+    }
+    assert!(!is_local("10.9.9.9".parse().unwrap()));
+}
+
+#[test]
+fn a_status_says_whether_the_proxies_work() {
+    let (mut index, _) = rules(&[&proxy("shop", "squid", SQUID)]);
+    let name = ObjectName::new("shop", "squid");
+    let health_of = |index: &Index| {
+        let object = index.egress_proxies().next().unwrap().1.clone();
+        let status = judge(index, &name, &object);
+        (status.health.map(|health| (health.is_healthy, health.reason, health.message)), status.warnings)
+    };
+    assert_eq!(health_of(&index), (None, Vec::new()), "not known yet");
+    let mut affected = crate::index::Affected::default();
+    let mut probed = |count, defects: &[&'static str]| {
+        let defects =
+            defects.iter().map(|reason| ProxyDefect { reason, message: format!("a {reason}") }).collect();
+        let health = ProxyHealth::from([(name.clone(), ProbedProxies { count, defects })]);
+        index.set_proxy_health(Arc::new(health), &mut affected);
+        health_of(&index)
+    };
+    let good = (true, "Healthy", "each proxy answers the controller".to_owned());
+    assert_eq!(probed(2, &[]), (Some(good), Vec::new()));
+    let message = "1 of 2 proxies fail: a Closed".to_owned();
+    assert_eq!(probed(2, &["Closed"]), (Some((false, "Degraded", message.clone())), vec![message]));
+    let message = "2 of 2 proxies fail: a NoAnswer; a Closed".to_owned();
+    assert_eq!(
+        probed(2, &["NoAnswer", "Closed"]),
+        (Some((false, "NoAnswer", message.clone())), vec![message])
+    );
+    assert!(affected.policies.contains("shop"));
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use tidegate_core::backend::{
-    Backend, BackendRef, DnsAnswers, DnsEndpoint, DnsEndpoints, Endpoint, OriginalDestination, Transport,
+    Backend, BackendRef, DnsAnswers, DnsEndpoint, DnsEndpoints, Endpoint, OriginalDestination, ProxiedAs,
+    Transport,
 };
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::{DnsName, Identity};
@@ -31,7 +32,8 @@ impl Resolver<'_> {
         let port = spec.port(name.port)?;
         let protocol = port.protocol().ok()?.of_port().spoken();
         let hosts = spec.hosts.iter().filter_map(|host| DnsPattern::parse(host).ok()).collect();
-        let backend = Backend { hosts, ..Backend::new(name.clone(), protocol, Vec::new()) };
+        let proxied_as = proxied_as(spec, port);
+        let backend = Backend { hosts, proxied_as, ..Backend::new(name.clone(), protocol, Vec::new()) };
         let answers = match spec.resolution().ok()? {
             Resolution::None => {
                 let original = OriginalDestination { port: port.target_port.and(endpoint_port(None, port)) };
@@ -139,6 +141,19 @@ impl Resolver<'_> {
         let endpoint = |port| DnsEndpoint { name, port, transport, weight: 1 };
         endpoint_port(None, port).map(endpoint).into_iter().collect()
     }
+}
+
+/// Whether connections to one of the entry's ports may go through forward proxies. They are direct where the entry itself says
+/// where they go, by endpoints or another port, and where that is in the mesh.
+pub(crate) fn proxied_as(spec: &ServiceEntrySpec, port: &EntryPort) -> Option<ProxiedAs> {
+    let is_external = spec.location() == Ok(EntryLocation::External);
+    let has_endpoints = !spec.endpoints.is_empty() || spec.workload_selector.is_some();
+    let is_own_port = port.target_port.is_none_or(|target| target == port.number);
+    if !is_external || has_endpoints || !is_own_port {
+        return None;
+    }
+    let is_any_address = spec.resolution() == Ok(Resolution::None) && spec.addresses.is_empty();
+    Some(if is_any_address { ProxiedAs::Address } else { ProxiedAs::Host })
 }
 
 /// Endpoints with addresses. Of several with one address, the first counts.

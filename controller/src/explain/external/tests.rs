@@ -56,6 +56,62 @@ fn a_connection_that_an_egress_proxy_takes_names_the_object_and_its_proxy() {
     assert_eq!((found.decision, found.code), ("deny", Some("no_healthy_upstream")));
 }
 
+#[test]
+fn a_service_entry_or_a_policy_allows_and_an_egress_proxy_carries() {
+    let proxy = "apiVersion: tidegate.io/v1alpha1\nkind: EgressProxy\nmetadata: {name: squid, namespace: shop}\n\
+                 spec: {proxies: [{address: 10.9.9.9, port: 3128}], hosts: ['*.example.com']}";
+    let through = "go through the forward proxy 10.9.9.9:3128 of EgressProxy shop/squid";
+    let asked = |objects: &str, host: &str, address: &str| {
+        let query = ExternalQuery {
+            caller: ObjectName::new("shop", "cart"),
+            host: Some(host.to_owned()),
+            address: address.parse().ok(),
+            port: 443,
+        };
+        let objects = index(&[objects, EGRESSES, &mesh_config(false), proxy]);
+        explain_external(&objects, &TrustDomain::default(), |_| true, &query).unwrap()
+    };
+    let of_entry = asked(OBJECTS, "api.example.com", "");
+    assert_eq!((of_entry.decision, of_entry.rule.as_deref()), ("allow", Some("ServiceEntry shop/api")));
+    assert!(of_entry.reason.contains(through), "{}", of_entry.reason);
+    let other = asked(OBJECTS, "www.example.com", "192.0.2.1");
+    assert!(!other.reason.contains(through), "the entry has no such host: {}", other.reason);
+    for direct in
+        ["  location: MESH_INTERNAL\n", "  resolution: STATIC\n  endpoints: [{address: 192.0.2.9}]\n"]
+    {
+        let reason = asked(&format!("{OBJECTS}{direct}"), "api.example.com", "").reason;
+        assert!(!reason.contains(through), "{reason}");
+    }
+    let by_host = asked("", "host.example.com", "");
+    assert!(by_host.reason.starts_with("Egress shop/hosts allows") && by_host.reason.contains(through));
+    let by_address = asked("", "other.example.com", "198.51.100.7");
+    assert!(by_address.reason.starts_with("Egress shop/range allows any bytes"));
+    assert!(!by_address.reason.contains(through), "no name goes to the proxy: {}", by_address.reason);
+}
+
+const EGRESSES: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: cart, namespace: shop}
+spec: {serviceAccountName: cart}
+---
+apiVersion: policy.openservicemesh.io/v1alpha1
+kind: Egress
+metadata: {name: hosts, namespace: shop}
+spec:
+  sources: [{kind: ServiceAccount, name: cart, namespace: shop}]
+  hosts: [host.example.com]
+  ports: [{number: 443, protocol: https}]
+---
+apiVersion: policy.openservicemesh.io/v1alpha1
+kind: Egress
+metadata: {name: range, namespace: shop}
+spec:
+  sources: [{kind: ServiceAccount, name: cart, namespace: shop}]
+  ipAddresses: [198.51.100.0/24]
+  ports: [{number: 443, protocol: tcp}]
+";
+
 fn explained(egress: bool, caller: &str, host: &str, address: &str, port: u16) -> ExternalExplanation {
     let query = ExternalQuery {
         caller: ObjectName::new(caller, "client"),

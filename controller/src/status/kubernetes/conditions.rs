@@ -1,13 +1,13 @@
-//! The condition `Accepted`, also beside conditions of other controllers.
+//! The conditions `Accepted` and `Healthy`, also beside conditions of other controllers.
 
 use kube::Api;
 use kube::api::{DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::parents::{dated, now};
-use crate::compile::status::{CurrentStatus, ObjectStatus};
+use crate::compile::status::{CurrentStatus, HealthCondition, ObjectStatus};
 
-/// The type of the condition.
+/// The type of the condition that says whether an object is in force.
 const ACCEPTED: &str = "Accepted";
 /// Maximum characters of its message, as Kubernetes has it.
 const MOST_CHARACTERS: usize = 32 * 1024;
@@ -21,6 +21,18 @@ pub(super) fn of(status: &ObjectStatus, reason: &str, message: &str) -> Value {
         "message": message,
         "observedGeneration": status.observed_generation,
     })
+}
+
+/// Whether what the object refers to works, if that is known.
+pub(super) fn healthy(status: &ObjectStatus) -> Option<Value> {
+    let HealthCondition { is_healthy, reason, message } = status.health.as_ref()?;
+    Some(json!({
+        "type": "Healthy",
+        "status": if *is_healthy { "True" } else { "False" },
+        "reason": reason,
+        "message": message,
+        "observedGeneration": status.observed_generation,
+    }))
 }
 
 /// The condition of an object whose status has nothing else of ours: its message has the warnings, too.

@@ -4,8 +4,8 @@ use tidegate_kubernetes::fake_api::FakeApi;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::compile::status::CurrentStatus;
 use crate::compile::status::parents::{ParentCondition, ParentStatus};
+use crate::compile::status::{CurrentStatus, HealthCondition};
 use crate::object::ObjectName;
 
 const BACKENDS: &str = "policy.openservicemesh.io/v1alpha1/ingressbackends";
@@ -42,6 +42,7 @@ fn committed() -> ObjectStatus {
         warnings: Vec::new(),
         observed_generation: Some(2),
         condition: None,
+        health: None,
         parents: None,
     }
 }
@@ -53,6 +54,7 @@ fn error(reason: &str) -> ObjectStatus {
         warnings: vec!["a warning".into()],
         observed_generation: None,
         condition: None,
+        health: None,
         parents: None,
     }
 }
@@ -240,4 +242,16 @@ async fn a_service_entry_s_status_has_a_condition_beside_those_of_others() {
     replica.statuses.write(&key(Kind::ServiceEntry, "ns/a"), &accepted, None);
     api.wait_for(|api| stored(api)["conditions"][1]["status"] == "True").await;
     assert_eq!(stored(&api)["conditions"][0], theirs);
+}
+
+#[test]
+fn an_object_whose_proxies_were_probed_has_two_conditions() {
+    let message = "1 of 1 proxies fail: forward proxy http://10.9.9.9:3128: closed".to_owned();
+    let health = Some(HealthCondition { is_healthy: false, reason: "Closed", message: message.clone() });
+    let fields =
+        fields(Kind::EgressProxy, &ObjectStatus { condition: Some("Accepted"), health, ..committed() });
+    let healthy = json!({"type": "Healthy", "status": "False", "reason": "Closed", "message": message,
+                         "observedGeneration": 2});
+    assert_eq!(fields["conditions"][1], healthy);
+    assert_eq!([&fields["conditions"][0]["type"], &fields["conditions"][0]["status"]], ["Accepted", "True"]);
 }

@@ -69,7 +69,7 @@ impl Outbound {
                 self.refusals.unregistered(self.dialled, Some(&host), reason);
                 Handled::reply(local_reply::unregistered(NoEndpoint::Unregistered.details()))
             }
-            ResolvedTarget::Proxied(proxied) => proxy(proxied, request),
+            ResolvedTarget::Proxied(proxied) => self.proxy(proxied, &destination, request),
             ResolvedTarget::Policies(address) => self.by_policies(address, request),
             // A host is not told apart further.
             ResolvedTarget::ByHost(_) => {
@@ -107,7 +107,7 @@ impl Outbound {
                 let allowed = address.allowed(Some(rule));
                 self.info.hosts.set(request.authority, None, allowed.owner());
                 let path = normal.into_other_path();
-                Handled { path, ..leave(allowed, request) }
+                Handled { path, ..self.leave(allowed, request) }
             }
             Err(EgressDenial::Request) => self.deny(address, request, local_reply::no_route()),
             Err(EgressDenial::Host) => {
@@ -128,7 +128,35 @@ impl Outbound {
         let host = host_of(request.authority);
         self.refusals.would_refuse(self.dialled, Some(host), &policies.reason);
         self.context.telemetry.would_refuse(reply.details);
-        leave(address.allowed(None), request)
+        self.leave(address.allowed(None), request)
+    }
+
+    /// Forwards a request that policies allow to leave the mesh.
+    fn leave(&self, allowed: &ResolvedDestination, request: &Request<'_>) -> Handled {
+        match allowed.target() {
+            ResolvedTarget::Proxied(proxied) => self.proxy(proxied, allowed, request),
+            ResolvedTarget::Backend(backend) => forward(allowed.choose(backend), request),
+            _ => Handled::reply(local_reply::no_endpoint(NoEndpoint::NoneHealthy.details())),
+        }
+    }
+
+    /// Forwards a request that leaves the mesh, through a forward proxy if there is one for its host.
+    fn proxy(
+        &self,
+        proxied: &ProxiedDestination,
+        destination: &ResolvedDestination,
+        request: &Request<'_>,
+    ) -> Handled {
+        let host = Some(host_of(request.authority)).filter(|host| !host.is_empty());
+        // Proxies neither switch protocols nor speak HTTP/2.
+        let is_absolute = request.version != Version::Http2 && request.field("upgrade").is_none();
+        let choice = proxied.choose_for_request(host, is_absolute);
+        // What belongs to a ServiceEntry is called by its host.
+        if destination.service().is_none() {
+            let service = choice.as_ref().map_or_else(|_| proxied.service(host), EndpointChoice::service);
+            self.info.hosts.set(request.authority, service, destination.owner());
+        }
+        forward(choice, request)
     }
 
     /// The endpoint of a request could not be reached: turns to the next one; `false` if there is none.
@@ -149,23 +177,6 @@ impl Outbound {
     pub(super) fn proxy_refused(&self, choice: &EndpointChoice, reason: &str) {
         self.refusals.unreachable(self.dialled, choice, &reason);
     }
-}
-
-/// Forwards a request that policies allow to leave the mesh.
-fn leave(allowed: &ResolvedDestination, request: &Request<'_>) -> Handled {
-    match allowed.target() {
-        ResolvedTarget::Proxied(proxied) => proxy(proxied, request),
-        ResolvedTarget::Backend(backend) => forward(allowed.choose(backend), request),
-        _ => Handled::reply(local_reply::no_endpoint(NoEndpoint::NoneHealthy.details())),
-    }
-}
-
-/// Forwards a request that leaves the mesh, through a forward proxy if there is one for its host.
-fn proxy(proxied: &ProxiedDestination, request: &Request<'_>) -> Handled {
-    let host = Some(host_of(request.authority)).filter(|host| !host.is_empty());
-    // Proxies neither switch protocols nor speak HTTP/2.
-    let is_absolute = request.version != Version::Http2 && request.field("upgrade").is_none();
-    forward(proxied.choose_for_request(host, is_absolute), request)
 }
 
 /// Forwards a request to an endpoint.

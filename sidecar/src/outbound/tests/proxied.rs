@@ -1,6 +1,7 @@
 //! Addresses that no object has, where an EgressProxy takes connections to a forward proxy.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tidegate_core::dns_name::DnsPattern;
 use tidegate_core::forward_proxy::{
@@ -14,6 +15,7 @@ use super::*;
 struct FakeProxy {
     address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
+    connections: Arc<AtomicUsize>,
 }
 
 /// The answer to a head; `None`: the connection is closed without one.
@@ -23,13 +25,15 @@ impl FakeProxy {
     async fn start(answer: Answerer) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, heads) = (listener.local_addr().unwrap(), Arc::<Mutex<Vec<String>>>::default());
-        let seen = heads.clone();
+        let (seen, connections) = (heads.clone(), Arc::<AtomicUsize>::default());
+        let opened = connections.clone();
         tokio::spawn(async move {
             while let Ok((io, _)) = listener.accept().await {
+                opened.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(Self::serve(io, answer, seen.clone()));
             }
         });
-        Self { address, heads }
+        Self { address, heads, connections }
     }
 
     async fn serve(mut io: TcpStream, answer: Answerer, heads: Arc<Mutex<Vec<String>>>) {
@@ -68,7 +72,7 @@ fn settings(forwarded_headers: ForwardedHeaders) -> ProxySettings {
     }
 }
 
-fn rule(proxies: &[SocketAddr]) -> EgressProxyRule {
+pub(super) fn rule(proxies: &[SocketAddr]) -> EgressProxyRule {
     EgressProxyRule {
         hosts: Vec::new(),
         ports: vec![80, 443],
@@ -80,7 +84,7 @@ fn rule(proxies: &[SocketAddr]) -> EgressProxyRule {
 }
 
 /// A client that dials an address outside the mesh, at which nothing is.
-fn client(port: u16, log: &std::path::Path, rule: EgressProxyRule) -> Client {
+pub(super) fn client(port: u16, log: &std::path::Path, rule: EgressProxyRule) -> Client {
     let log = log.to_owned();
     let telemetry = Arc::new(move || Telemetry::in_file(&log));
     let client = Client::telling(([192, 0, 2, 1], port).into(), Limits::default(), telemetry);
@@ -115,6 +119,7 @@ async fn tls_goes_through_a_tunnel_by_its_server_name_and_nothing_of_it_is_lost(
     assert_eq!(proxy.heads(), [connect]);
     let record = line(&log, "a.example").await;
     assert_eq!(record["upstream_host"], proxy.address.to_string());
+    assert_eq!(record["upstream_cluster"], "outbound|443||EgressProxy/shop/squid");
     assert!(!std::fs::read_to_string(&log).unwrap().contains("bWVzaDpzM2NyZXQ"));
 }
 
@@ -189,7 +194,9 @@ async fn requests_for_several_hosts_share_a_connection_to_the_proxy_in_absolute_
     let lines = requests(&client, &sent).await;
     let ok = "HTTP/1.1 200 OK";
     assert_eq!(lines, [ok, ok, ok, "HTTP/1.1 403 Forbidden", "HTTP/1.1 502 Bad Gateway"]);
+    // Nothing is sent before a request, and no answer but its own is waited for: no round trip is added.
     let heads = proxy.heads();
+    assert_eq!((heads.len(), proxy.connections.load(Ordering::Relaxed)), (5, 1));
     let first: Vec<_> = heads.iter().map(|head| head.lines().next().unwrap()).collect();
     let expected = [
         "GET http://a.example/a?b HTTP/1.1",
@@ -202,6 +209,7 @@ async fn requests_for_several_hosts_share_a_connection_to_the_proxy_in_absolute_
     assert!(heads[0].contains("proxy-authorization: Basic bWVzaDpzM2NyZXQ=\r\n"), "{}", heads[0]);
     assert!(!heads[0].contains("Basic x\r\n") && heads[0].contains("X-Forwarded-For: 10.1.1.1\r\n"));
     let denied = line(&log, "denied.example").await;
+    assert_eq!(denied["upstream_cluster"], "outbound|80||EgressProxy/shop/squid");
     let details = "forward_proxy_denied{403 X-Squid-Error: ERR_ACCESS_DENIED 0}";
     assert_eq!(denied["response_code_details"], details);
     let unknown = line(&log, "unknown.example").await;
@@ -277,6 +285,22 @@ async fn each_failure_of_a_proxy_has_its_own_reason_and_no_connection_passes_it(
     assert!(io.read_u8().await.is_err());
     let record = line(&log, "a.example").await;
     assert_eq!(record["response_code_details"], "forward_proxy_unreachable");
+    assert_eq!(record["upstream_cluster"], "outbound|443||EgressProxy/shop/squid");
+}
+
+#[tokio::test]
+async fn an_object_without_usable_proxies_refuses_under_its_own_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    for (port, sent) in [(443, client_hello()), (80, b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n".to_vec())] {
+        let client = client(port, &log, rule(&[]));
+        let mut io = client.dial().await;
+        io.write_all(&sent).await.unwrap();
+        let _ = io.read_u8().await;
+        let cluster = format!("outbound|{port}||EgressProxy/shop/squid");
+        let record = line(&log, &cluster).await;
+        assert_eq!(record["response_code_details"], "no_healthy_upstream");
+    }
 }
 
 #[tokio::test]

@@ -123,8 +123,12 @@ impl RemotePage<'_> {
                 (Some(WorkloadLabels::default()), [OUTSIDE, OUTSIDE, UNKNOWN].map(Cow::from))
             }
             id => {
-                let RemoteLabels { workload, service } = self.remotes.labels(id);
-                (Some(workload), of_service(service.as_deref()))
+                let RemoteLabels { workload, service, egress_proxy } = self.remotes.labels(id);
+                let service = match egress_proxy {
+                    Some(object) => of_egress_proxy(&object),
+                    None => of_service(service.as_deref()),
+                };
+                (Some(workload), service)
             }
         };
         let [remote, own] = [workload_values(workload), workload_values(Some(own))];
@@ -169,6 +173,13 @@ fn of_service(service: Option<&str>) -> [Cow<'static, str>; 3] {
         ],
         None => [UNKNOWN; 3].map(Cow::from),
     }
+}
+
+/// The same of `EgressProxy/<namespace>/<name>`.
+fn of_egress_proxy(object: &str) -> [Cow<'static, str>; 3] {
+    let mut parts = object.splitn(3, '/').skip(1);
+    let [namespace, name] = [parts.next(), parts.next()].map(Option::unwrap_or_default);
+    [object, name, namespace].map(|label| label.to_owned().into())
 }
 
 /// The sums of all workers, by workload and further labels.

@@ -121,7 +121,7 @@ fn cart() -> RemoteLabels {
         namespace: Some("shop".into()),
         principal: Some("spiffe://cluster.local/ns/shop/sa/cart".into()),
     };
-    RemoteLabels { workload, service: Some("shop/cart".into()) }
+    RemoteLabels { workload, service: Some("shop/cart".into()), egress_proxy: None }
 }
 
 /// The lines of remote workloads, without comments.
@@ -189,6 +189,18 @@ fn the_workload_of_the_sidecar_is_the_other_end() {
     ] {
         assert!(page.contains(part), "{part} is not in\n{page}");
     }
+}
+
+#[test]
+fn what_leaves_through_forward_proxies_counts_under_the_object_that_lists_them() {
+    let metrics = DataPlaneMetrics::new(None);
+    let egress_proxy = Some("EgressProxy/shop/squid".into());
+    let remote = metrics.remotes().id(RemoteLabels { egress_proxy, ..RemoteLabels::default() });
+    let outbound = Some(opened_to(endpoint(remote)));
+    metrics.worker().record(&Record { protocol: "HTTP/1.1", status: 200, outbound, ..Record::default() });
+    let labels = "destination_service=\"EgressProxy/shop/squid\",destination_service_name=\"squid\",\
+                  destination_service_namespace=\"shop\"";
+    assert!(page(metrics).contains(labels));
 }
 
 #[test]
