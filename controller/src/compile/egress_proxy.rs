@@ -21,10 +21,10 @@ use tidegate_runtime::forward_proxy::HttpProxy;
 
 use super::status::{ACCEPTED, Compiled, HealthCondition, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, secret_of};
-use crate::object::pod::has_labels;
 use crate::object::unreadable::Unreadable;
 use crate::object::{Kind, ObjectName};
 use crate::proxy_health::{ProbedProxies, ProxyProbe};
+use crate::service::has_labels;
 
 /// The most objects of a namespace that are in force: each is in the policy of all its workloads.
 const MOST: usize = 8;
