@@ -107,9 +107,8 @@ async fn objects_are_reported_once_all_their_proxies_are_known_and_forgotten_wit
     let running = tokio::spawn(watch_proxies(wanted.subscribe(), sender));
     wanted.send_modify(|_| {});
     let object = ObjectName::new("shop", "squid");
-    let known = health.wait_for(|health: &Arc<ProxyHealth>| health.of(&object).is_some()).await.unwrap();
-    let probed = known.of(&object).unwrap().clone();
-    drop(known);
+    let is_known = |health: &Arc<ProxyHealth>| health.of(&object).is_some();
+    let probed = health.wait_for(is_known).await.unwrap().of(&object).unwrap().clone();
     assert_eq!((probed.count, probed.defects.len(), probed.defects[0].reason), (2, 1, "Unreachable"));
     wanted.send_replace(Arc::new(vec![probe(good)]));
     let is_good = |health: &Arc<ProxyHealth>| health.of(&object).is_some_and(|it| it.defects.is_empty());

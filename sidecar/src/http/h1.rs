@@ -328,14 +328,9 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
                 let (exchange, client, inbound) = (&mut self.exchange, &mut self.client, &mut self.inbound);
                 exchange.note_reuse(is_reused);
                 let around = (self.line, &**self.env);
+                let io = &mut upstream.io;
                 // Once in this future, and not for each layer.
-                let exchanged = pin!(poll_fn(|context| exchange.poll(
-                    client,
-                    inbound,
-                    &mut upstream.io,
-                    around,
-                    context
-                )));
+                let exchanged = pin!(poll_fn(|context| exchange.poll(client, inbound, io, around, context)));
                 match self.line.guard(timed(deadline, exchanged)).await {
                     Ok(Ok(ExchangeOutcome::Stale)) if upstream.has_vanished() => {
                         if self.handler.turn(&mut forward, &UpstreamError::Vanished, None) {

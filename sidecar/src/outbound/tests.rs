@@ -105,7 +105,7 @@ impl Client {
             Answer::Service(protocol, backend) => {
                 let destination = Destination::backend(protocol, backend.name.clone());
                 set(&dialled, Resource::Destination(destination));
-                set(&ResourceName::Backend(backend.name.clone()), Resource::Backend(backend));
+                set(&ResourceName::Backend(backend.name.clone()), Resource::Backend(*backend));
             }
         }
         self.destinations.settle(true);
@@ -134,7 +134,7 @@ fn identity(account: &str) -> Option<Identity> {
 /// What stands behind the address.
 enum Answer {
     Destination(Destination),
-    Service(AppProtocol, Backend),
+    Service(AppProtocol, Box<Backend>),
 }
 
 fn service(endpoints: &[(SocketAddr, Option<Identity>)]) -> Answer {
@@ -152,7 +152,8 @@ fn service_of(
         Endpoint::new(*address, transport)
     };
     let name = BackendRef { object: ObjectRef::new("Service", "shop", "cart"), port: 80 };
-    Answer::Service(carried, Backend::new(name, protocol, endpoints.iter().map(endpoint).collect()))
+    let backend = Backend::new(name, protocol, endpoints.iter().map(endpoint).collect());
+    Answer::Service(carried, Box::new(backend))
 }
 
 /// A server's sidecar that runs as `shop/cart`.

@@ -79,7 +79,8 @@ impl Http1 {
         request: Request<Outgoing>,
     ) -> Result<Response<UpstreamBody>, SendFailure> {
         let mut request = request;
-        if let Some(connection) = self.idle.checkout(&endpoint).map_err(UpstreamError::from)? {
+        let idle = self.idle.checkout(&endpoint).map_err(UpstreamError::from)?;
+        if let Some(connection) = idle {
             let repeat = Repeat::of(&request);
             let failure = match self.try_send(connection, request).await {
                 Ok(response) => return Ok(response),
@@ -140,7 +141,8 @@ impl Http1 {
 
     /// A new connection, or where connections are limited, one that has become idle meanwhile.
     async fn open(&self, endpoint: &Arc<Endpoint>) -> Result<Box<Http1Connection>, UpstreamError> {
-        let place = match self.idle.turn(endpoint).await? {
+        let turn = self.idle.turn(endpoint).await?;
+        let place = match turn {
             ConnectionTurn::Idle(connection) => return Ok(connection),
             ConnectionTurn::Open(place) => place,
         };

@@ -80,7 +80,7 @@ fn known(destinations: &Destinations, key: &DestinationKey) -> Arc<ResolvedDesti
 
 /// The address that is connected to, and what is requested of a proxy there.
 fn way(choice: Result<EndpointChoice, NoEndpoint>) -> String {
-    let endpoint = choice.ok().expect("no endpoint").endpoint;
+    let Ok(EndpointChoice { endpoint, .. }) = choice else { panic!("no endpoint") };
     match endpoint.via.as_ref().map(|proxy| &proxy.request) {
         None => endpoint.address.to_string(),
         Some(ProxyRequest::AbsoluteForm) => format!("{} for requests", endpoint.address),
@@ -91,7 +91,8 @@ fn way(choice: Result<EndpointChoice, NoEndpoint>) -> String {
 #[test]
 fn bytes_of_a_service_entry_go_to_its_host_by_connect_where_that_is_known() {
     use ProxiedAs::{Address, Host};
-    let table: [(&[&str], Option<ProxiedAs>, Option<&str>, &str); 7] = [
+    type Case = (&'static [&'static str], Option<ProxiedAs>, Option<&'static str>, &'static str);
+    let table: [Case; 7] = [
         (&["db.example"], Some(Host), None, "10.9.9.9:3128 to db.example:443"),
         (&["db.example", "b.example"], Some(Host), None, "10.9.9.9:3128 to 192.0.2.1:443"),
         (&["*.example"], Some(Host), None, "10.9.9.9:3128 to 192.0.2.1:443"),
