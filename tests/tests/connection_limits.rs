@@ -18,10 +18,8 @@ use tidegate_tests::wait::{self, SOON};
 const OK: RequestOutcome = RequestOutcome::Status(200);
 const OVERFLOW: &[u8] = b"upstream connect error or disconnect/reset before headers. reset reason: overflow";
 
-/// Limits the clients of the Service, and waits until the caller's sidecar has these limits.
-fn limit(story: &mut CallerMesh, settings: Value) {
-    let (tcp, http) = (&settings["tcp"], &settings["http"]);
-    let expected: Vec<_> = [tcp, http].into_iter().filter_map(Value::as_object).flatten().collect();
+/// Limits the clients of the Service.
+fn apply(story: &mut CallerMesh, settings: &Value) {
     let setting = json!({
         "apiVersion": "policy.openservicemesh.io/v1alpha1",
         "kind": "UpstreamTrafficSetting",
@@ -29,6 +27,13 @@ fn limit(story: &mut CallerMesh, settings: Value) {
         "spec": {"host": "called.httpbin.svc.cluster.local", "connectionSettings": settings},
     });
     story.mesh.apply("limits", &[setting]);
+}
+
+/// Limits them, and waits until the caller's sidecar, which has reached the Service, has these limits.
+fn limit(story: &mut CallerMesh, settings: &Value) {
+    apply(story, settings);
+    let (tcp, http) = (&settings["tcp"], &settings["http"]);
+    let expected: Vec<_> = [tcp, http].into_iter().filter_map(Value::as_object).flatten().collect();
     wait::until_true("the caller's sidecar has the limits", SOON, || {
         let limits = reference(story)["limits"].clone();
         expected.iter().all(|(name, value)| limits[name.as_str()] == **value)
@@ -70,7 +75,7 @@ fn a_client_has_no_more_requests_in_flight_than_the_service_allows() {
         Ok(())
     });
     assert_eq!(story.app().get("/"), OK);
-    limit(&mut story, json!({"http": {"maxRequests": 1}}));
+    limit(&mut story, &json!({"http": {"maxRequests": 1}}));
     let client = story.app();
     let held = thread::spawn(move || client.get("/held"));
     app.wait_for_requests(2);
@@ -78,11 +83,11 @@ fn a_client_has_no_more_requests_in_flight_than_the_service_allows() {
     let answer = story.app().answer("/");
     assert_eq!((answer.status(), answer.body.as_slice()), (503, OVERFLOW));
     wait_told(&story, "upstream_reset_before_response_started{max_requests_overflow}", "max_requests");
-    limit(&mut story, json!({"http": {"maxRequests": 2}}));
+    limit(&mut story, &json!({"http": {"maxRequests": 2}}));
     assert_eq!(story.app().get("/"), OK);
     app.release();
     assert_eq!(held.join().unwrap(), OK);
-    limit(&mut story, json!({"http": {"maxRequests": 1}}));
+    limit(&mut story, &json!({"http": {"maxRequests": 1}}));
     wait::until_true("nothing is in flight", SOON, || reference(&story)["inUse"]["requests"] == 0);
     assert_eq!(story.app().get("/"), OK);
 }
@@ -91,7 +96,7 @@ fn a_client_has_no_more_requests_in_flight_than_the_service_allows() {
 fn no_request_waits_for_a_connection_where_none_may() {
     let mut story = CallerMesh::start(Options::default());
     let app = App::echo(story.mesh.app_address());
-    limit(&mut story, json!({"http": {"maxPendingRequests": 0}}));
+    apply(&mut story, &json!({"http": {"maxPendingRequests": 0}}));
     let answer = story.app().answer("/");
     assert_eq!((answer.status(), answer.body.as_slice()), (503, OVERFLOW));
     let details = "upstream_reset_before_response_started{max_pending_requests_overflow}";
@@ -122,7 +127,7 @@ fn what_may_not_be_retried_is_answered_as_it_failed_with_a_flag() {
     });
     let failed = RequestOutcome::Status(503);
     assert_eq!((story.app().get("/"), app.requests().len()), (failed, 2));
-    limit(&mut story, json!({"http": {"maxRetries": 0}}));
+    limit(&mut story, &json!({"http": {"maxRetries": 0}}));
     assert_eq!((story.app().get("/"), app.requests().len()), (RequestOutcome::Status(503), 3));
     wait_told(&story, "via_upstream", "max_retries");
 }
@@ -137,7 +142,7 @@ async fn a_call_of_grpc_beyond_the_limit_is_unavailable() {
     };
     let connection = H2Connection::open(&story.app()).await.unwrap();
     assert_eq!(call(&connection).await.body, [0; 5]);
-    limit(&mut story, json!({"tcp": {"maxConnections": 1}, "http": {"maxRequests": 0}}));
+    limit(&mut story, &json!({"tcp": {"maxConnections": 1}, "http": {"maxRequests": 0}}));
     let answer = call(&connection).await;
     let headers = answer.head.headers();
     assert_eq!(
@@ -146,7 +151,7 @@ async fn a_call_of_grpc_beyond_the_limit_is_unavailable() {
     );
     assert_eq!(headers["grpc-message"].as_bytes(), OVERFLOW);
     wait_told(&story, "upstream_reset_before_response_started{max_requests_overflow}", "max_requests");
-    limit(&mut story, json!({"tcp": {"maxConnections": 1}, "http": {"maxRequests": 1}}));
+    limit(&mut story, &json!({"tcp": {"maxConnections": 1}, "http": {"maxRequests": 1}}));
     assert_eq!(call(&connection).await.body, [0; 5]);
 }
 
@@ -159,7 +164,7 @@ fn a_client_has_no_more_connections_of_bytes_than_the_service_allows() {
         connection.read_until(b"ping").is_ok()
     };
     assert!(echo(&mut story.app().connect().unwrap()));
-    limit(&mut story, json!({"tcp": {"maxConnections": 1}}));
+    limit(&mut story, &json!({"tcp": {"maxConnections": 1}}));
     let mut first = story.app().connect().unwrap();
     assert!(echo(&mut first));
     assert_eq!(story.app().exchange(b"ping", SOON), (vec![], End::Reset));
