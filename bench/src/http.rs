@@ -36,7 +36,7 @@ pub(crate) struct ReceivedRequest {
 pub(crate) enum AppRequest {
     /// A GET of any other path: the small response.
     Small,
-    /// A GET of [`SIZED_PATH`] and a number: a response of so many bytes.
+    /// A GET of [`SIZED_PATH`] and a number: a response with that number of bytes.
     Sized(u64),
     /// A GET of [`LARGE_PATH`]: the large response.
     Download,

@@ -194,6 +194,7 @@ fn every_status_of_a_policy_is_explained() {
 fn every_finding_in_a_manifest_is_explained() {
     let mut found = messages(&[
         "crds/src/validate/egress.rs",
+        "crds/src/validate/egress_proxy.rs",
         "crds/src/validate/ingress_backend.rs",
         "crds/src/validate/http_route_group.rs",
         "crds/src/validate/mesh_config.rs",

@@ -65,7 +65,7 @@ pub struct ExternalExplanation {
 }
 
 /// Answers a question from the objects alone, like [`explain`](super::explain). `is_workload`: whether a Pod has a sidecar;
-/// the address of one without is no destination of its own.
+/// the address of one without a sidecar is not a destination of its own.
 pub fn explain_external(
     index: &Index,
     trust_domain: &TrustDomain,

@@ -13,16 +13,16 @@ pub(in crate::report) enum ExtendedMetric {
     Throughput(ExtendedLoad),
     /// CPU time of 10,000 requests, in seconds.
     Cpu(ExtendedLoad),
-    /// Resident memory with so many idle connections, in MB.
+    /// Resident memory with this number of idle connections, in MB.
     IdleMegabytes(usize),
-    /// What each of so many idle connections adds to resident memory, in KiB.
+    /// What each of this number of idle connections adds to resident memory, in KiB.
     KibPerIdleConnection(usize),
 }
 
 /// 64 requests at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::report) enum ExtendedLoad {
-    /// Over HTTP/1.1, with responses of so many bytes.
+    /// Over HTTP/1.1, with responses of this number of bytes.
     Body(u64),
     /// Over HTTP/2.
     Http2,

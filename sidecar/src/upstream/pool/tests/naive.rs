@@ -42,7 +42,7 @@ enum Event {
     Put(usize),
     /// A request to an endpoint needs a connection.
     Checkout(usize),
-    /// Something becomes of one of the connections that wait.
+    /// One of the connections that wait changes.
     Become(usize, Fitness),
     /// The worker's tick, after a while.
     Wait(Duration),
