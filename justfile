@@ -40,14 +40,14 @@ bench:
     bench/setup.sh
     cargo build --release --workspace
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --write-readme
-    "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --topology pair --write-readme
+    "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --topology pair --extended --write-readme
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --topology egress --write-readme
 
 # Regenerate sidecar/hot.ld, which makes the linker place the functions that a sidecar runs side by side; as root, some minutes.
 layout:
     bench/layout
 
-# Measure on a dedicated Kubernetes, as root, and write bench/README.md's tables; about 15 minutes.
+# Measure on a dedicated Kubernetes, as root, and write bench/README.md's tables; about 20 minutes.
 bench-cluster *arguments:
     cargo build --release --workspace
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench cluster --write-readme {{arguments}}

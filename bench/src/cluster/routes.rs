@@ -161,3 +161,41 @@ impl RouteChangeFigures {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        options: RouteOptions,
+    }
+
+    #[test]
+    fn routes_are_measured_unless_their_number_is_0() {
+        let options = |arguments: &[&str]| {
+            let arguments = ["cluster"].iter().chain(arguments);
+            Arguments::try_parse_from(arguments).unwrap().options
+        };
+        assert_eq!(options(&[]).routes, [10, 1000, 5000]);
+        assert!(!options(&[]).is_off() && options(&["--routes", "0"]).is_off());
+    }
+
+    #[test]
+    fn every_answer_of_neither_backend_and_every_late_one_of_the_old_is_wrong() {
+        let effect = |millis, stale, odd, odd_before| ChangeEffect {
+            from_return: Duration::from_millis(millis),
+            from_start: Duration::from_millis(millis + 5),
+            probes: 80,
+            stale,
+            odd,
+            odd_before,
+        };
+        let figures = RouteChangeFigures::of(&[effect(4, 0, 0, 0), effect(8, 1, 2, 3)]);
+        assert_eq!((figures.probes, figures.wrong), (160, 6));
+        assert_eq!((figures.from_return.max(), figures.from_start.min()), (Some(0.008), Some(0.009)));
+    }
+}

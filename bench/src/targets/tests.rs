@@ -1,3 +1,4 @@
+use super::target::version_number;
 use super::*;
 
 fn certificates() -> (tempfile::TempDir, RunCertificates) {

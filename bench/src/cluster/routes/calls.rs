@@ -27,8 +27,8 @@ pub(super) const ROUTE_HEADER: &str = "x-route";
 const PACE: Duration = Duration::from_millis(3);
 /// Timeout of an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long the client tries to use every route.
-const ALL_USED: Duration = Duration::from_secs(120);
+/// How long the client tries to use every route: Kubernetes writes some 20 EndpointSlices a second.
+const ALL_USED: Duration = Duration::from_secs(300);
 /// Pause before a route that is not in force yet is tried again.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Connections that requests of one kind share.

@@ -29,6 +29,8 @@ const CONCURRENCY: usize = 16;
 const PORT: u16 = 80;
 /// Name of the client's Deployment.
 const CLIENT: &str = "client";
+/// How long the namespace may take to disappear.
+const REMOVED: &str = "--timeout=300s";
 /// The Deployment whose restart frees the memory that the routes took.
 const CONTROLLER: &str = "deployment/tidegate-controller";
 
@@ -146,9 +148,7 @@ impl RouteSite {
     /// Removes the namespace and what the controller has held of it.
     pub(super) fn end(self) {
         let cluster = self.namespace.cluster();
-        let name = self.namespace.name().to_owned();
-        drop(self.namespace);
-        cluster.wait_until_gone(&["namespace", &name]);
+        cluster.kubectl(["delete", "namespace", self.namespace.name(), REMOVED]);
         cluster.kubectl(["-n", CONTROL_PLANE, "rollout", "restart", CONTROLLER]);
         Mesh::get().wait_ready();
     }
