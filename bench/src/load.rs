@@ -202,7 +202,7 @@ async fn run(options: LoadOptions) -> Result<LoadMeasurement> {
             kinds::closed(endpoint, watched, connections, warm_up, seconds, body).await
         }
         LoadKind::Http2Closed { exchange, connections, streams, seconds, warm_up } => {
-            let streams = http2_closed::Streams { exchange, connections, streams };
+            let streams = http2_closed::ConcurrentStreams { exchange, connections, streams };
             http2_closed::closed(endpoint, watched, streams, warm_up, seconds).await
         }
         LoadKind::Open { rate, connections, seconds, warm_up } => {

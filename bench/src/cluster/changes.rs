@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tidegate_crds::IngressBackend;
 
 use super::node::{self, ConnectionOutcome};
-use super::prober::Expected;
+use super::prober::ExpectedAnswers;
 use super::results::PolicyChangeFigures;
 use super::site::ClusterSite;
 
@@ -43,7 +43,8 @@ pub(super) fn measure(
         for number in 0..count {
             let is_allowed = number % 2 == 1;
             let source = site.source(change, is_allowed);
-            let expected = Expected { old: change.outcome(!is_allowed), new: change.outcome(is_allowed) };
+            let expected =
+                ExpectedAnswers { old: change.outcome(!is_allowed), new: change.outcome(is_allowed) };
             let effect = prober
                 .observe(&change.to_string(), expected, apply(&api, change, &source), AFTERWARDS)
                 .await

@@ -27,7 +27,7 @@ pub(super) struct Prober<T>(pub(super) mpsc::UnboundedReceiver<Seen<T>>);
 
 /// What a change does to the probes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Expected<T> {
+pub(super) struct ExpectedAnswers<T> {
     /// What they show before it.
     pub(super) old: T,
     /// What they show once it has taken effect.
@@ -64,7 +64,7 @@ impl<T: Copy + PartialEq + Debug> Prober<T> {
 
     /// The first probe with this outcome that began after `time`.
     pub(super) async fn first(&mut self, wanted: T, time: Instant) -> Result<Seen<T>> {
-        let expected = Expected { old: wanted, new: wanted };
+        let expected = ExpectedAnswers { old: wanted, new: wanted };
         self.effect(expected, time).await.map(|(seen, _)| seen)
     }
 
@@ -72,14 +72,14 @@ impl<T: Copy + PartialEq + Debug> Prober<T> {
     pub(super) async fn observe(
         &mut self,
         name: &str,
-        expected: Expected<T>,
+        expected: ExpectedAnswers<T>,
         change: impl Future<Output = Result<()>>,
         afterwards: Duration,
     ) -> Result<ChangeEffect> {
         let start = Instant::now();
         change.await?;
         let returned = Instant::now();
-        let Expected { old, new } = expected;
+        let ExpectedAnswers { old, new } = expected;
         let (first, odd_before) = self.effect(expected, start).await?;
         if first.ended > returned + SLOW {
             let (began, took) = (first.began.saturating_duration_since(returned), first.ended - first.began);
@@ -114,7 +114,7 @@ impl<T: Copy + PartialEq + Debug> Prober<T> {
     }
 
     /// The first probe after `time` with the new outcome, and the number of those before it with neither.
-    async fn effect(&mut self, expected: Expected<T>, time: Instant) -> Result<(Seen<T>, usize)> {
+    async fn effect(&mut self, expected: ExpectedAnswers<T>, time: Instant) -> Result<(Seen<T>, usize)> {
         let (mut last, mut odd) = (None, 0);
         let search = async {
             loop {
@@ -151,7 +151,7 @@ mod tests {
     #[tokio::test]
     async fn an_effect_is_the_first_new_outcome_and_others_count_before_and_after_it() {
         let (mut prober, _sender) = prober(&[1, 1, 9, 2, 2, 1, 9, 2]);
-        let expected = Expected { old: 1, new: 2 };
+        let expected = ExpectedAnswers { old: 1, new: 2 };
         let afterwards = Duration::from_millis(35);
         let effect = prober.observe("test", expected, async { Ok(()) }, afterwards).await.unwrap();
         assert_eq!((effect.probes, effect.stale, effect.odd, effect.odd_before), (4, 1, 1, 1));

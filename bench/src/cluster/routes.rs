@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use self::calls::LoadedSidecar;
-use self::site::{Backend, RouteSite};
-use super::prober::{ChangeEffect, Expected, Prober};
+use self::site::{AnsweringBackend, RouteSite};
+use super::prober::{ChangeEffect, ExpectedAnswers, Prober};
 use super::results::{Figures, RouteChangeFigures, RouteFigures};
 use super::site::ClusterSite;
 use crate::process::usage;
@@ -101,22 +101,25 @@ impl RouteBench {
     /// Changes the first route back and forth.
     async fn changes(&self, prober: &mut Prober<RouteAnswer>) -> Result<RouteChangeFigures> {
         prober
-            .first(RouteAnswer::From(Backend::First), Instant::now())
+            .first(RouteAnswer::From(AnsweringBackend::First), Instant::now())
             .await
             .context("before the changes")?;
         let mut effects = Vec::new();
         for number in 0..self.options.route_changes {
             let [old, new] = match number % 2 {
-                0 => [Backend::First, Backend::Second],
-                _ => [Backend::Second, Backend::First],
+                0 => [AnsweringBackend::First, AnsweringBackend::Second],
+                _ => [AnsweringBackend::Second, AnsweringBackend::First],
             };
-            let expected = Expected { old: RouteAnswer::From(old), new: RouteAnswer::From(new) };
+            let expected = ExpectedAnswers { old: RouteAnswer::From(old), new: RouteAnswer::From(new) };
             let change = self.site.lead(site::CHANGED, new);
             let effect = prober.observe("route", expected, change, AFTERWARDS).await;
             effects.push(effect.with_context(|| format!("change {} of a route", number + 1))?);
         }
-        self.site.lead(site::CHANGED, Backend::First).await?;
-        prober.first(RouteAnswer::From(Backend::First), Instant::now()).await.context("after the changes")?;
+        self.site.lead(site::CHANGED, AnsweringBackend::First).await?;
+        prober
+            .first(RouteAnswer::From(AnsweringBackend::First), Instant::now())
+            .await
+            .context("after the changes")?;
         Ok(RouteChangeFigures::of(&effects))
     }
 
@@ -126,7 +129,7 @@ impl RouteBench {
         let (began, before) = (Instant::now(), usage::cpu_seconds(&[sidecar])?);
         for number in 0..self.options.route_seconds {
             due.tick().await;
-            let backend = if number % 2 == 0 { Backend::Second } else { Backend::First };
+            let backend = if number % 2 == 0 { AnsweringBackend::Second } else { AnsweringBackend::First };
             self.site.lead(site::ELSEWHERE, backend).await?;
         }
         due.tick().await;
@@ -139,7 +142,7 @@ impl RouteBench {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RouteAnswer {
     /// To a Pod of this backend.
-    From(Backend),
+    From(AnsweringBackend),
     /// Answered with another status than 200.
     Status(u16),
     /// Answered by something else with status 200.

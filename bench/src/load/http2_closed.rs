@@ -31,7 +31,7 @@ pub(crate) enum Http2Exchange {
 
 /// How many exchanges run at a time.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Streams {
+pub(super) struct ConcurrentStreams {
     /// What is exchanged on each.
     pub(super) exchange: Http2Exchange,
     /// Number of connections.
@@ -44,7 +44,7 @@ pub(super) struct Streams {
 pub(super) async fn closed(
     endpoint: LoadEndpoint,
     watched: &[u32],
-    streams: Streams,
+    streams: ConcurrentStreams,
     warm_up: f64,
     seconds: f64,
 ) -> Result<LoadMeasurement> {

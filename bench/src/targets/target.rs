@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::tidegate::{MeshSettings, OutsidePolicy};
+use super::tidegate::{OutsidePolicy, PairSettings};
 use super::{Programs, Running, StartedProxy, TargetSite, envoy, haproxy, nginx, tidegate};
 use crate::topology::ProxyTopology;
 
@@ -143,7 +143,7 @@ impl Target {
 
     /// Starts the target. It may not serve yet.
     pub(crate) async fn start(self, site: &TargetSite<'_>) -> Result<Running> {
-        let http = MeshSettings {
+        let http = PairSettings {
             protocol: if site.is_http2 { "grpc" } else { "http" },
             rules: 0,
             is_traced: false,
@@ -160,10 +160,10 @@ impl Target {
             Self::Tidegate1000Hosts => tidegate::start_outside(site, OutsidePolicy::Hosts(1000)).await,
             Self::Tidegate10000Hosts => tidegate::start_outside(site, OutsidePolicy::Hosts(10_000)).await,
             Self::Tidegate | Self::TidegateLog => tidegate::start(site, http).await,
-            Self::TidegateTcp => tidegate::start(site, MeshSettings { protocol: "tcp", ..http }).await,
-            Self::TidegateTraces => tidegate::start(site, MeshSettings { is_traced: true, ..http }).await,
-            Self::Tidegate100Rules => tidegate::start(site, MeshSettings { rules: 100, ..http }).await,
-            Self::Tidegate1000Rules => tidegate::start(site, MeshSettings { rules: 1000, ..http }).await,
+            Self::TidegateTcp => tidegate::start(site, PairSettings { protocol: "tcp", ..http }).await,
+            Self::TidegateTraces => tidegate::start(site, PairSettings { is_traced: true, ..http }).await,
+            Self::Tidegate100Rules => tidegate::start(site, PairSettings { rules: 100, ..http }).await,
+            Self::Tidegate1000Rules => tidegate::start(site, PairSettings { rules: 1000, ..http }).await,
             Self::Nginx | Self::NginxLog => start_peer(site, nginx::inbound, nginx::outbound),
             Self::Haproxy => start_peer(site, haproxy::inbound, haproxy::outbound),
             Self::Envoy | Self::EnvoyLog => start_peer(site, envoy::http_inbound, envoy::http_outbound),

@@ -55,7 +55,7 @@ pub(super) struct ReleasePrograms {
 
 /// What distinguishes the targets.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct MeshSettings {
+pub(super) struct PairSettings {
     /// What the app's port declares.
     pub(super) protocol: &'static str,
     /// So many routes of the caller's requests, and matches of a TrafficTarget, come before the one that applies; 0: no
@@ -101,7 +101,7 @@ struct ProgramFlags(Vec<String>);
 
 /// Starts CA, controller and sidecars, each after the previous one is ready, and waits until a sidecar has its
 /// certificate and its policy.
-pub(super) async fn start(site: &TargetSite<'_>, settings: MeshSettings) -> Result<Running> {
+pub(super) async fn start(site: &TargetSite<'_>, settings: PairSettings) -> Result<Running> {
     let programs = site.programs.tidegate()?;
     let collector = match settings.is_traced {
         true => Some(app::start("collector", site.load_core, site.directory, None).await?),
@@ -191,8 +191,8 @@ impl ReleasePrograms {
 
 impl LocalMesh {
     /// For the client of an app in the mesh, or for an ingress controller. Spans go to `collector`.
-    fn prepare(site: &TargetSite<'_>, settings: MeshSettings, collector: Option<SocketAddr>) -> Result<Self> {
-        let MeshSettings { protocol, rules, .. } = settings;
+    fn prepare(site: &TargetSite<'_>, settings: PairSettings, collector: Option<SocketAddr>) -> Result<Self> {
+        let PairSettings { protocol, rules, .. } = settings;
         let port = site.app.port();
         let dialled = (site.topology == ProxyTopology::Pair).then(|| SocketAddr::new(caller::SERVICE, port));
         let mesh = Self::with_manifests(site, &render(site, protocol, collector)?, dialled)?;

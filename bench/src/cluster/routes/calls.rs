@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::RouteAnswer;
-use super::site::Backend;
+use super::site::AnsweringBackend;
 use crate::cluster::node::spawn_in;
 use crate::cluster::prober::{Prober, Seen};
 use crate::cluster::results::RouteLoadFigures;
@@ -77,7 +77,7 @@ async fn call_each(services: Vec<CalledService>, deadline: Instant) -> Result<()
         for route in 0..routes {
             loop {
                 let answer = caller.call(route).await;
-                if answer == RouteAnswer::From(Backend::First) {
+                if answer == RouteAnswer::From(AnsweringBackend::First) {
                     break;
                 }
                 if Instant::now() > deadline {
@@ -177,7 +177,7 @@ async fn load_of_one(
         let began = Instant::now();
         let answer = caller.call(*route).await;
         latencies.record(began.elapsed());
-        if answer != RouteAnswer::From(Backend::First) {
+        if answer != RouteAnswer::From(AnsweringBackend::First) {
             eprintln!("load: {answer:?} from {} by route {route}", caller.address);
             wrong += 1;
         }
@@ -224,8 +224,8 @@ fn answer_of(status: u16, body: &[u8]) -> RouteAnswer {
         return RouteAnswer::Status(status);
     }
     let body = String::from_utf8_lossy(body);
-    let is_from = |backend: &Backend| body.contains(&format!("\"{}-", backend.name()));
-    let found = [Backend::First, Backend::Second].into_iter().find(is_from);
+    let is_from = |backend: &AnsweringBackend| body.contains(&format!("\"{}-", backend.name()));
+    let found = [AnsweringBackend::First, AnsweringBackend::Second].into_iter().find(is_from);
     found.map_or(RouteAnswer::Other, RouteAnswer::From)
 }
 
@@ -235,9 +235,12 @@ mod tests {
 
     #[test]
     fn an_answer_shows_the_backend_whose_pod_has_sent_it() {
-        let first = RouteAnswer::From(Backend::First);
+        let first = RouteAnswer::From(AnsweringBackend::First);
         assert_eq!(answer_of(200, br#"{"hostname":"first-7d4-x2"}"#), first);
-        assert_eq!(answer_of(200, br#"{"hostname":"second-5f-first"}"#), RouteAnswer::From(Backend::Second));
+        assert_eq!(
+            answer_of(200, br#"{"hostname":"second-5f-first"}"#),
+            RouteAnswer::From(AnsweringBackend::Second)
+        );
         assert_eq!(answer_of(200, b"hello"), RouteAnswer::Other);
         assert_eq!(answer_of(404, br#"{"hostname":"first-7d4-x2"}"#), RouteAnswer::Status(404));
     }
@@ -258,6 +261,6 @@ mod tests {
             stream.write_all(answer.as_bytes()).await.unwrap();
         });
         assert_eq!(caller.call(3).await, RouteAnswer::Closed);
-        assert_eq!(caller.call(3).await, RouteAnswer::From(Backend::Second));
+        assert_eq!(caller.call(3).await, RouteAnswer::From(AnsweringBackend::Second));
     }
 }

@@ -41,7 +41,7 @@ pub(super) const ELSEWHERE: &str = "elsewhere";
 
 /// Where routes lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::cluster) enum Backend {
+pub(in crate::cluster) enum AnsweringBackend {
     First,
     Second,
 }
@@ -68,11 +68,11 @@ impl RouteSite {
         cluster.cluster().kubectl(["wait", httproutes, "--for=condition=Established", "--timeout=60s"]);
 
         let namespace = Namespace::meshed("routes");
-        for backend in [Backend::First, Backend::Second] {
+        for backend in [AnsweringBackend::First, AnsweringBackend::Second] {
             Workload::http(backend.name()).apply(&namespace);
         }
         Workload::client(CLIENT).apply(&namespace);
-        for name in [Backend::First.name(), Backend::Second.name(), CLIENT] {
+        for name in [AnsweringBackend::First.name(), AnsweringBackend::Second.name(), CLIENT] {
             namespace.wait_rolled_out(&format!("deployment/{name}"));
         }
         let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
@@ -122,7 +122,7 @@ impl RouteSite {
     }
 
     /// Makes a route lead to this backend.
-    pub(super) async fn lead(&self, route: &str, backend: Backend) -> Result<()> {
+    pub(super) async fn lead(&self, route: &str, backend: AnsweringBackend) -> Result<()> {
         let patch = json!({"spec": {"rules": [rule(0, backend)]}});
         self.routes
             .patch(route, &PatchParams::default(), &Patch::Merge(&patch))
@@ -184,7 +184,7 @@ impl RouteSite {
     }
 }
 
-impl Backend {
+impl AnsweringBackend {
     /// Name of its Deployment and Service, with which its Pods' names begin.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -213,7 +213,7 @@ fn service(name: &str) -> Value {
             "labels": {"service.kubernetes.io/service-proxy-name": "none"},
         },
         "spec": {
-            "selector": {"app": Backend::Second.name()},
+            "selector": {"app": AnsweringBackend::Second.name()},
             "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
         },
     })
@@ -222,11 +222,11 @@ fn service(name: &str) -> Value {
 /// The `number`th route of a Service.
 fn route(service: &str, number: usize) -> Value {
     let parent = json!({"group": "", "kind": "Service", "name": service, "port": PORT});
-    json!({"parentRefs": [parent], "rules": [rule(number, Backend::First)]})
+    json!({"parentRefs": [parent], "rules": [rule(number, AnsweringBackend::First)]})
 }
 
 /// The rule for requests of the `number`th route.
-fn rule(number: usize, backend: Backend) -> Value {
+fn rule(number: usize, backend: AnsweringBackend) -> Value {
     let header = json!({"name": calls::ROUTE_HEADER, "value": number.to_string()});
     json!({
         "matches": [{"path": {"type": "Exact", "value": calls::PATH}, "headers": [header]}],
@@ -241,9 +241,9 @@ mod tests {
     #[test]
     fn a_change_replaces_the_rule_of_the_first_route_and_nothing_else() {
         let spec = route(&service_name(0), 0);
-        assert_eq!(spec["rules"], json!([rule(0, Backend::First)]));
+        assert_eq!(spec["rules"], json!([rule(0, AnsweringBackend::First)]));
         assert_eq!(route_name(0), CHANGED);
-        let (mut changed, unchanged) = (rule(0, Backend::Second), rule(0, Backend::First));
+        let (mut changed, unchanged) = (rule(0, AnsweringBackend::Second), rule(0, AnsweringBackend::First));
         assert_eq!(changed["backendRefs"][0]["name"], "second");
         changed["backendRefs"] = unchanged["backendRefs"].clone();
         assert_eq!(changed, unchanged);
