@@ -43,8 +43,8 @@ fn site<'a>(
     }
 }
 
-fn settings(protocol: &'static str) -> MeshSettings {
-    MeshSettings { protocol, rules: 0, is_traced: false }
+fn settings(protocol: &'static str) -> PairSettings {
+    PairSettings { protocol, rules: 0, is_traced: false }
 }
 
 #[test]
