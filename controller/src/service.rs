@@ -1,14 +1,12 @@
 //! A Service and a Pod behind it: selectors, target ports and the app's protocol.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::api::core::v1::{ContainerPort, Pod, Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tidegate_core::PortProtocol;
 use tidegate_core::contract::names;
 use tidegate_core::policy::AppProtocol;
-
-use crate::object::pod::has_labels;
 
 /// The label of an EndpointSlice that names its Service.
 pub(crate) const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -74,6 +72,12 @@ pub(crate) fn selects(service: &Service, pod: &Pod) -> bool {
     let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
     let Some(selector) = selector.filter(|selector| !selector.is_empty()) else { return false };
     service.metadata.namespace == pod.metadata.namespace && has_labels(pod, selector)
+}
+
+/// Whether a Pod has all of these labels.
+pub(crate) fn has_labels(pod: &Pod, labels: &BTreeMap<String, String>) -> bool {
+    let own = pod.metadata.labels.as_ref();
+    labels.iter().all(|(name, value)| own.and_then(|own| own.get(name)) == Some(value))
 }
 
 /// A Service's ports that carry TCP.

@@ -1,4 +1,4 @@
-//! The endpoints of a ServiceEntry that is part of the mesh: Pods that it selects, their shares, and whom they must be.
+//! The endpoints of a ServiceEntry that is part of the mesh: Pods that it selects, their shares, and the identities that they must have.
 
 // Test helpers may panic, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -108,7 +108,7 @@ fn a_server_of_the_mesh_must_be_one_of_the_subject_alt_names() {
     mesh.apply("api", &[entry(dialled, &names(&["other", "httpbin"]))]);
     wait::until_true("the server is the second one", SOON, || get(&mesh) == OK);
     mesh.apply("api", &[entry(dialled, &names(&["other", "stranger"]))]);
-    wait::until_true("it is none of these", SOON, || get(&mesh) == RequestOutcome::Status(503));
+    wait::until_true("the server is another one", SOON, || get(&mesh) == RequestOutcome::Status(503));
     wait::until_true("the log says so", SOON, || {
         caller.log().contains("expected other.httpbin.cluster.local or stranger.httpbin.cluster.local")
     });

@@ -19,9 +19,9 @@ use tidegate_crds::{EgressProxy, Finding, validate};
 
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, secret_of};
-use crate::object::pod::has_labels;
 use crate::object::unreadable::Unreadable;
 use crate::object::{Kind, ObjectName};
+use crate::service::has_labels;
 
 /// The most objects of a namespace that are in force: each is in the policy of all its workloads.
 const MOST: usize = 8;

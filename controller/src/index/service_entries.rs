@@ -21,11 +21,11 @@ use tidegate_crds::{Finding, ServiceEntrySpec, validate};
 
 pub(crate) use self::hosts::PortHosts;
 use super::part::{Effect, Indexed, ReferenceIndex, in_namespace};
-use crate::object::pod::has_labels;
 use crate::object::stored::custom::{self, Custom};
 use crate::object::stored::size::{REFERENCE, STATUS, item, of_metadata, optional, text};
 use crate::object::stored::{CustomKind, Stored};
 use crate::object::{Object, ObjectName};
+use crate::service::has_labels;
 
 /// The entries.
 #[derive(Clone, Debug, Default)]

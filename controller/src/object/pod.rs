@@ -3,8 +3,6 @@
 //! Both are read from what `object/stored/lean.rs` keeps of a Pod: of the phase only the final ones, of the conditions that
 //! it is not ready, of the spec the names of the account and of the node.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::Pod;
 
 /// The condition that says whether a Pod is ready.
@@ -29,12 +27,6 @@ pub(crate) fn is_serving(pod: &Pod) -> bool {
     let is_ready =
         conditions.filter(|condition| condition.type_ == READY).all(|condition| condition.status == "True");
     is_ready && !has_ended(pod) && pod.metadata.deletion_timestamp.is_none()
-}
-
-/// Whether a Pod has all of these labels.
-pub(crate) fn has_labels(pod: &Pod, labels: &BTreeMap<String, String>) -> bool {
-    let own = pod.metadata.labels.as_ref();
-    labels.iter().all(|(name, value)| own.and_then(|own| own.get(name)) == Some(value))
 }
 
 /// The service account that a Pod runs as.

@@ -32,7 +32,14 @@ pub struct PeerTls {
     pub bundle: Arc<TrustBundle>,
     certificate: Arc<SingleCertAndKey>,
     algorithms: WebPkiSupportedAlgorithms,
-    configs: Mutex<HashMap<(Box<[Identity]>, MeshProtocol), Arc<ClientConfig>>>,
+    configs: Mutex<HashMap<ExpectedPeer, Arc<ClientConfig>>>,
+}
+
+/// The identities of which a peer must have one, and what it speaks.
+#[derive(PartialEq, Eq, Hash)]
+struct ExpectedPeer {
+    identities: Box<[Identity]>,
+    protocol: MeshProtocol,
 }
 
 /// Accepts the certificate of an expected workload: it must chain to the trust bundle, be valid for servers, and contain both
@@ -78,7 +85,7 @@ impl PeerTls {
     /// The configuration for a peer that must have one of these identities, and speak this protocol.
     pub fn config(&self, expected: &[Identity], protocol: MeshProtocol) -> Result<Arc<ClientConfig>, Error> {
         let mut known = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (Box::from(expected), protocol);
+        let key = ExpectedPeer { identities: expected.into(), protocol };
         if let Some(config) = known.get(&key) {
             return Ok(config.clone());
         }

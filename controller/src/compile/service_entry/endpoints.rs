@@ -16,7 +16,8 @@ use tidegate_crds::service_entry::{EntryLocation, EntryPort, Resolution, Workloa
 use crate::compile::destination::Resolver;
 use crate::index::{Index, pod_addresses};
 use crate::object::ObjectName;
-use crate::object::pod::{has_labels, is_serving, workload};
+use crate::object::pod::{is_serving, workload};
+use crate::service::has_labels;
 
 impl Resolver<'_> {
     /// The endpoints of an entry's port; `None` if the entry lacks that port.

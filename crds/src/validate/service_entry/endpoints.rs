@@ -75,7 +75,7 @@ fn check_selector(spec: &ServiceEntrySpec, resolution: Option<Resolution>, findi
         findings.add("unused selector", || Finding::warning(path, message));
     } else if spec.location() == Ok(EntryLocation::External) && spec.endpoints.is_empty() {
         let message = "Pods with a sidecar refuse the plaintext of MESH_EXTERNAL: MESH_INTERNAL is for these";
-        findings.add("plaintext to pods", || Finding::warning("spec.location", message));
+        findings.add("plaintext", || Finding::warning("spec.location", message));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Weights of endpoints, and whom they must be.
+//! Weights of endpoints, and the identities that they must have.
 
 use super::*;
 
