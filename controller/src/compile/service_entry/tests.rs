@@ -1,6 +1,7 @@
 mod cells;
 mod hosts;
 mod naive;
+mod naive_hosts;
 mod terms;
 
 use std::fmt::Write;
