@@ -192,6 +192,16 @@ impl Mesh {
         format!("{file}.yaml:{}", generation + 1)
     }
 
+    /// The status of an object, once it has one: those of several kinds are not written at once.
+    #[track_caller]
+    pub fn status_of(&self, kind: &str, name: &str) -> Value {
+        wait::until(&format!("{kind} {name} has a status"), SOON, || {
+            let policies = self.controller.admin_json("/policies");
+            let mut all = policies.as_array()?.iter();
+            all.find(|policy| policy["kind"] == *kind && policy["name"] == *name).cloned()
+        })
+    }
+
     /// Writes a file byte for byte. Waits for the policy to change, which it must.
     #[track_caller]
     pub fn apply_verbatim(&self, file: &str, text: &str) {

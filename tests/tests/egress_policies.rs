@@ -62,10 +62,7 @@ impl Caller {
 
     /// `currentStatus` and `reason` of an Egress.
     fn status(&self, name: &str) -> [String; 2] {
-        let policies = self.mesh.controller.admin_json("/policies");
-        let all = policies.as_array().unwrap();
-        let found = all.iter().find(|policy| policy["kind"] == "Egress" && policy["name"] == *name);
-        let found = found.unwrap_or_else(|| panic!("no status of {name} in {policies}"));
+        let found = self.mesh.status_of("Egress", name);
         [&found["currentStatus"], &found["reason"]].map(|text| text.as_str().unwrap().to_owned())
     }
 }

@@ -352,7 +352,9 @@ async fn audit_mode_forwards_requests_as_they_were_sent_and_reports_what_would_b
             metric(&mesh, &format!("tidegate_audit_refusals_total{{reason=\"{reason}\"}} {count}"))
         })
     });
-    assert!(mesh.sidecar.log().contains("allowed: audit mode; otherwise refused"));
+    wait::until_true("the log says so", SOON, || {
+        mesh.sidecar.log().contains("allowed: audit mode; otherwise refused")
+    });
 }
 
 #[test]

@@ -141,22 +141,26 @@ fn try_run(shell: &Shell, command: &str) -> Result<Vec<usize>, String> {
     Ok(kept)
 }
 
-/// Runs a block, from its first repeatable command until all of these succeed.
+/// Runs a block. Repeatable commands in a row are run until all of them succeed.
 fn run_block(shell: &Shell, block: &[&str]) -> Vec<usize> {
-    let first = block.iter().position(|command| is_repeatable(command)).unwrap_or(block.len());
-    let (once, repeated) = block.split_at(first);
     let all = |commands: &[&str]| -> Result<Vec<usize>, String> {
         let kept: Result<Vec<_>, _> = commands.iter().map(|command| try_run(shell, command)).collect();
         Ok(kept?.concat())
     };
-    let kept = all(once).unwrap_or_else(|failure| panic!("{failure}"));
-    let start = Instant::now();
-    loop {
-        match all(repeated) {
-            Ok(more) => return [kept, more].concat(),
-            Err(failure) => assert!(start.elapsed() < EFFECT, "{failure}"),
-        }
+    let mut kept = Vec::new();
+    for commands in block.chunk_by(|one, next| is_repeatable(one) == is_repeatable(next)) {
+        let start = Instant::now();
+        let more = loop {
+            match all(commands) {
+                Ok(more) => break more,
+                Err(failure) => {
+                    assert!(is_repeatable(commands[0]) && start.elapsed() < EFFECT, "{failure}");
+                }
+            }
+        };
+        kept.extend(more);
     }
+    kept
 }
 
 #[test]

@@ -25,10 +25,7 @@ fn closed_mesh() -> Mesh {
 
 /// `currentStatus` and `reason` of an entry.
 fn status(mesh: &Mesh, name: &str) -> [String; 2] {
-    let policies = mesh.controller.admin_json("/policies");
-    let all = policies.as_array().unwrap();
-    let found = all.iter().find(|policy| policy["kind"] == "ServiceEntry" && policy["name"] == *name);
-    let found = found.unwrap_or_else(|| panic!("no status of {name} in {policies}"));
+    let found = mesh.status_of("ServiceEntry", name);
     [&found["currentStatus"], &found["reason"]].map(|text| text.as_str().unwrap().to_owned())
 }
 
@@ -111,7 +108,7 @@ fn http_to_a_virtual_address_goes_to_the_entry_s_endpoints_and_two_entries_for_i
     assert!(reason.ends_with("is ServiceEntry httpbin/old's, which takes precedence"), "{reason}");
     mesh.remove("old");
     wait::until_true("the other one serves", SOON, || get(&mesh) == RequestOutcome::Status(503));
-    assert_eq!(status(&mesh, "new")[0], "committed");
+    wait::until_true("its status says so", SOON, || status(&mesh, "new")[0] == "committed");
 }
 
 /// An entry for this host at the port of an address, without addresses.

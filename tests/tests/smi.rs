@@ -83,10 +83,7 @@ fn peer(mesh: &Mesh, account: &str, port: u16, protocol: &str) -> Client {
 
 /// `currentStatus`, `reason` and first warning of an object.
 fn status(mesh: &Mesh, kind: &str, name: &str) -> [String; 3] {
-    let policies = mesh.controller.admin_json("/policies");
-    let found =
-        policies.as_array().unwrap().iter().find(|policy| policy["kind"] == *kind && policy["name"] == *name);
-    let found = found.unwrap_or_else(|| panic!("no status of {kind} {name} in {policies}"));
+    let found = mesh.status_of(kind, name);
     [&found["currentStatus"], &found["reason"], &found["warnings"][0]]
         .map(|text| text.as_str().unwrap_or_default().to_owned())
 }
