@@ -30,7 +30,7 @@ use crate::service::has_labels;
 const MOST: usize = 8;
 /// The reason of the condition where the credentials that an object names cannot be used.
 const NO_CREDENTIALS: &str = "CredentialsNotFound";
-/// The most proxies that are probed: the first by namespace and age of their objects.
+/// The most proxies that are probed: those of each namespace's oldest object, then of its next, as far as whole objects fit.
 const MOST_PROBED: usize = 256;
 
 /// The rules that Pods of a namespace may get.
@@ -186,12 +186,20 @@ fn error_of(spec: &EgressProxySpec) -> Option<String> {
 /// another machine to the controller than to Pods: an author of objects has no access to the controller's own.
 pub(crate) fn probes(index: &Index) -> Vec<ProxyProbe> {
     let namespaces: BTreeSet<_> = index.egress_proxies().map(|(name, _)| &*name.namespace).collect();
-    let candidates = namespaces.into_iter().flat_map(|namespace| of_namespace(index, namespace));
-    let of_candidate = |candidate| match candidate {
-        Candidate::Read(name, proxy) => probes_of(index, name, proxy),
-        Candidate::Unreadable(_) => Vec::new(),
-    };
-    candidates.flat_map(of_candidate).take(MOST_PROBED).collect()
+    let ranked =
+        namespaces.into_iter().flat_map(|namespace| of_namespace(index, namespace).into_iter().enumerate());
+    let mut candidates: Vec<_> = ranked.collect();
+    candidates.sort_by_key(|(rank, _)| *rank);
+    let mut probes = Vec::new();
+    for (_, candidate) in candidates {
+        let Candidate::Read(name, proxy) = candidate else { continue };
+        let more = probes_of(index, name, proxy);
+        if probes.len() + more.len() > MOST_PROBED {
+            break;
+        }
+        probes.extend(more);
+    }
+    probes
 }
 
 fn probes_of(index: &Index, name: &ObjectName, proxy: &EgressProxy) -> Vec<ProxyProbe> {

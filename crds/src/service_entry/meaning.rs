@@ -115,7 +115,7 @@ impl ServiceEntrySpec {
         (!labels.is_empty()).then_some(labels)
     }
 
-    /// The workloads among `subjectAltNames`: other names are in no certificate of the mesh.
+    /// The workloads among `subjectAltNames`: certificates of the mesh have no other names.
     pub fn server_identities(&self) -> impl Iterator<Item = Identity> {
         self.subject_alt_names.iter().filter_map(|name| Identity::from_spiffe_uri(name).ok())
     }

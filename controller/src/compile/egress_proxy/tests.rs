@@ -171,6 +171,31 @@ fn proxies_of_objects_in_force_are_probed_but_none_at_the_controllers_own_addres
 }
 
 #[test]
+fn each_namespace_has_its_share_of_the_probes_and_no_object_is_probed_in_part() {
+    let addresses = |third: usize| -> String {
+        (0..8).map(|i| format!("{{address: 10.9.{third}.{i}, port: 3128}}, ")).collect()
+    };
+    let spec = format!("proxies: [{}], httpProxies: [{}]", addresses(1), addresses(2));
+    let names: Vec<_> =
+        (0..4).flat_map(|i| (0..8).map(move |j| (format!("n{i}"), format!("p{j}")))).collect();
+    let all: Vec<_> = names.iter().map(|(namespace, name)| proxy(namespace, name, &spec)).collect();
+    let last = proxy("z", "squid", SQUID);
+    let texts: Vec<_> = all.iter().map(String::as_str).chain([&*last]).collect();
+    let (index, _) = rules(&texts);
+    let mut counts = BTreeMap::<_, usize>::new();
+    for probe in probes(&index) {
+        *counts.entry(probe.object).or_default() += 1;
+    }
+    assert!(counts.contains_key(&ObjectName::new("z", "squid")), "{counts:?}");
+    assert!(counts.values().sum::<usize>() <= MOST_PROBED);
+    for namespace in ["n0", "n1", "n2", "n3"] {
+        let of_it = counts.iter().filter(|(object, _)| *object.namespace == *namespace);
+        let of_it: Vec<_> = of_it.map(|(_, count)| *count).collect();
+        assert!(of_it.len() >= 3 && of_it.iter().all(|count| *count == 16), "{counts:?}");
+    }
+}
+
+#[test]
 fn a_status_says_whether_the_proxies_work() {
     let (mut index, _) = rules(&[&proxy("shop", "squid", SQUID)]);
     let name = ObjectName::new("shop", "squid");
