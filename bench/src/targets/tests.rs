@@ -11,23 +11,33 @@ pub(super) fn programs() -> Programs {
     Programs { tidegate: PathBuf::new(), nginx: None, haproxy: None, envoy: None }
 }
 
+/// A site whose app listens on port 4001.
+pub(super) fn site<'a>(
+    topology: ProxyTopology,
+    directory: &'a Path,
+    certificates: &'a RunCertificates,
+    programs: &'a Programs,
+) -> TargetSite<'a> {
+    let app = "127.0.0.1:4001".parse().unwrap();
+    TargetSite {
+        topology,
+        directory,
+        certificates,
+        app,
+        core: 0,
+        load_core: 1,
+        programs,
+        is_http2: false,
+        has_access_log: false,
+    }
+}
+
 #[test]
 fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admits() {
     let (directory, certificates) = certificates();
     let programs = programs();
-    let app = "127.0.0.1:4001".parse().unwrap();
     let listen = "127.0.7.10:4002".parse().unwrap();
-    let mut site = TargetSite {
-        topology: ProxyTopology::Ingress,
-        directory: directory.path(),
-        certificates: &certificates,
-        app,
-        core: 0,
-        load_core: 1,
-        programs: &programs,
-        is_http2: false,
-        has_access_log: false,
-    };
+    let mut site = site(ProxyTopology::Ingress, directory.path(), &certificates, &programs);
     let ca = format!("{}", certificates.ca.display());
 
     let nginx = nginx::render_inbound(&site, listen).unwrap();
@@ -69,17 +79,7 @@ fn each_peers_configuration_names_its_addresses_files_and_the_one_client_it_admi
 fn the_client_s_side_of_each_pair_presents_its_certificate_and_verifies_the_other_side() {
     let (directory, certificates) = certificates();
     let programs = programs();
-    let site = TargetSite {
-        topology: ProxyTopology::Pair,
-        directory: directory.path(),
-        certificates: &certificates,
-        app: "127.0.0.1:4001".parse().unwrap(),
-        core: 0,
-        load_core: 1,
-        programs: &programs,
-        is_http2: false,
-        has_access_log: false,
-    };
+    let site = site(ProxyTopology::Pair, directory.path(), &certificates, &programs);
     let [listen, to] = ["127.0.7.10:4003", "127.0.7.10:4002"].map(|address| address.parse().unwrap());
     let ca = certificates.ca.display();
     let (certificate, key) = (certificates.caller.certificate.display(), certificates.caller.key.display());
@@ -125,17 +125,7 @@ fn the_client_s_side_of_each_pair_presents_its_certificate_and_verifies_the_othe
 fn envoy_opens_tunnels_through_the_app_to_the_name_in_the_client_hello() {
     let (directory, certificates) = certificates();
     let programs = programs();
-    let site = TargetSite {
-        topology: ProxyTopology::Egress,
-        directory: directory.path(),
-        certificates: &certificates,
-        app: "127.0.0.1:4001".parse().unwrap(),
-        core: 0,
-        load_core: 1,
-        programs: &programs,
-        is_http2: false,
-        has_access_log: false,
-    };
+    let site = site(ProxyTopology::Egress, directory.path(), &certificates, &programs);
     let envoy = envoy::render_tunnels(&site, "127.0.7.10:4003".parse().unwrap()).unwrap();
     for part in [
         "{address: 127.0.7.10, port_value: 4003}",
@@ -170,17 +160,7 @@ fn an_extended_run_adds_targets_that_differ_by_one_setting() {
 fn the_access_log_and_http2_reach_each_peers_configuration_only_if_they_are_wanted() {
     let (directory, certificates) = certificates();
     let programs = programs();
-    let mut site = TargetSite {
-        topology: ProxyTopology::Pair,
-        directory: directory.path(),
-        certificates: &certificates,
-        app: "127.0.0.1:4001".parse().unwrap(),
-        core: 0,
-        load_core: 1,
-        programs: &programs,
-        is_http2: false,
-        has_access_log: false,
-    };
+    let mut site = site(ProxyTopology::Pair, directory.path(), &certificates, &programs);
     let [listen, to] = ["127.0.7.10:4003", "127.0.7.10:4002"].map(|address| address.parse().unwrap());
     for wanted in [false, true] {
         (site.is_http2, site.has_access_log) = (wanted, wanted);

@@ -6,6 +6,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::certificates::RunCertificates;
 use crate::targets;
+use crate::targets::tests::site;
 
 #[test]
 fn the_programs_are_found_by_their_folder_or_by_any_program_in_it() {
@@ -20,27 +21,6 @@ fn the_programs_are_found_by_their_folder_or_by_any_program_in_it() {
     let programs = ReleasePrograms::find(folder.path()).unwrap();
     assert_eq!(programs.sidecar, path("tidegate-sidecar"));
     assert_eq!(ReleasePrograms::find(&path("tidegate")).unwrap(), programs);
-}
-
-/// A site of topology "ingress" or "pair" whose app listens on port 4001.
-fn site<'a>(
-    topology: ProxyTopology,
-    directory: &'a Path,
-    certificates: &'a RunCertificates,
-    programs: &'a targets::Programs,
-) -> TargetSite<'a> {
-    let app = "127.0.0.1:4001".parse().unwrap();
-    TargetSite {
-        topology,
-        directory,
-        certificates,
-        app,
-        core: 0,
-        load_core: 1,
-        programs,
-        is_http2: false,
-        has_access_log: false,
-    }
 }
 
 fn settings(protocol: &'static str) -> PairSettings {

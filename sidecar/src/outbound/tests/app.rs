@@ -1,14 +1,15 @@
 //! Apps behind the server's sidecar that speak HTTP.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 
 use ::http::{HeaderMap, Request, Response, Version};
 use bytes::Bytes;
-use http_body::Frame;
+use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use super::*;
@@ -44,16 +45,7 @@ pub(super) async fn echo() -> (SocketAddr, Log) {
             let log = shared.clone();
             tokio::spawn(async move {
                 let service = service_fn(move |request| answer(request, log.clone()));
-                let io_is_http2 = is_http2(&io).await;
-                let io = TokioIo::new(io);
-                // The client notices a connection that ends with an error.
-                if io_is_http2 {
-                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                    let _ = builder.serve_connection(io, service).await;
-                } else {
-                    let builder = hyper::server::conn::http1::Builder::new();
-                    let _ = builder.serve_connection(io, service).with_upgrades().await;
-                }
+                serve(io, service).await;
             });
         }
     });
@@ -65,7 +57,26 @@ pub(super) fn received(log: &Log) -> Vec<Received> {
     log.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-pub(super) async fn is_http2(io: &TcpStream) -> bool {
+/// Serves a connection in the version of HTTP that its client speaks.
+pub(super) async fn serve<S, B>(io: TcpStream, service: S)
+where
+    S: HttpService<Incoming, ResBody = B, Error = Infallible> + Send,
+    S::Future: Send + 'static,
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    let speaks_http2 = is_http2(&io).await;
+    let io = TokioIo::new(io);
+    // The client notices a connection that ends with an error.
+    if speaks_http2 {
+        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        let _ = builder.serve_connection(io, service).await;
+    } else {
+        let builder = hyper::server::conn::http1::Builder::new();
+        let _ = builder.serve_connection(io, service).with_upgrades().await;
+    }
+}
+
+async fn is_http2(io: &TcpStream) -> bool {
     let mut start = [0; 3];
     while let Ok(count @ 1..) = io.peek(&mut start).await {
         if count == start.len() || !b"PRI".starts_with(&start[..count]) {

@@ -8,11 +8,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tidegate_core::route::retry::{Backoff, RetryMethods, RetryOn};
 use tidegate_core::route::{Action, RetryPolicy, RouteRule, Timeouts};
 
-use super::app::{ask, is_http2, playing, read_head};
+use super::app::{ask, playing, read_head, serve};
 use super::http::http2;
 use super::routes::{backend, below, client, share};
 use super::*;
@@ -43,16 +42,7 @@ async fn app(fate: impl Fn(usize) -> Fate + Clone + Send + Sync + 'static) -> (S
                     let fate = fate(count.fetch_add(1, Ordering::SeqCst));
                     respond(request, fate)
                 });
-                let speaks_http2 = is_http2(&io).await;
-                let io = TokioIo::new(io);
-                // The client notices a connection that ends with an error.
-                if speaks_http2 {
-                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                    let _ = builder.serve_connection(io, service).await;
-                } else {
-                    let builder = hyper::server::conn::http1::Builder::new();
-                    let _ = builder.serve_connection(io, service).await;
-                }
+                serve(io, service).await;
             });
         }
     });

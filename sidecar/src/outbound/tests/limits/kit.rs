@@ -8,14 +8,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tidegate_core::backend::{BackendLimits, UsageCounts};
 use tidegate_core::route::retry::{Backoff, RetryMethods, RetryOn};
 use tidegate_core::route::{Action, RetryPolicy, RouteRule};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use super::super::app::{ask, is_http2};
+use super::super::app::{ask, serve};
 use super::super::http::http2;
 use super::super::routes::{backend, below, client, share};
 use super::*;
@@ -52,16 +51,7 @@ impl PacedApp {
                         let turns = (request.uri().path() != "/now").then(|| turns.clone());
                         respond(status, turns)
                     });
-                    let speaks_http2 = is_http2(&io).await;
-                    let io = TokioIo::new(io);
-                    // The client notices a connection that ends with an error.
-                    if speaks_http2 {
-                        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                        let _ = builder.serve_connection(io, service).await;
-                    } else {
-                        let builder = hyper::server::conn::http1::Builder::new();
-                        let _ = builder.serve_connection(io, service).await;
-                    }
+                    serve(io, service).await;
                 });
             }
         });
