@@ -340,7 +340,7 @@ async fn audit_mode_forwards_requests_as_they_were_sent_and_reports_what_would_b
     assert_eq!(mesh.client().get("/d"), OK, "its check fails");
     audit["spec"]["traffic"]["inboundExternalAuthorization"] = json!({"enable": true, "address": "opa"});
     mesh.apply("config", &[audit]);
-    assert_eq!(mesh.client().get("/e"), OK, "there is no server to call");
+    assert_eq!(mesh.client().get("/e"), OK, "no server is configured");
     wait::until_true("what would be refused is counted", SOON, || {
         [
             ("externally_denied", 2),

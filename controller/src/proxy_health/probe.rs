@@ -66,7 +66,7 @@ fn refused(proxy: &HttpProxy, reason: &'static str, refusal: ProxyRefusal) -> Pr
     ProxyDefect { reason, message: format!("forward proxy {proxy} answers CONNECT with {refusal}") }
 }
 
-/// Why there is no connection. TCP fails by the kernel's errors; TLS by any other.
+/// The reason of a failed connection: errors of the kernel are TCP's, all others TLS's.
 fn not_connected(proxy: &HttpProxy, error: &ProxyTunnelError) -> &'static str {
     let ProxyTunnelError::Connection { source, .. } = error else { return "TLSFailed" };
     let is_of_tcp = matches!(
@@ -79,7 +79,7 @@ fn not_connected(proxy: &HttpProxy, error: &ProxyTunnelError) -> &'static str {
     if proxy.is_tls() && !is_of_tcp { "TLSFailed" } else { "Unreachable" }
 }
 
-/// Why there is no answer over a connection.
+/// The reason if the proxy accepts the connection and does not answer `CONNECT`.
 fn not_answered(error: &ProxyTunnelError) -> &'static str {
     match error {
         ProxyTunnelError::Malformed { source: MalformedAnswer::NotHttp, .. } => "MalformedAnswer",

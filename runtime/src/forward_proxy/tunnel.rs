@@ -124,7 +124,7 @@ impl HttpProxy {
     ///
     /// # Errors
     ///
-    /// If there is no answer, or none of HTTP/1.
+    /// If the connection ends before the answer, or the answer is not HTTP/1.
     pub async fn request_tunnel(
         &self,
         io: &mut Proxied,

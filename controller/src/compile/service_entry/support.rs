@@ -67,5 +67,7 @@ fn no_server(spec: &ServiceEntrySpec) -> Option<String> {
 fn foreign_name(spec: &ServiceEntrySpec) -> Option<String> {
     let mut names = spec.subject_alt_names.iter().enumerate();
     let (i, name) = names.find(|(_, name)| Identity::from_spiffe_uri(name).is_err())?;
-    Some(format!("spec.subjectAltNames[{i}]: '{name}' is in no certificate of the mesh; {WORKLOADS} is"))
+    Some(format!(
+        "spec.subjectAltNames[{i}]: '{name}' is not a name of a workload in the mesh: expected {WORKLOADS}"
+    ))
 }

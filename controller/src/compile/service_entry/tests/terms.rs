@@ -47,8 +47,8 @@ fn a_server_must_have_its_account_or_one_of_the_subject_alt_names() {
     let one =
         internal("resolution: DNS, subjectAltNames: ['spiffe://cluster.local/ns/shop/sa/a', b.example]");
     assert_eq!(one.0, "a.example:443=a");
-    let warning = "spec.subjectAltNames[1]: 'b.example' is in no certificate of the mesh; \
-                   spiffe://<trust-domain>/ns/<namespace>/sa/<service-account> is";
+    let warning = "spec.subjectAltNames[1]: 'b.example' is not a name of a workload in the mesh: \
+                   expected spiffe://<trust-domain>/ns/<namespace>/sa/<service-account>";
     assert_eq!(one.1, warning);
     let (found, reason) = internal("resolution: DNS, subjectAltNames: [b.example]");
     assert!(

@@ -97,7 +97,7 @@ impl NaivePool {
         let has = self.of(endpoint);
         let is_full = self.waiting.len() == MOST;
         if has >= MOST / 2 || (is_full && self.largest() <= has + 1) {
-            assert_eq!(closed, [number], "there is no room for it");
+            assert_eq!(closed, [number], "the pool is full");
             return;
         }
         assert_eq!(closed.len(), usize::from(is_full), "one makes room in a full pool");
