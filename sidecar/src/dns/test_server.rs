@@ -38,9 +38,14 @@ const MOST_UDP: usize = 1232;
 
 impl TestServer {
     pub(crate) async fn start(reply: Reply) -> Self {
-        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (udp, tcp) = loop {
+            let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            // The port may be another test's for TCP.
+            if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+                break (udp, tcp);
+            }
+        };
         let address = udp.local_addr().unwrap();
-        let tcp = TcpListener::bind(address).await.unwrap();
         let (reply, queries) = (Arc::new(Mutex::new(reply)), Arc::<AtomicUsize>::default());
         let server = Self { address, reply: reply.clone(), queries: queries.clone() };
         let answer = move |query: &[u8]| {
