@@ -125,6 +125,8 @@ pub struct Record<'a> {
     pub flag: ResponseFlag,
     /// A stable identifier of the outcome, such as `via_upstream` or `rbac_access_denied`.
     pub details: &'a str,
+    /// Why the last endpoint that was tried could not be reached; empty if one was. Bounded and escaped when it is written.
+    pub transport_failure: &'a str,
     /// Bytes of the request's body; for opaque connections, bytes from the client.
     pub received: u64,
     /// Bytes of the response's body; for opaque connections, bytes to the client.
@@ -348,6 +350,14 @@ impl Telemetry {
         let sink = AccessLogSink::open(&AccessLogTarget::File(path.to_owned())).unwrap();
         let log = AccessLog::new(AccessLogFormat::Json, sink.clone());
         Self::new(&DataPlaneMetrics::new(Some(sink)), Some(log))
+    }
+
+    /// What an access log has so far. Its last line may be there in part only.
+    #[cfg(test)]
+    pub(crate) fn records_in(path: &std::path::Path) -> Vec<serde_json::Value> {
+        let log = std::fs::read_to_string(path).unwrap_or_default();
+        let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Counts a record, and logs it if the access log is enabled.

@@ -13,6 +13,7 @@ mod connect_error;
 mod error;
 mod http1;
 mod http2;
+mod interim;
 mod peers;
 mod place;
 mod pool;
@@ -51,10 +52,13 @@ pub(crate) use self::connect_error::{ConnectError, ConnectFailure};
 pub(crate) use self::error::{TimedOut, UpstreamError, Violation};
 use self::http1::Http1;
 use self::http2::Http2;
+pub(crate) use self::interim::{InterimQueue, InterimSink};
 use self::place::{ConnectionTurn, OpeningPlace};
 use self::pool::Pool;
 #[cfg(test)]
 pub(crate) use self::pool::UNSURE_AFTER;
+#[cfg(test)]
+pub(crate) use self::proxy::ProxyError;
 pub(crate) use self::proxy::ProxyFailure;
 pub(crate) use self::replay::{MOST_REPLAYED, ReplayBody};
 pub(crate) use self::request_limit::RequestLimit;
@@ -165,18 +169,19 @@ impl Upstreams {
     /// path.
     ///
     /// A request that the upstream certainly has not looked at, because it was refused or could not be sent, is tried
-    /// once more on a new connection; no other is.
+    /// once more on a new connection; no other is. Interim responses go to `interims`; without it they are dropped.
     pub(crate) fn send<B>(
         &self,
         client: &ServedConnection,
         endpoint: &Arc<Endpoint>,
         request: Request<B>,
+        interims: Option<Rc<dyn InterimSink>>,
     ) -> Result<Sending, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
         let source = RequestSource::of(client);
-        let (request, share) = self.admit(&source, endpoint, request)?;
+        let (request, share) = self.admit(&source, endpoint, request, interims)?;
         let (head, body) = request.into_parts();
         let (head, http2) = (Box::new(head), self.http2(endpoint));
         Ok(Sending::new(share, async move { http2.send(source, head, body).await }))
@@ -188,11 +193,12 @@ impl Upstreams {
         client: &ServedConnection,
         endpoint: &Arc<Endpoint>,
         request: Request<B>,
+        interims: Option<Rc<dyn InterimSink>>,
     ) -> Result<Sending, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
-        let (request, share) = self.admit(&RequestSource::of(client), endpoint, request)?;
+        let (request, share) = self.admit(&RequestSource::of(client), endpoint, request, interims)?;
         let (http1, endpoint) = (self.http1.clone(), endpoint.clone());
         Ok(Sending::new(share, async move { http1.send(endpoint, request).await }))
     }
@@ -207,7 +213,7 @@ impl Upstreams {
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
-        let (request, share) = self.admit(&RequestSource::Copies, endpoint, copy)?;
+        let (request, share) = self.admit(&RequestSource::Copies, endpoint, copy, None)?;
         let (head, body) = request.into_parts();
         let unsent = Unsent { head: Box::new(head), body };
         Ok(self.send_placed(RequestSource::Copies, endpoint, is_http2, unsent, share))
@@ -275,12 +281,13 @@ impl Upstreams {
         source: &RequestSource,
         endpoint: &Arc<Endpoint>,
         request: Request<B>,
+        interims: Option<Rc<dyn InterimSink>>,
     ) -> Result<(Request<Outgoing>, Rc<Share>), UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
         let share = self.place(source, endpoint)?;
-        Ok((request.map(|body| Outgoing::new(body, share.clone())), share))
+        Ok((request.map(|body| Outgoing::new(body, share.clone(), interims)), share))
     }
 
     /// A place for one more request of this client to this endpoint.

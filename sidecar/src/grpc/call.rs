@@ -33,7 +33,7 @@ pub(super) async fn unary<A: Message + Default>(
 ) -> Result<A, GrpcError> {
     let mut endpoint = server.first().ok_or(GrpcError::Malformed("the name has no address"))?;
     let request = request(&server.authority(), method, message, timeout)?;
-    let mut sending = upstreams.send(client, &endpoint, request)?;
+    let mut sending = upstreams.send(client, &endpoint, request, None)?;
     let mut tried = 1;
     loop {
         let (error, unsent) = match sending.await {

@@ -91,7 +91,7 @@ async fn a_call_has_the_server_s_message_or_says_why_there_is_none() {
             }
             let nothing = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
             let down = call(&servers, &upstreams, ServerAddress::Address(nothing)).await;
-            assert!(down.unwrap_err().starts_with("the app could not be reached"));
+            assert!(down.unwrap_err().starts_with("Connection refused"));
         })
         .await;
 }

@@ -406,8 +406,10 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
     /// Counts and logs that a forward proxy has answered in place of the server, if it has.
     fn note_proxy_refusal(&self, forward: &Forward) {
         let is_of_proxy = self.exchange.endpoint.is_some_and(|endpoint| endpoint.is_http_proxy);
-        if let Some(cause) = self.exchange.cause.as_deref().filter(|_| is_of_proxy) {
-            self.handler.proxy_refused(forward, self.exchange.down.status, cause, self.env);
+        if let (_, Some(words)) = self.exchange.fault()
+            && is_of_proxy
+        {
+            self.handler.proxy_refused(forward, self.exchange.down.status, words, self.env);
         }
     }
 
@@ -670,6 +672,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         let head = if exchange.noted.size() > 0 { &exchange.noted } else { &up.out };
         let noted = |span: Span| head.past(span.start as usize, span.length as usize);
         let duration = exchange.start.elapsed();
+        let (unreachable, other_details) = exchange.fault();
         self.env.telemetry.record(&Record {
             decision: exchange.decision.as_deref(),
             trace: exchange.trace.as_deref(),
@@ -682,7 +685,8 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             protocol: exchange.asked.version.as_str(),
             status,
             flag,
-            details: exchange.cause.as_deref().unwrap_or(details),
+            details: other_details.unwrap_or(details),
+            transport_failure: unreachable.unwrap_or_default(),
             received: up.moved,
             sent: exchange.down.moved,
             authority: noted(notes.authority),

@@ -259,14 +259,7 @@ pub(super) fn timed_out(which: TimedOut) -> LocalReply {
 /// The upstream sends no response.
 pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
     match error {
-        UpstreamError::Connect(ConnectFailure::Refused) => connection_refused(),
-        UpstreamError::Connect(ConnectFailure::Timeout) => connect_timeout(),
-        UpstreamError::Connect(
-            failure @ (ConnectFailure::TlsTimeout | ConnectFailure::Proxy(ProxyFailure::NoAnswer)),
-        ) => LocalReply { details: failure.details(), ..connect_timeout() },
-        UpstreamError::Connect(failure) => {
-            LocalReply { details: failure.details(), flag: failure.flag(), ..connection_refused() }
-        }
+        UpstreamError::Connect(error) => not_connected(error.failure()),
         UpstreamError::Protocol(violation) => LocalReply { details: violation.details(), ..bad_gateway() },
         UpstreamError::Closed | UpstreamError::Vanished => connection_terminated(),
         UpstreamError::Request => bad_request("request_body_incomplete"),
@@ -282,6 +275,18 @@ pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
             details: "upstream_reset_before_response_started{remote_reset}",
             ..connection_terminated()
         },
+    }
+}
+
+/// There is no connection to the upstream.
+fn not_connected(failure: ConnectFailure) -> LocalReply {
+    match failure {
+        ConnectFailure::Refused => connection_refused(),
+        ConnectFailure::Timeout => connect_timeout(),
+        ConnectFailure::TlsTimeout | ConnectFailure::Proxy(ProxyFailure::NoAnswer) => {
+            LocalReply { details: failure.details(), ..connect_timeout() }
+        }
+        _ => LocalReply { details: failure.details(), flag: failure.flag(), ..connection_refused() },
     }
 }
 

@@ -22,7 +22,7 @@ use crate::telemetry::{
     ConnectionSecurity, CountedTcp, DialledEndpoint, OutboundRecord, Record, ResponseFlag,
 };
 use crate::tunnel::{Tunnel, TunnelError, TunnelPatience};
-use crate::upstream::{ConnectError, ConnectFailure, Deadline, RequestLimit, UpstreamTls};
+use crate::upstream::{ConnectError, Deadline, RequestLimit, UpstreamTls};
 
 /// A connection to an endpoint.
 type Upstream = MaybeTls<UpstreamTls>;
@@ -40,7 +40,7 @@ struct ConnectAttempt {
 /// Why a connection has no endpoint.
 enum NotConnected {
     NoEndpoint(NoEndpoint),
-    Failed(ConnectFailure),
+    Failed(ConnectError),
 }
 
 impl OutboundConnection<'_> {
@@ -66,13 +66,16 @@ impl OutboundConnection<'_> {
         let security = ConnectionSecurity::outbound(endpoint.as_ref());
         let tcp = self.context.http.telemetry.tcp(true, remote, security);
         let local = result.as_ref().ok().and_then(|(upstream, ..)| local_address(upstream));
-        let told = Told { outbound: self, target: &target, service, endpoint, local, tcp };
+        let mut told = Told { service, endpoint, local, ..Told::new(self, &target, tcp) };
         match result {
             Ok((upstream, choice, _place)) => Box::pin(told.carry(io, received, upstream, &choice)).await,
             Err(failure) => {
                 let (flag, details) = match failure {
                     NotConnected::NoEndpoint(reason) => (reason.flag(), reason.details()),
-                    NotConnected::Failed(failure) => (failure.flag(), failure.details()),
+                    NotConnected::Failed(error) => {
+                        told.failure = Some(error.to_string());
+                        (error.failure().flag(), error.failure().details())
+                    }
                 };
                 let requested = observed_server(&received).unwrap_or_default();
                 told.record(&requested, flag, details, [0, 0]);
@@ -100,7 +103,7 @@ impl OutboundConnection<'_> {
             Ok(place) => place,
             Err(limit) => {
                 self.context.http.telemetry.limited(limit.limit());
-                let failure = NotConnected::Failed(ConnectFailure::Overflow(limit));
+                let failure = NotConnected::Failed(ConnectError::Overflow(limit));
                 return ConnectAttempt { endpoint: None, service, result: Err(failure) };
             }
         };
@@ -126,7 +129,7 @@ impl OutboundConnection<'_> {
                 self.context.http.telemetry.forward_proxy_failed(reason);
             }
             if !choice.turn_after(failure) {
-                let result = Err(NotConnected::Failed(error.failure()));
+                let result = Err(NotConnected::Failed(error));
                 return ConnectAttempt { endpoint: tried, service, result };
             }
         }
@@ -175,10 +178,21 @@ pub(super) struct Told<'s> {
     pub(super) endpoint: Option<DialledEndpoint>,
     /// The sidecar's end of the connection to it.
     pub(super) local: Option<SocketAddr>,
+    /// Why the endpoint could not be reached.
+    pub(super) failure: Option<String>,
     pub(super) tcp: CountedTcp,
 }
 
-impl Told<'_> {
+impl<'s> Told<'s> {
+    /// One that has found no endpoint.
+    pub(super) fn new(
+        outbound: &'s OutboundConnection<'s>,
+        target: &'s ResolvedDestination,
+        tcp: CountedTcp,
+    ) -> Self {
+        Self { outbound, target, service: None, endpoint: None, local: None, failure: None, tcp }
+    }
+
     /// Passes bytes both ways until both sides are done; if one breaks, the other gets a RST.
     async fn carry(
         &self,
@@ -245,6 +259,7 @@ impl Told<'_> {
             duration: SystemTime::now().duration_since(*accepted).unwrap_or_default(),
             flag,
             details,
+            transport_failure: self.failure.as_deref().unwrap_or_default(),
             received,
             sent,
             ..Record::default()

@@ -61,7 +61,7 @@ impl OutboundConnection<'_> {
         self.context.refusals.unregistered(self.dialled.address, server.name.as_deref(), reason);
         let tcp =
             self.context.http.telemetry.tcp(true, self.remote(target), ConnectionSecurity::outbound(None));
-        let told = Told { outbound: self, target, service: None, endpoint: None, local: None, tcp };
+        let told = Told::new(self, target, tcp);
         told.record(server, ResponseFlag::NoHealthyUpstream, NoEndpoint::Unregistered.details(), [0, 0]);
     }
 

@@ -6,6 +6,7 @@ mod detection;
 mod differential;
 mod endings;
 mod http;
+mod interim;
 mod limits;
 mod mirrors;
 mod proxied;

@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use super::error::UpstreamError;
 use super::http1::Checkout;
 use super::http2::Lease;
+use super::interim::InterimSink;
 use super::shares::Share;
 use crate::flow::windows::{BodyWindow, Windows};
 
@@ -46,6 +47,8 @@ struct OutgoingState {
     /// The request's place, and its room on a connection: an app may answer before it has taken the whole body.
     share: Rc<Share>,
     lease: Option<Rc<Lease>>,
+    /// Where interim responses to the request go.
+    interims: Option<Rc<dyn InterimSink>>,
 }
 
 /// What sends a request's body, which may outlive the answer: an app may answer before it has taken all of the body.
@@ -83,17 +86,23 @@ struct Http2Body {
 
 impl Outgoing {
     /// A body that holds its request's place until it is sent or dropped.
-    pub(super) fn new<B>(body: B, share: Rc<Share>) -> Self
+    pub(super) fn new<B>(body: B, share: Rc<Share>, interims: Option<Rc<dyn InterimSink>>) -> Self
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
         let body: DynBody = Box::pin(http_body_util::BodyExt::map_err(body, Into::into));
-        Self::from_parts(body, share)
+        Self::from_parts(body, share, interims)
     }
 
-    fn from_parts(body: DynBody, share: Rc<Share>) -> Self {
-        let shared =
-            OutgoingState { body: Some(body), is_touched: false, is_broken: false, share, lease: None };
+    fn from_parts(body: DynBody, share: Rc<Share>, interims: Option<Rc<dyn InterimSink>>) -> Self {
+        let shared = OutgoingState {
+            body: Some(body),
+            is_touched: false,
+            is_broken: false,
+            share,
+            lease: None,
+            interims,
+        };
         Self { shared: Rc::new(RefCell::new(shared)) }
     }
 
@@ -113,6 +122,11 @@ impl Outgoing {
         is_idempotent(method.as_str().as_bytes()) || !self.is_end_stream()
     }
 
+    /// Where interim responses to its request go.
+    pub(super) fn interims(&self) -> Option<Rc<dyn InterimSink>> {
+        self.shared.borrow().interims.clone()
+    }
+
     /// Must be called before the body is sent.
     pub(super) fn retain(&self) -> Retained {
         Retained { shared: self.shared.clone() }
@@ -127,7 +141,7 @@ impl Retained {
             return None;
         }
         let body = shared.body.take()?;
-        Some(Outgoing::from_parts(body, shared.share.clone()))
+        Some(Outgoing::from_parts(body, shared.share.clone(), shared.interims.clone()))
     }
 
     /// Why the request failed, if `error` is what its sender saw: the body's own error comes first.

@@ -2,16 +2,17 @@
 
 use std::error::Error;
 use std::io;
+use std::sync::Arc;
 
-use super::connect_error::{ConnectError, ConnectFailure};
+use super::connect_error::ConnectError;
 use super::request_limit::RequestLimit;
 
 /// Why a request got no answer from the app, or only a part of one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum UpstreamError {
-    /// There is no connection.
-    #[error("the app could not be reached: {}", .0.details())]
-    Connect(ConnectFailure),
+    /// There is no connection. The cause is shared by all requests that have waited for the same one.
+    #[error("{0}")]
+    Connect(Arc<ConnectError>),
     /// The app does not speak the HTTP that it was spoken to in, or breaks its rules.
     #[error("the app's answer is not HTTP that can be passed on")]
     Protocol(Violation),
@@ -74,6 +75,14 @@ impl UpstreamError {
         !matches!(self, Self::Request | Self::Overflow(_))
     }
 
+    /// Why there is no connection, in full, for the access log.
+    pub(crate) fn transport_failure(&self) -> Option<String> {
+        match self {
+            Self::Connect(error) => Some(error.to_string()),
+            _ => None,
+        }
+    }
+
     /// Of a connection that this error has ended.
     fn of_connection(error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::TimedOut { Self::Vanished } else { Self::Closed }
@@ -104,7 +113,7 @@ impl From<ConnectError> for UpstreamError {
         match error {
             ConnectError::NotHttp2 => Self::Protocol(Violation::NotHttp2),
             ConnectError::Overflow(limit) => Self::Overflow(limit),
-            error => Self::Connect(error.failure()),
+            error => Self::Connect(Arc::new(error)),
         }
     }
 }

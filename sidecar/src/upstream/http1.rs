@@ -1,5 +1,7 @@
 //! HTTP/1.1 for requests that come over HTTP/2, by hyper: one request at a time on a connection.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +17,7 @@ use super::SendFailure;
 use super::body::{Outgoing, Retained, UpstreamBody};
 use super::connect::{Deadline, UpstreamConnector};
 use super::error::UpstreamError;
+use super::interim::InterimRelay;
 use super::place::{ConnectionTurn, Http1Place, OpeningPlace};
 use super::pool::{Fitness, Pool, Reusable};
 use super::stream::Secured;
@@ -37,6 +40,7 @@ struct Http1Connection {
     /// `None` in plaintext.
     secured: Option<Secured>,
     watch: Rc<ConnectionWatch>,
+    interims: Arc<InterimRelay>,
     endpoint: Arc<Endpoint>,
     /// Its place, if its backend has limits.
     place: Option<Box<Http1Place>>,
@@ -89,7 +93,7 @@ impl Http1 {
             // The app closed it in the meantime.
             let repeat = repeat.filter(|_| failure.is_unanswered);
             match failure.unsent.map(|unsent| *unsent).or_else(|| repeat?.request()) {
-                Some(again) if failure.error == UpstreamError::Vanished => {
+                Some(again) if matches!(failure.error, UpstreamError::Vanished) => {
                     let (head, body) = again.into_parts();
                     return Err(SendFailure::elsewhere(failure.error, Box::new(head), body));
                 }
@@ -119,15 +123,26 @@ impl Http1 {
     async fn try_send(
         self: &Rc<Self>,
         mut connection: Box<Http1Connection>,
-        request: Request<Outgoing>,
+        mut request: Request<Outgoing>,
     ) -> Result<Response<UpstreamBody>, Http1Failure> {
+        let (sink, relay) = (request.body().interims(), connection.interims.clone());
+        if sink.is_some() {
+            relay.clear();
+            on_interim(&mut request, relay.clone());
+        }
         let body = request.body().retain();
         let upload = request.body().retain().sent_by(connection.task.clone());
         let watch = connection.watch.clone();
         let before = watch.total();
-        let sending = connection.sender.try_send_request(request);
+        let mut sending = pin!(connection.sender.try_send_request(request));
         let checkout = Checkout { connection: Some(connection), all: self.clone() };
-        match sending.await {
+        let response = poll_fn(|context| {
+            if let Some(sink) = &sink {
+                relay.pass_to(&**sink, context.waker());
+            }
+            sending.as_mut().poll(context)
+        });
+        match response.await {
             Ok(response) => Ok(response.map(|body| UpstreamBody::http1(body, checkout, upload))),
             Err(mut failure) => {
                 let unsent = failure.take_message().map(Box::new);
@@ -172,8 +187,19 @@ impl Http1 {
             }
         });
         let (task, endpoint) = (driven.abort_handle(), endpoint.clone());
-        Ok(Box::new(Http1Connection { sender, task, secured, watch, endpoint, place: None }))
+        let interims = Arc::default();
+        Ok(Box::new(Http1Connection { sender, task, secured, watch, interims, endpoint, place: None }))
     }
+}
+
+/// Has hyper hand over the interim responses to a request.
+fn on_interim(request: &mut Request<Outgoing>, relay: Arc<InterimRelay>) {
+    hyper::ext::on_informational(request, move |head| {
+        let mut interim = Response::new(());
+        *interim.status_mut() = head.status();
+        *interim.headers_mut() = head.headers().clone();
+        relay.push(interim);
+    });
 }
 
 impl Repeat {

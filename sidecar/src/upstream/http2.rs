@@ -1,6 +1,7 @@
 //! HTTP/2 connections to one endpoint, driven by h2: a few, each shared by many requests.
 
 mod connection;
+mod lease;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -9,17 +10,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Response, request};
-use tidegate_core::backend::{Endpoint, UsagePermit};
+use tidegate_core::backend::Endpoint;
 use tokio::sync::oneshot;
 
-use self::connection::{Http2Connection, RequestFailure};
+use self::connection::Http2Connection;
+pub(super) use self::lease::Lease;
 use super::SendFailure;
 use super::body::{Outgoing, UpstreamBody};
 use super::connect::UpstreamConnector;
 use super::error::UpstreamError;
 use super::place::LimitedEndpoint;
 use super::request_limit::RequestLimit;
-use super::shares::{RequestShares, RequestSource, Share};
+use super::shares::{RequestShares, RequestSource};
 
 /// Requests on one connection before another is opened; fewer if the app says so.
 const STREAMS: usize = 100;
@@ -55,16 +57,6 @@ struct Need {
     source: RequestSource,
     /// The connection must be younger.
     after: Option<Instant>,
-}
-
-/// Room for one request on a connection.
-pub(super) struct Lease {
-    /// Its number of streams includes this request until this is dropped.
-    connection: Rc<Http2Connection>,
-    all: Rc<Http2>,
-    share: Option<Share>,
-    /// Its place among the requests to the backend, if those are limited.
-    request: Cell<Option<UsagePermit>>,
 }
 
 impl Http2 {
@@ -114,7 +106,7 @@ impl Http2 {
         };
         let body = if failure.may_repeat(is_repeatable) { retained.reclaim() } else { None };
         let Some(body) = body else { return Err(failure.error.into()) };
-        if failure.error == UpstreamError::Vanished {
+        if matches!(failure.error, UpstreamError::Vanished) {
             return Err(SendFailure::elsewhere(failure.error, again, body));
         }
         // Rare, and so without room in every request's future.
@@ -184,11 +176,7 @@ impl Http2 {
         let most = self.most_requests(&open);
         drop(open);
         let share = self.shares.take_one(&need.source, most).ok()?;
-        connection.streams.set(connection.streams.get() + 1);
-        if let Some(place) = &connection.place {
-            place.count_request();
-        }
-        Some(Lease { connection, all: self.clone(), share: Some(share), request: Cell::default() })
+        Some(Lease::new(connection, self.clone(), share))
     }
 
     /// Requests that the app would take on as many connections as there may be, and those on connections that take no
@@ -271,7 +259,7 @@ impl Http2 {
                         if all.is_empty() {
                             let waiting = std::mem::take(&mut *all.queue.borrow_mut());
                             for waiter in waiting {
-                                drop(waiter.room.send(Err(error)));
+                                drop(waiter.room.send(Err(error.clone())));
                             }
                         }
                         break;
@@ -284,59 +272,5 @@ impl Http2 {
             }
             all.is_dialling.set(false);
         });
-    }
-}
-
-impl Lease {
-    /// The request goes over the connection, unless the backend has as many in flight as it may.
-    fn begin(self) -> Result<Self, UpstreamError> {
-        if let Some(place) = &self.connection.place {
-            let request = place.request().inspect_err(|_| place.discount_request())?;
-            self.request.set(Some(request));
-        }
-        Ok(self)
-    }
-
-    /// Sends a request. Dropped before the answer has come, the request is cancelled.
-    async fn send(
-        self,
-        head: Box<request::Parts>,
-        body: Outgoing,
-    ) -> Result<Response<UpstreamBody>, (RequestFailure, Rc<Http2Connection>)> {
-        let lease = Rc::new(self);
-        body.hold(lease.clone());
-        let (retained, before) = (body.retain(), lease.connection.received());
-        let failed = |error: &h2::Error, is_unsent| {
-            // Not only once its body is dropped: the request may be sent again before.
-            drop(lease.request.take());
-            let RequestFailure { error, is_untouched, is_stale } =
-                lease.connection.judge(error, is_unsent, before);
-            let failure = RequestFailure { error: retained.cause(error), is_untouched, is_stale };
-            (failure, lease.connection.clone())
-        };
-        let (response, uploading) = match lease.connection.begin(head, body) {
-            Ok(begun) => begun,
-            Err((error, is_unsent)) => return Err(failed(&error, is_unsent)),
-        };
-        match response.await {
-            Ok(response) => {
-                lease.connection.has_answered.set(true);
-                let windows = &lease.connection.windows;
-                Ok(response.map(|stream| UpstreamBody::http2(stream, windows, lease.clone(), uploading)))
-            }
-            Err(error) => Err(failed(&error, false)),
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let connection = &self.connection;
-        connection.streams.set(connection.streams.get() - 1);
-        connection.idle_since.set(Instant::now());
-        drop(self.share.take());
-        if !self.all.queue.borrow().is_empty() {
-            self.all.serve_queue();
-        }
     }
 }

@@ -2,7 +2,8 @@
 //! the answer comes back as HTTP/1.
 //!
 //! Rare, and so built for plainness: it allocates. Trailers of a request end here, those of an answer are passed on.
-//! Interim answers of the app are not looked at, so `100 Continue` is ours where a client waits for it.
+//! `100 Continue` is ours where a client waits for it, because many apps that speak HTTP/2 do not send it; other interim
+//! answers are passed on.
 
 mod client;
 mod download;
@@ -10,12 +11,13 @@ mod request;
 mod upload;
 
 use std::cell::Cell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Poll, ready};
 
-use ::http::Request;
+use ::http::{Request, StatusCode};
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use http_body_util::{Either, Empty};
@@ -24,18 +26,21 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use self::client::SharedClient;
 pub(super) use self::request::{note, request};
 use self::upload::UploadEnd;
-use super::exchange::{Exchange, ExchangeOutcome, Upload, UploadState, response_edits};
+use super::exchange::{Asked, Exchange, ExchangeOutcome, Upload, UploadState, response_edits};
+use super::forward::write_http2_interim;
 use super::watch::{ClientWatch, Due, Pace};
 use super::{After, ClientConnection};
 use crate::http::HttpContext;
 use crate::http::buffer::Buffer;
 use crate::http::handler::Forward;
 use crate::http::local_reply::{self, LocalReply};
+use crate::http::request::Version;
 use crate::http::timed::timed;
 use crate::lifeline::{Ended, Lifeline};
 use crate::limits::Limits;
 use crate::stream::Abort;
 use crate::telemetry::ResponseFlag;
+use crate::upstream::{InterimQueue, UpstreamError};
 
 /// The body of a request to the app: fed by the client's direction, or empty.
 type OutgoingBody = Either<Channel<Bytes, io::Error>, Empty<Bytes>>;
@@ -46,6 +51,8 @@ enum BridgeOutcome {
     Complete,
     /// The answer that the client gets instead of the app's, unless it has begun to get that.
     Failed(LocalReply),
+    /// The app has not answered.
+    Unanswered(UpstreamError),
     /// The client cannot get a whole answer.
     Aborted(ResponseFlag, &'static str),
 }
@@ -96,21 +103,33 @@ where
                 (false, false) => connection.drain().await,
             }
         }
-        Ok(BridgeOutcome::Failed(reply)) => match connection.exchange.fail(reply) {
-            ExchangeOutcome::Failed(reply) => {
-                connection.tell(&reply);
-                connection.reply(reply).await
-            }
-            _ => {
-                connection.tell_end(connection.exchange.down.status, reply.flag, reply.details);
-                After::Abort
-            }
-        },
+        Ok(BridgeOutcome::Failed(reply)) => fail(connection, reply).await,
+        Ok(BridgeOutcome::Unanswered(error)) => {
+            connection.exchange.note_unreachable(&error);
+            fail(connection, local_reply::upstream_failed(&error)).await
+        }
         Ok(BridgeOutcome::Aborted(flag, details)) => {
             connection.tell_end(connection.exchange.down.status, flag, details);
             After::Abort
         }
         Err(Ended(cause)) => connection.cut_off(cause).await,
+    }
+}
+
+/// Gives the client this answer, or cuts off the one that it has begun to get.
+async fn fail<S>(connection: &mut ClientConnection<'_, S>, reply: LocalReply) -> After
+where
+    S: AsyncRead + AsyncWrite + Abort + Unpin,
+{
+    match connection.exchange.fail(reply) {
+        ExchangeOutcome::Failed(reply) => {
+            connection.tell(&reply);
+            connection.reply(reply).await
+        }
+        _ => {
+            connection.tell_end(connection.exchange.down.status, reply.flag, reply.details);
+            After::Abort
+        }
     }
 }
 
@@ -136,8 +155,16 @@ where
     }
     let mut upload = pin!(bridge.upload(up, &mut connection.inbound, sender, watch));
     let mut download = pin!(async {
-        let sent = match handler.send(env, forward, attempts.as_deref(), request.map(|()| body)) {
-            Ok(sent) => handler.response(env, forward, attempts.as_deref_mut(), sent).await,
+        let interims = Rc::<InterimQueue>::default();
+        let request = request.map(|()| body);
+        let sent = match handler.send(env, forward, attempts.as_deref(), request, interims.clone()) {
+            Ok(sent) => {
+                let response = handler.response(env, forward, attempts.as_deref_mut(), sent);
+                match bridge.interims(response, &interims, *asked).await {
+                    Ok(response) => response,
+                    Err(_) => return BridgeOutcome::client_gone(),
+                }
+            }
             Err(error) => Err(error),
         };
         let limit = attempts.as_ref().and_then(|attempts| attempts.deadline());
@@ -182,6 +209,41 @@ impl<S: AsyncWrite + Unpin> Bridge<'_, S> {
         let mut out = Buffer::default();
         out.push(b"HTTP/1.1 100 Continue\r\n\r\n");
         self.write(&mut out).await
+    }
+
+    /// Waits for the app's answer, and writes the interim ones before it to the client. The error is that the client has gone.
+    async fn interims<R>(
+        &self,
+        response: impl Future<Output = R>,
+        interims: &InterimQueue,
+        asked: Asked,
+    ) -> io::Result<R> {
+        let (mut response, mut client) = (pin!(response), &self.client);
+        let (mut answer, mut out, mut is_written) = (None, Buffer::default(), true);
+        poll_fn(|context| {
+            if answer.is_none() {
+                answer = match response.as_mut().poll(context) {
+                    Poll::Ready(answer) => Some(answer),
+                    Poll::Pending => None,
+                };
+            }
+            for head in interims.take() {
+                let is_ours = asked.expects_continue && head.status() == StatusCode::CONTINUE;
+                if asked.version == Version::Http11 && !is_ours {
+                    write_http2_interim(&head, &mut out);
+                    self.progress.step(Due::Body);
+                    is_written = false;
+                }
+            }
+            if !is_written {
+                ready!(out.poll_write_all(&mut client, context))?;
+                ready!(Pin::new(&mut client).poll_flush(context))?;
+                self.progress.step(Due::Answer);
+                is_written = true;
+            }
+            answer.take().map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)))
+        })
+        .await
     }
 
     /// Writes all of a buffer to the client.

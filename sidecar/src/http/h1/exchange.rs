@@ -33,7 +33,7 @@ use crate::stream::Abort;
 use crate::telemetry::trace::RequestTrace;
 use crate::telemetry::{DialledEndpoint, ResponseFlag};
 use crate::turn::Turn;
-use crate::upstream::{ProxyFailure, TimedOut};
+use crate::upstream::{ProxyFailure, TimedOut, UpstreamError};
 
 /// The most of a request's body that is read only to keep the connection.
 pub(super) const MOST_DRAINED: u64 = 64 * 1024;
@@ -63,8 +63,16 @@ pub(super) struct Exchange {
     pub(super) pace: Pace,
     /// The request's head, if it may be sent again.
     pub(super) repeatable: Option<Repeatable>,
-    /// What is wrong with the app's answer, in the log's words.
-    pub(super) cause: Option<Box<str>>,
+    /// What the log says about the upstream beyond the reply. Boxed, because it is rare.
+    pub(super) fault: Option<Box<UpstreamFault>>,
+}
+
+/// Why the client does not get the app's answer.
+pub(super) enum UpstreamFault {
+    /// There is no connection, for this reason.
+    Connection(String),
+    /// The answer cannot be passed on, or is a forward proxy's: details in place of the reply's.
+    Answer(String),
 }
 
 /// A request that may be sent again if its connection turns out to be stale.
@@ -208,7 +216,7 @@ impl Exchange {
             watch: ClientWatch::default(),
             pace: Pace::default(),
             repeatable: None,
-            cause: None,
+            fault: None,
         }
     }
 
@@ -325,10 +333,26 @@ impl Exchange {
         }
     }
 
+    /// Notes that no endpoint could be reached, if that is what this error means.
+    pub(super) fn note_unreachable(&mut self, error: &UpstreamError) {
+        let failure = error.transport_failure();
+        self.fault = failure.map(|failure| Box::new(UpstreamFault::Connection(failure)));
+    }
+
+    /// Why no endpoint could be reached, and details in place of the reply's.
+    pub(super) fn fault(&self) -> (Option<&str>, Option<&str>) {
+        match self.fault.as_deref() {
+            None => (None, None),
+            Some(UpstreamFault::Connection(failure)) => (Some(failure), None),
+            Some(UpstreamFault::Answer(details)) => (None, Some(details)),
+        }
+    }
+
     /// The exchange's outcome when the response cannot be passed on. The log gets the cause.
     fn refuse(&mut self, error: AnswerError) -> ExchangeOutcome {
         let has_begun = self.down.state != DownloadState::Head;
-        self.cause = Some(error.details(self.down.input.bytes(), has_begun).into());
+        let details = error.details(self.down.input.bytes(), has_begun);
+        self.fault = Some(Box::new(UpstreamFault::Answer(details)));
         self.fail(local_reply::bad_gateway())
     }
 
@@ -567,7 +591,7 @@ impl Exchange {
             head::parse_response(input, &mut storage, &env.limits, is_head).map_err(AnswerError::Head)?;
         let Some(head) = head else { return Ok(HeadRead::Incomplete) };
         if self.endpoint.is_some_and(|endpoint| endpoint.is_http_proxy)
-            && note_proxy_refusal(&head, &mut self.cause) == Some(ProxyFailure::Authentication)
+            && note_proxy_refusal(&head, &mut self.fault) == Some(ProxyFailure::Authentication)
         {
             self.down.status = head.status;
             return Ok(HeadRead::Ended(ExchangeOutcome::ProxyAuthentication));
@@ -771,11 +795,15 @@ fn refusal_of_proxy(head: &ResponseHead<'_>) -> Option<ProxyRefusal> {
     (head.status == 407 || is_squids()).then(|| ProxyRefusal::of_response(head.status, fields()))
 }
 
-/// Notes the proxy's words as the cause of the answer, if it is the proxy's own; returns what it means then.
-fn note_proxy_refusal(head: &ResponseHead<'_>, cause: &mut Option<Box<str>>) -> Option<ProxyFailure> {
+/// Notes the proxy's words, if the answer is the proxy's own; returns what it means then.
+fn note_proxy_refusal(
+    head: &ResponseHead<'_>,
+    fault: &mut Option<Box<UpstreamFault>>,
+) -> Option<ProxyFailure> {
     let refusal = refusal_of_proxy(head)?;
     let failure = ProxyFailure::of_status(head.status);
-    *cause = Some(format!("{}{{{refusal}}}", failure.details()).into());
+    let details = format!("{}{{{refusal}}}", failure.details());
+    *fault = Some(Box::new(UpstreamFault::Answer(details)));
     Some(failure)
 }
 

@@ -347,13 +347,29 @@ pub(super) fn write_http2_response(
     persistence: Persistence,
     out: &mut Buffer,
 ) {
+    put_http2_head(head, head.status().as_u16() != 204, out);
+    if chunked {
+        out.push(b"transfer-encoding: chunked\r\n");
+    }
+    put_persistence(persistence, out);
+    out.push(b"\r\n");
+}
+
+/// Writes the head of an interim answer that came over HTTP/2, for clients of HTTP/1.1.
+pub(super) fn write_http2_interim(head: &::http::Response<()>, out: &mut Buffer) {
+    put_http2_head(head, false, out);
+    out.push(b"\r\n");
+}
+
+/// Writes the status and the fields of an answer that came over HTTP/2. `with_length`: also its `content-length`.
+fn put_http2_head(head: &::http::Response<()>, with_length: bool, out: &mut Buffer) {
     let status = head.status();
     out.push(b"HTTP/1.1 ");
     out.push(status.as_str().as_bytes());
     out.push(b" ");
     out.push(status.canonical_reason().unwrap_or_default().as_bytes());
     out.push(b"\r\n");
-    let mut has_length = status.as_u16() == 204;
+    let mut has_length = !with_length;
     for (name, value) in head.headers() {
         let field = headers::classify(name.as_str().as_bytes());
         let ends_here = match field {
@@ -368,11 +384,6 @@ pub(super) fn write_http2_response(
             out.push(b"\r\n");
         }
     }
-    if chunked {
-        out.push(b"transfer-encoding: chunked\r\n");
-    }
-    put_persistence(persistence, out);
-    out.push(b"\r\n");
 }
 
 /// Writes the head of an interim answer, for clients of HTTP/1.1.

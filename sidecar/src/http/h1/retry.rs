@@ -36,6 +36,7 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         let (failure, outcome) = match end {
             AttemptEnd::Retry(wait) => return Box::pin(self.pause(forward, wait)).await,
             AttemptEnd::NotConnected(error) => {
+                self.exchange.note_unreachable(&error);
                 if let Some(limit) = error.limit() {
                     self.env.telemetry.limited(limit);
                 }
@@ -137,5 +138,6 @@ impl Exchange {
         }
         self.up.begin_again();
         self.down = Download::new();
+        self.fault = None;
     }
 }

@@ -177,7 +177,7 @@ impl Exchanges {
             UpstreamProtocol::Http1 => headers::into_http1(head, target, body),
             UpstreamProtocol::Http2 => headers::into_http2(head, target, body),
         };
-        match self.handler.send(&self.env, &forward, attempts.as_deref(), request) {
+        match self.handler.send(&self.env, &forward, attempts.as_deref(), request, progress.clone()) {
             Ok(sent) => {
                 Box::pin(self.clone().pass_back(sent, (forward, attempts, edits), log, form, progress))
             }
@@ -225,7 +225,13 @@ impl Exchanges {
     }
 
     /// The response to a request that could not be forwarded.
-    fn failed(&self, error: UpstreamError, log: Box<RequestLog>, form: ReplyForm) -> Response<AnswerBody> {
+    fn failed(
+        &self,
+        error: UpstreamError,
+        mut log: Box<RequestLog>,
+        form: ReplyForm,
+    ) -> Response<AnswerBody> {
+        log.failed(&error);
         if let Some(limit) = error.limit() {
             self.env.telemetry.limited(limit);
         }

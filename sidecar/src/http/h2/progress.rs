@@ -6,9 +6,11 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use http::Response;
+
 use crate::lifeline::{Lifeline, Wait};
 use crate::limits::Limits;
-use crate::upstream::TimedOut;
+use crate::upstream::{InterimQueue, InterimSink, TimedOut};
 
 /// Progress of a stream, shared by its two bodies.
 pub(super) struct Progress {
@@ -24,6 +26,8 @@ pub(super) struct Progress {
     ended: Cell<Option<Instant>>,
     /// When the response must be complete, by the request's rule.
     limit: Cell<Option<(Instant, TimedOut)>>,
+    /// Interim responses that wait to be sent.
+    interims: InterimQueue,
     /// Wakes the stream's task if it waits for the end of the upload.
     waker: RefCell<Option<Waker>>,
 }
@@ -62,6 +66,7 @@ impl Progress {
             received: Cell::new(0),
             ended: Cell::new(None),
             limit: Cell::new(None),
+            interims: InterimQueue::default(),
             waker: RefCell::default(),
         };
         progress.rearm();
@@ -152,6 +157,11 @@ impl Progress {
         self.limit.get()
     }
 
+    /// Interim responses to send.
+    pub(super) fn take_interims(&self) -> Vec<Response<()>> {
+        self.interims.take()
+    }
+
     /// Records that a piece of the response waits for the client.
     pub(super) fn downloading(&self) {
         self.download.set(DownloadWait::Client);
@@ -179,6 +189,12 @@ impl Progress {
             (UploadWait::Client | UploadWait::App, _) | (UploadWait::Done, DownloadWait::App) => silence(),
         };
         self.line.borrow().within(time, Wait::Body);
+    }
+}
+
+impl InterimSink for Progress {
+    fn interim(&self, head: Response<()>) {
+        self.interims.interim(head);
     }
 }
 

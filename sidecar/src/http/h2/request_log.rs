@@ -17,6 +17,7 @@ use crate::http::handler::Forward;
 use crate::http::headers::{FORWARDED_FOR, REQUEST_ID, is_grpc};
 use crate::telemetry::trace::RequestTrace;
 use crate::telemetry::{GrpcOutcome, Record, ResponseFlag};
+use crate::upstream::UpstreamError;
 
 /// Collects the facts about one request and writes its record when dropped.
 pub(super) struct RequestLog {
@@ -42,6 +43,7 @@ pub(super) struct RequestLog {
     grpc: Option<GrpcOutcome>,
     flag: ResponseFlag,
     details: &'static str,
+    transport_failure: Option<Box<str>>,
     sent: u64,
     is_complete: bool,
     _in_flight: InFlight,
@@ -79,6 +81,7 @@ impl RequestLog {
             grpc: is_grpc(bytes_of(headers.get(CONTENT_TYPE))).then_some(GrpcOutcome::Unfinished),
             flag: ResponseFlag::None,
             details: "",
+            transport_failure: None,
             sent: 0,
             is_complete: false,
             _in_flight: deadlines.begin(),
@@ -136,6 +139,11 @@ impl RequestLog {
         self.upstream_time = self.progress.upload_ended().map(|ended| ended.elapsed());
     }
 
+    /// Records why there is no response, if that is because no endpoint could be reached.
+    pub(super) fn failed(&mut self, error: &UpstreamError) {
+        self.transport_failure = error.transport_failure().map(Into::into);
+    }
+
     /// Records the outcome of a gRPC call, if the request is one and these fields have it: a response's head or its
     /// trailers.
     pub(super) fn ended_with(&mut self, fields: &HeaderMap) {
@@ -190,6 +198,7 @@ impl RequestLog {
             grpc: self.grpc,
             flag: if is_cut_off { ResponseFlag::DownstreamConnectionTermination } else { self.flag },
             details: if is_cut_off { "downstream_remote_disconnect" } else { self.details },
+            transport_failure: self.transport_failure.as_deref().unwrap_or_default(),
             received: self.progress.received(),
             sent: self.sent,
             authority: authority.unwrap_or(bytes_of(self.host.as_ref())),

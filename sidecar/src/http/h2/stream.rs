@@ -13,6 +13,7 @@ use http_body::Body;
 
 use super::answer::AnswerBody;
 use super::exchange::Exchanges;
+use super::headers;
 use super::progress::Progress;
 use crate::flow::outbox::Piece;
 use crate::flow::send::{Gone, send};
@@ -31,7 +32,11 @@ pub(super) fn serve(
     let mut answering = exchanges.answer(request, progress.clone());
     async move {
         let response = poll_fn(|context| {
-            if let Poll::Ready(response) = answering.as_mut().poll(context) {
+            let answered = answering.as_mut().poll(context);
+            for head in progress.take_interims() {
+                interim(head, &mut respond);
+            }
+            if let Poll::Ready(response) = answered {
                 return Poll::Ready(Some(response));
             }
             respond.poll_reset(context).map(|_| None)
@@ -41,6 +46,15 @@ pub(super) fn serve(
         if let Some(response) = response {
             answer(response, respond, &progress, &exchanges).await;
         }
+    }
+}
+
+/// Sends an interim response, which has no body.
+fn interim(mut head: Response<()>, respond: &mut SendResponse<Piece>) {
+    headers::strip_hop_by_hop(head.headers_mut());
+    head.headers_mut().remove(CONTENT_LENGTH);
+    if let Err(error) = respond.send_informational(head) {
+        tracing::debug!(%error, "an interim response cannot be sent");
     }
 }
 

@@ -1,6 +1,8 @@
 //! Sends requests over the worker's connections, one attempt after the other. A request that both sides have as HTTP/1 does
 //! not come here: its codec drives both connections itself.
 
+use std::rc::Rc;
+
 use ::http::{Request, Response, request};
 use bytes::Bytes;
 use http_body::Body;
@@ -12,7 +14,8 @@ use crate::http::HttpContext;
 use crate::http::mirror;
 use crate::http::timed::timed;
 use crate::upstream::{
-    BoxError, ConnectFailure, ReplayBody, SendFailure, Sending, UpstreamBody, UpstreamError, Upstreams,
+    BoxError, ConnectFailure, InterimSink, ReplayBody, SendFailure, Sending, UpstreamBody, UpstreamError,
+    Upstreams,
 };
 
 /// A request on its way.
@@ -24,30 +27,33 @@ pub(in crate::http) struct SentRequest<B> {
 
 /// What a request is made of again.
 struct Replayed<B> {
+    interims: Rc<dyn InterimSink>,
     head: Box<request::Parts>,
     body: ReplayBody<B>,
 }
 
 impl Handler {
-    /// Sends a request.
+    /// Sends a request. Interim responses to it go to `interims`.
     pub(in crate::http) fn send<B>(
         &self,
         env: &HttpContext,
         forward: &Forward,
         attempts: Option<&Attempts>,
         request: Request<B>,
+        interims: Rc<dyn InterimSink>,
     ) -> Result<SentRequest<B>, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + 'static,
     {
         let Some(attempts) = attempts else {
-            let sending = self.send_to(&env.upstreams, forward, request)?;
+            let sending = self.send_to(&env.upstreams, forward, request, interims)?;
             return Ok(SentRequest { sending, repeat: None });
         };
         attempts.begin(&env.retry_budgets);
         let (head, body) = request.into_parts();
-        let repeat = Replayed { head: Box::new(head), body: ReplayBody::new(body, attempts.keeps_request()) };
-        let sending = self.send_to(&env.upstreams, forward, repeat.request())?;
+        let body = ReplayBody::new(body, attempts.keeps_request());
+        let repeat = Replayed { interims, head: Box::new(head), body };
+        let sending = self.resend(&env.upstreams, forward, &repeat)?;
         Ok(SentRequest { sending, repeat: Some(repeat) })
     }
 
@@ -119,7 +125,7 @@ impl Handler {
             drop(outcome);
             tokio::time::sleep(wait).await;
             forward.change_endpoint();
-            sending = self.send_to(&env.upstreams, forward, repeat.request())?;
+            sending = self.resend(&env.upstreams, forward, repeat)?;
         }
     }
 
@@ -140,15 +146,15 @@ impl Handler {
                 Err(failure) => failure,
             };
             let Some(unsent) = unsent else {
-                match error {
+                match &error {
                     UpstreamError::Vanished => forward.vanished(),
                     error if error.is_of_upstream() => forward.failed(),
                     _ => {}
                 }
                 return Err(error);
             };
-            let failure = match error {
-                UpstreamError::Connect(failure) => Some(failure),
+            let failure = match &error {
+                UpstreamError::Connect(error) => Some(error.failure()),
                 _ => None,
             };
             if let Some(reason) = failure.and_then(ConnectFailure::of_forward_proxy) {
@@ -162,19 +168,34 @@ impl Handler {
         }
     }
 
+    /// Sends a request, for the first time or again.
+    fn resend<B>(
+        &self,
+        upstreams: &Upstreams,
+        forward: &Forward,
+        replayed: &Replayed<B>,
+    ) -> Result<Sending, UpstreamError>
+    where
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin + 'static,
+    {
+        self.send_to(upstreams, forward, replayed.request(), replayed.interims.clone())
+    }
+
     /// Sends a request to the endpoint.
     fn send_to<B>(
         &self,
         upstreams: &Upstreams,
         forward: &Forward,
         request: Request<B>,
+        interims: Rc<dyn InterimSink>,
     ) -> Result<Sending, UpstreamError>
     where
         B: Body<Data = Bytes, Error: Into<BoxError>> + 'static,
     {
+        let (client, endpoint, interims) = (&self.connection, forward.endpoint(), Some(interims));
         match forward.protocol {
-            UpstreamProtocol::Http1 => upstreams.send_http1(&self.connection, forward.endpoint(), request),
-            UpstreamProtocol::Http2 => upstreams.send(&self.connection, forward.endpoint(), request),
+            UpstreamProtocol::Http1 => upstreams.send_http1(client, endpoint, request, interims),
+            UpstreamProtocol::Http2 => upstreams.send(client, endpoint, request, interims),
         }
     }
 }

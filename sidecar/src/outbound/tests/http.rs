@@ -372,10 +372,7 @@ async fn requests_of_the_app_are_logged_with_their_endpoint() {
     http2(&client).await.send_request(request).await.unwrap().into_body().collect().await.unwrap();
     client.learn(http(&[]));
     ask(&mut io, GET).await;
-    let lines = || -> Vec<serde_json::Value> {
-        let text = std::fs::read_to_string(file.path()).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    };
+    let lines = || Telemetry::records_in(file.path());
     until(|| lines().len() == 3).await;
     let lines = lines();
     let endpoint = server.address(Port::Mesh).to_string();

@@ -289,6 +289,37 @@ async fn each_failure_of_a_proxy_has_its_own_reason_and_no_connection_passes_it(
 }
 
 #[tokio::test]
+async fn the_access_log_has_a_proxy_s_own_words_whatever_was_to_go_through_its_tunnel() {
+    let directory = tempfile::tempdir().unwrap();
+    let denies: Answerer =
+        |_| Some("HTTP/1.1 403 Forbidden\r\nX-Squid-Error: ERR_ACCESS_DENIED 0\r\n\r\n".into());
+    let words = "forward proxy: the answer to CONNECT is 403 Forbidden, X-Squid-Error: ERR_ACCESS_DENIED 0";
+    let proxy = FakeProxy::start(denies).await;
+    let log = |name| directory.path().join(name);
+    let refused = |record: serde_json::Value| {
+        assert_eq!(record["upstream_transport_failure_reason"], words, "{record}");
+        assert_eq!(record["response_code_details"], "forward_proxy_denied");
+    };
+
+    let tls = client(443, &log("tls"), rule(&[proxy.address]));
+    let mut io = tls.dial().await;
+    io.write_all(&client_hello()).await.unwrap();
+    assert!(io.read_u8().await.is_err());
+    refused(line(&log("tls"), "a.example").await);
+
+    let http1 = client(80, &log("http1"), rule(&[proxy.address]));
+    let upgrade = "GET / HTTP/1.1\r\nHost: ws.example\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    assert_eq!(requests(&http1, &[upgrade]).await, ["HTTP/1.1 503 Service Unavailable"]);
+    refused(line(&log("http1"), "ws.example").await);
+
+    let http2 = client(80, &log("http2"), rule(&[proxy.address]));
+    let request = ::http::Request::get("http://h2.example/").body(String::new()).unwrap();
+    let response = http::http2(&http2).await.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 503);
+    refused(line(&log("http2"), "h2.example").await);
+}
+
+#[tokio::test]
 async fn an_object_without_usable_proxies_refuses_under_its_own_name() {
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");

@@ -30,10 +30,7 @@ fn refused(dialled: SocketAddr, log: PathBuf) -> Client {
 
 /// The one line with this method, host or server name.
 pub(super) async fn line(log: &Path, text: &str) -> Value {
-    let find = || {
-        let lines = std::fs::read_to_string(log).unwrap_or_default();
-        lines.lines().find(|line| line.contains(text)).map(|line| serde_json::from_str(line).unwrap())
-    };
+    let find = || Telemetry::records_in(log).into_iter().find(|line| line.to_string().contains(text));
     until(|| find().is_some()).await;
     find().unwrap()
 }

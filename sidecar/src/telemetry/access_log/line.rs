@@ -34,7 +34,7 @@ fn json_members<'a>(out: &'a mut Vec<u8>, record: &Record<'_>) -> JsonObject<'a>
     line.text("response_flags", record.flag.code().as_bytes());
     line.optional("response_code_details", record.details.as_bytes());
     line.null("connection_termination_details");
-    line.null("upstream_transport_failure_reason");
+    line.optional("upstream_transport_failure_reason", record.transport_failure.as_bytes());
     line.number("bytes_received", u128::from(record.received));
     line.number("bytes_sent", u128::from(record.sent));
     line.number("duration", record.duration.as_millis());
@@ -68,7 +68,7 @@ pub(super) fn text_line(out: &mut Vec<u8>, record: &Record<'_>) {
     line.raw("[").raw(&timestamp(record.start)).raw("] \"");
     line.bare(record.method).raw(" ").bare(record.path).raw(" ").bare(record.protocol.as_bytes()).raw("\" ");
     line.number(u128::from(record.status)).raw(" ").raw(record.flag.code()).raw(" ");
-    line.bare(record.details.as_bytes()).raw(" - \"-\" ");
+    line.bare(record.details.as_bytes()).raw(" - ").quoted(record.transport_failure.as_bytes()).raw(" ");
     line.number(u128::from(record.received)).raw(" ").number(u128::from(record.sent)).raw(" ");
     line.number(record.duration.as_millis()).raw(" ");
     match record.upstream_time {

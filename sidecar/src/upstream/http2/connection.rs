@@ -23,7 +23,7 @@ use crate::limits::Limits;
 use crate::upstream::BoxError;
 use crate::upstream::body::{Outgoing, Uploading};
 use crate::upstream::connect::Deadline;
-use crate::upstream::connect_error::ConnectFailure;
+use crate::upstream::connect_error::ConnectError;
 use crate::upstream::error::{UpstreamError, Violation, reset_reason};
 use crate::upstream::place::LimitedConnection;
 use crate::upstream::stream::Secured;
@@ -84,7 +84,7 @@ impl Http2Connection {
         let watch = stream.watch();
         let (sender, driven) = tokio::time::timeout_at(deadline, handshake(stream, &watch, limits))
             .await
-            .map_err(|_| UpstreamError::Connect(ConnectFailure::Timeout))??;
+            .map_err(|_| UpstreamError::from(ConnectError::Timeout))??;
         let now = Instant::now();
         let connection = Rc::new(Self {
             most_streams: Cell::new(most_streams(&driven)),

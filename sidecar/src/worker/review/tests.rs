@@ -86,7 +86,7 @@ async fn a_revoked_root_ends_a_request_in_flight_to_a_sidecar_that_it_vouched_fo
         http_context: Arc::new(move |limits, snapshots| {
             let context = Rc::new(HttpContext::new(limits, Rc::new(Telemetry::default()), snapshots));
             let request = ::http::Request::get("/").header("host", "a").body(Empty::<Bytes>::new()).unwrap();
-            let sending = context.upstreams.send_http1(&client(), &endpoint, request);
+            let sending = context.upstreams.send_http1(&client(), &endpoint, request, None);
             let sender = sender.clone();
             tokio::task::spawn_local(async move {
                 let answer = sending.ok().unwrap().await;

@@ -14,7 +14,6 @@ use crate::http::h1::exchange::{Asked, Download};
 use crate::http::h1::forward::{self, Persistence};
 use crate::http::h1::watch::Due;
 use crate::http::headers::{self, is_protected, is_stream};
-use crate::http::local_reply::{self, LocalReply};
 use crate::http::request::Version;
 use crate::telemetry::ResponseFlag;
 use crate::upstream::{UpstreamBody, UpstreamError};
@@ -45,9 +44,14 @@ impl<S: AsyncWrite + Unpin> Bridge<'_, S> {
         edits: Option<&HeaderEdits>,
         down: &mut Download,
     ) -> BridgeOutcome {
-        let response = match self.answer(sent) {
+        let response = match sent {
             Ok(response) => response,
-            Err(reply) => return BridgeOutcome::Failed(reply),
+            Err(error) => {
+                if let Some(limit) = error.limit() {
+                    self.env.telemetry.limited(limit);
+                }
+                return BridgeOutcome::Unanswered(error);
+            }
         };
         let (head, body) = response.into_parts();
         let mut head = Response::from_parts(head, ());
@@ -75,19 +79,6 @@ impl<S: AsyncWrite + Unpin> Bridge<'_, S> {
         let content_type = head.headers().get(CONTENT_TYPE);
         let is_stream = content_type.is_some_and(|value| is_stream(value.as_bytes()));
         self.pass_body_back(body, framing, Due::More { is_stream }, &mut down.moved).await
-    }
-
-    /// The head of the app's answer, or the answer that the client gets for want of it.
-    fn answer(
-        &self,
-        sent: Result<Response<UpstreamBody>, UpstreamError>,
-    ) -> Result<Response<UpstreamBody>, LocalReply> {
-        sent.map_err(|error| {
-            if let Some(limit) = error.limit() {
-                self.env.telemetry.limited(limit);
-            }
-            local_reply::upstream_failed(&error)
-        })
     }
 
     /// Writes the answer's body to the client, `more` being what it waits for between two pieces. `moved` counts its

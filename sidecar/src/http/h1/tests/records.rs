@@ -30,11 +30,11 @@ impl Log {
         let due = Instant::now() + Duration::from_secs(20);
         loop {
             world.env.telemetry.flush();
-            let text = std::fs::read_to_string(self.path()).unwrap();
-            if text.lines().count() == count {
-                return text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let lines = Telemetry::records_in(&self.path());
+            if lines.len() == count {
+                return lines;
             }
-            assert!(Instant::now() < due, "{text}");
+            assert!(Instant::now() < due, "{lines:?}");
             tokio::task::yield_now().await;
         }
     }

@@ -1,6 +1,7 @@
 //! Policy changes, graceful shutdowns, and connections that end.
 
 use std::cell::Cell;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use super::kit::{
 use crate::http::local_reply;
 use crate::lifeline::{Cause, Phase, Wait};
 use crate::limits::Limits;
-use crate::upstream::{ConnectFailure, ConnectionCounts, DynBody, ProxyFailure, UpstreamError, Violation};
+use crate::upstream::{ConnectError, ConnectionCounts, DynBody, ProxyError, UpstreamError, Violation};
 
 /// The payload of h2's ping that checks whether its GOAWAY was read.
 const SHUTDOWN_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
@@ -352,12 +353,12 @@ fn an_http1_connection_waits_no_longer_than_its_limit() {
 #[test]
 fn an_error_says_how_to_tell_the_client() {
     let cases = [
-        (UpstreamError::Connect(ConnectFailure::Refused), 503, "UF"),
-        (UpstreamError::Connect(ConnectFailure::Timeout), 504, "UT"),
-        (UpstreamError::Connect(ConnectFailure::Tls), 503, "UF"),
-        (UpstreamError::Connect(ConnectFailure::TlsTimeout), 504, "UT"),
-        (UpstreamError::Connect(ConnectFailure::Proxy(ProxyFailure::Denied)), 503, "UF"),
-        (UpstreamError::Connect(ConnectFailure::Proxy(ProxyFailure::NoAnswer)), 504, "UT"),
+        (ConnectError::Refused(ErrorKind::ConnectionRefused.into()).into(), 503, "UF"),
+        (ConnectError::Timeout.into(), 504, "UT"),
+        (ConnectError::OtherIdentity("another".to_owned()).into(), 503, "UF"),
+        (ConnectError::TlsTimeout.into(), 504, "UT"),
+        (ConnectError::Proxy(ProxyError::TwoLayers).into(), 503, "UF"),
+        (ConnectError::Proxy(ProxyError::NoAnswer).into(), 504, "UT"),
         (UpstreamError::Protocol(Violation::Header), 502, "UPE"),
         (UpstreamError::Closed, 503, "UC"),
         (UpstreamError::Reset(h2::Reason::CANCEL), 503, "UC"),

@@ -55,8 +55,7 @@ impl Log {
 
     fn lines(&self, sidecar: &Sidecar) -> Vec<Value> {
         sidecar.env.telemetry.flush();
-        let text = std::fs::read_to_string(self.folder.path().join("log")).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        Telemetry::records_in(&self.folder.path().join("log"))
     }
 
     /// The log line of the request for this path, once it is written.

@@ -104,8 +104,7 @@ fn a_malformed_request_fails_alone_and_is_logged() {
 
         let lines = || {
             sidecar.env.telemetry.flush();
-            let log = std::fs::read_to_string(&path).unwrap();
-            let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            let lines = Telemetry::records_in(&path).into_iter();
             lines.filter(|line| line["response_flags"] == "DPE").collect::<Vec<_>>()
         };
         until(|| lines().len() == CASES.len()).await;

@@ -60,8 +60,7 @@ fn every_request_is_logged_whether_app_or_sidecar_answered_it() {
         let (sidecar, _app) = four_requests(&path).await;
         let lines = || {
             sidecar.env.telemetry.flush();
-            let log = std::fs::read_to_string(&path).unwrap();
-            log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+            Telemetry::records_in(&path)
         };
         until(|| lines().len() == 4).await;
         let lines = lines();

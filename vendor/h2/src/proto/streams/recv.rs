@@ -293,6 +293,11 @@ impl Recv {
 
             tracing::trace!("Received informational response: stream_id={:?}", stream_id);
 
+            if stream.pending_informational >= proto::MAX_PENDING_INFORMATIONAL {
+                return Ok(());
+            }
+            stream.pending_informational += 1;
+
             // Push the informational response onto the stream's recv buffer
             // with a special event type so it can be polled separately
             stream
@@ -364,6 +369,7 @@ impl Recv {
             match stream.pending_recv.pop_front(&mut self.buffer) {
                 Some(Event::Headers(Client(response))) => return Poll::Ready(Ok(response)),
                 Some(Event::InformationalHeaders(_)) => {
+                    stream.pending_informational -= 1;
                     tracing::trace!("Skipping informational response in poll_response - should be consumed via poll_informational; stream_id={:?}", stream.id);
                     continue;
                 }
@@ -405,6 +411,7 @@ impl Recv {
                 }
                 Event::InformationalHeaders(Client(response)) => {
                     // Found an informational response, return it
+                    stream.pending_informational -= 1;
                     return Poll::Ready(Some(Ok(response)));
                 }
                 other => {

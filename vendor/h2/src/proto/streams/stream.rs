@@ -100,6 +100,9 @@ pub(super) struct Stream {
     /// Frames pending for this stream to read
     pub pending_recv: buffer::Deque,
 
+    /// Informational responses among them
+    pub pending_informational: u8,
+
     /// When the RecvStream drop occurs, no data should be received.
     pub is_recv: bool,
 
@@ -189,6 +192,7 @@ impl Stream {
             reset_at: None,
             next_reset_expire: None,
             pending_recv: buffer::Deque::new(),
+            pending_informational: 0,
             is_recv: true,
             recv_task: None,
             push_task: None,
