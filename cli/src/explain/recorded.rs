@@ -39,6 +39,7 @@ fn text(request: &Value) -> String {
         ("status", known("response_code")),
         ("flags", known("response_flags").filter(|flags| flags != "-")),
         ("details", known("response_code_details")),
+        ("cause", known("upstream_transport_failure_reason")),
         ("route", known("route_name")),
         ("policy", known("policy")),
         ("destination", known("upstream_cluster")),
@@ -64,11 +65,13 @@ mod tests {
         let request = json!({
             "start_time": "2026-01-01T00:00:00.000Z", "direction": "outbound", "method": "GET", "authority": "cart",
             "path": "/a\u{1b}", "protocol": "HTTP/1.1", "response_code": 503, "response_flags": "UF",
+            "upstream_transport_failure_reason": "Connection refused (os error 111)",
             "route_name": "HTTPRoute/shop/r/0", "upstream_host": null, "duration": 7, "policy": null,
             "remote": {"service": "shop/cart-v2", "workload": null},
         });
         let expected = "time            2026-01-01T00:00:00.000Z\ndirection       outbound\n\
                         request         GET cart /a\\u{1b} HTTP/1.1\nstatus          503\nflags           UF\n\
+                        cause           Connection refused (os error 111)\n\
                         route           HTTPRoute/shop/r/0\nbackend         shop/cart-v2\nduration        7 ms\n";
         assert_eq!(text(&request), expected);
         assert!(print_requests("x", &[], OutputFormat::Table).is_err());
