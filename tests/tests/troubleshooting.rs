@@ -205,6 +205,7 @@ fn every_finding_in_a_manifest_is_explained() {
         "crds/src/validate/traffic_target.rs",
         "crds/src/validate/upstream_traffic_setting.rs",
         "crds/src/upstream_traffic_setting/read.rs",
+        "crds/src/call_timeout.rs",
         "controller/src/source/folder/document.rs",
     ]);
     // Each setting without effect has a row in docs/differences.md; this page has one row for all.
