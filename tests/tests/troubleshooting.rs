@@ -171,7 +171,7 @@ fn every_status_of_a_policy_is_explained() {
             "controller/src/compile/service_entry/support.rs",
             "controller/src/compile/status.rs",
             "controller/src/compile/traffic_split.rs",
-            "controller/src/compile/traffic_split/fault.rs",
+            "controller/src/compile/fault.rs",
             "controller/src/compile/traffic_split/shares.rs",
             "controller/src/compile/traffic_target.rs",
             "controller/src/compile/traffic_target/rules.rs",
