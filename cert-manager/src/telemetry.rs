@@ -59,54 +59,31 @@ struct RefusalLabel {
 impl CaTelemetry {
     /// Registers the metrics. Called once per process.
     pub(crate) fn register(metrics: &Metrics) -> Arc<Self> {
-        let this = Self {
-            issued: Family::default(),
-            refused: Family::default(),
-            root_expiry: Gauge::default(),
-            issuer_expiry: Gauge::default(),
-            trusted_roots: Gauge::default(),
-            rotation_step: Gauge::default(),
-            authority_problem: Gauge::default(),
-            refusals: Arc::new(LogThrottle::new(LogRate::default())),
-        };
-        metrics.registry(|registry| {
-            registry.register(
+        Arc::new(Self {
+            issued: metrics.register(
                 "tidegate_certificates_issued",
                 "Certificates issued, by purpose: workload, serving or ingress-gateway",
-                this.issued.clone(),
-            );
-            registry.register(
-                "tidegate_certificate_requests_refused",
-                "Certificate requests refused, by reason",
-                this.refused.clone(),
-            );
-            registry.register(
-                "tidegate_root_expiry_timestamp_seconds",
-                "When the issuing root expires",
-                this.root_expiry.clone(),
-            );
-            registry.register(
+            ),
+            refused: metrics
+                .register("tidegate_certificate_requests_refused", "Certificate requests refused, by reason"),
+            root_expiry: metrics
+                .register("tidegate_root_expiry_timestamp_seconds", "When the issuing root expires"),
+            issuer_expiry: metrics.register(
                 "tidegate_issuer_expiry_timestamp_seconds",
                 "When the first certificate between the issuer and its root expires",
-                this.issuer_expiry.clone(),
-            );
-            registry.register(
-                "tidegate_trusted_roots",
-                "Roots in the trust bundle",
-                this.trusted_roots.clone(),
-            );
-            registry.register(
+            ),
+            trusted_roots: metrics.register("tidegate_trusted_roots", "Roots in the trust bundle"),
+            rotation_step: metrics.register(
                 "tidegate_root_rotation_step",
                 "Steps taken of the current root rotation; 0 without one",
-                this.rotation_step.clone(),
-            );
-            registry.register(
+            ),
+            authority_problem: metrics.register(
                 "tidegate_certificate_authority_problem",
-                "1 while the stored or given certificate authority is unusable and the previous one stays in use",
-                this.authority_problem.clone(),
-            );
-        });
-        Arc::new(this)
+                "1 while the stored or given certificate authority is unusable and the previous one stays in \
+                 use",
+            ),
+            refusals: Arc::new(LogThrottle::new(LogRate::default())),
+        })
     }
 
     /// Updates the gauges of the authority.

@@ -12,6 +12,7 @@ pub(crate) mod egress;
 pub(crate) mod egress_proxy;
 mod endpoint_choice;
 mod external_authorization;
+mod fault;
 mod fronts;
 pub(crate) mod gateway_route;
 mod http_route_group;

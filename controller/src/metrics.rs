@@ -40,7 +40,7 @@ struct LimitLabel {
 
 impl ControllerMetrics {
     pub(crate) fn new(metrics: &Metrics) -> Self {
-        let own = Self {
+        Self {
             workloads_left_out: NamespaceGauge::register(
                 metrics,
                 "tidegate_controller_workloads_left_out",
@@ -51,47 +51,24 @@ impl ControllerMetrics {
                 "tidegate_controller_destinations_left_out",
                 "Addresses sent without endpoints because others of their namespace use up its share",
             ),
-            ..Self::default()
-        };
-        metrics.registry(|registry| {
-            registry.register(
-                "tidegate_controller_workloads",
-                "Workloads that have a policy",
-                own.workloads.clone(),
-            );
-            registry.register(
-                "tidegate_controller_policies_compiled",
-                "Policies compiled, changed or not",
-                own.compiled.clone(),
-            );
-            registry.register(
-                "tidegate_controller_discovery_streams",
-                "Sidecars that are connected",
-                own.streams.clone(),
-            );
-            registry.register(
+            workloads: metrics.register("tidegate_controller_workloads", "Workloads that have a policy"),
+            compiled: metrics
+                .register("tidegate_controller_policies_compiled", "Policies compiled, changed or not"),
+            streams: metrics.register("tidegate_controller_discovery_streams", "Sidecars that are connected"),
+            refused_streams: metrics.register(
                 "tidegate_controller_discovery_streams_refused",
                 "Streams ended because the peer may not subscribe to the workload that it named",
-                own.refused_streams.clone(),
-            );
-            registry.register("tidegate_controller_resources_sent", "Resources sent", own.sent.clone());
-            registry.register(
-                "tidegate_controller_resources_acknowledged",
-                "Resources that a sidecar applied",
-                own.acknowledged.clone(),
-            );
-            registry.register(
-                "tidegate_controller_resources_rejected",
-                "Resources that a sidecar refused",
-                own.rejected.clone(),
-            );
-            registry.register(
+            ),
+            sent: metrics.register("tidegate_controller_resources_sent", "Resources sent"),
+            acknowledged: metrics
+                .register("tidegate_controller_resources_acknowledged", "Resources that a sidecar applied"),
+            rejected: metrics
+                .register("tidegate_controller_resources_rejected", "Resources that a sidecar refused"),
+            limits: metrics.register(
                 "tidegate_controller_discovery_limits",
                 "Times that a sidecar reached a limit of streams or destinations",
-                own.limits.clone(),
-            );
-        });
-        own
+            ),
+        }
     }
 
     /// Counts that a limit was reached, by its stable word (`ShareLimit::code`), which the log line has too.
@@ -102,9 +79,7 @@ impl ControllerMetrics {
 
 impl NamespaceGauge {
     pub(crate) fn register(metrics: &Metrics, name: &str, help: &str) -> Self {
-        let own = Self::default();
-        metrics.registry(|registry| registry.register(name, help, own.0.clone()));
-        own
+        Self(metrics.register(name, help))
     }
 
     /// Sets the number of a namespace. At 0 the series ends, so that namespaces that are long gone do not stay on the

@@ -1,5 +1,7 @@
 //! Manifests for tests, and an index of them.
 
+pub(crate) mod shop;
+
 use crate::index::{Affected, Index};
 use crate::source::folder::FolderSource;
 

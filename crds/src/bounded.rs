@@ -7,6 +7,11 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+/// Maximum characters of a Kubernetes name, or of a host.
+pub(crate) const NAME: usize = 253;
+/// Maximum characters of a word, or of a DNS label.
+pub(crate) const WORD: usize = 63;
+
 /// Deserializes a list of at most `most` items. `field` is its path, such as `spec.backends`.
 pub(crate) fn list<'de, D, T>(deserializer: D, field: &'static str, most: usize) -> Result<Vec<T>, D::Error>
 where
@@ -27,6 +32,31 @@ where
     T: Deserialize<'de>,
 {
     deserializer.deserialize_option(Optional(List { field, most, item: PhantomData }))
+}
+
+/// Deserializes a list of at most `most` texts of at most `MOST` characters; one that is absent or null is empty.
+pub(crate) fn texts<'de, D, const MOST: usize>(
+    deserializer: D,
+    field: &'static str,
+    most: usize,
+) -> Result<Vec<String>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    Ok(optional_texts::<D, MOST>(deserializer, field, most)?.unwrap_or_default())
+}
+
+/// Like [`texts`], but keeps whether the list is there.
+pub(crate) fn optional_texts<'de, D, const MOST: usize>(
+    deserializer: D,
+    field: &'static str,
+    most: usize,
+) -> Result<Option<Vec<String>>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let texts = optional_list::<D, Text<MOST>>(deserializer, field, most)?;
+    Ok(texts.map(|texts| texts.into_iter().map(String::from).collect()))
 }
 
 /// Deserializes a map of at most `most` entries whose keys have at most `KEY` characters, for a field that may be null.

@@ -5,9 +5,9 @@ use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::bounded;
-use crate::ingress_backend::port_number;
-use crate::policy_object_status::PolicyObjectStatus;
+use crate::bounded::{self, NAME, WORD};
+use crate::common_status::CommonStatus;
+use crate::numbers::port_number;
 
 /// Maximum sources of one Egress.
 const MOST_SOURCES: usize = 256;
@@ -19,10 +19,6 @@ const MOST_ADDRESSES: usize = 256;
 const MOST_PORTS: usize = 64;
 /// Maximum references to other objects.
 const MOST_MATCHES: usize = 64;
-/// Maximum characters of a host or of a Kubernetes name.
-const NAME: usize = 253;
-/// Maximum characters of a word or of a DNS label.
-const WORD: usize = 63;
 
 /// What workloads may reach outside the mesh.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
@@ -34,7 +30,7 @@ const WORD: usize = 63;
     singular = "egress",
     shortname = "egress",
     namespaced,
-    status = "PolicyObjectStatus",
+    status = "CommonStatus",
     derive = "PartialEq",
     doc = "Lets the workloads of service accounts reach servers outside the mesh, while spec.traffic.enableEgress is off.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")
@@ -167,11 +163,11 @@ fn sources<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EgressSourc
 }
 
 fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    texts::<_, NAME>(deserializer, "spec.hosts", MOST_HOSTS)
+    bounded::texts::<_, NAME>(deserializer, "spec.hosts", MOST_HOSTS)
 }
 
 fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    texts::<_, WORD>(deserializer, "spec.ipAddresses", MOST_ADDRESSES)
+    bounded::texts::<_, WORD>(deserializer, "spec.ipAddresses", MOST_ADDRESSES)
 }
 
 fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EgressPort>, D::Error> {
@@ -180,14 +176,4 @@ fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EgressPort>, 
 
 fn matches<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EgressMatch>, D::Error> {
     Ok(bounded::optional_list(deserializer, "spec.matches", MOST_MATCHES)?.unwrap_or_default())
-}
-
-/// A list of texts; `null` is an empty one.
-fn texts<'de, D: Deserializer<'de>, const MOST: usize>(
-    deserializer: D,
-    field: &'static str,
-    most: usize,
-) -> Result<Vec<String>, D::Error> {
-    let texts = bounded::optional_list::<_, bounded::Text<MOST>>(deserializer, field, most)?;
-    Ok(texts.unwrap_or_default().into_iter().map(String::from).collect())
 }

@@ -13,7 +13,8 @@ use tidegate_core::forward_proxy::ForwardedHeaders;
 use tidegate_core::go_duration;
 
 use crate::bounded;
-use crate::policy_object_status::PolicyObjectStatus;
+use crate::common_status::CommonStatus;
+use crate::numbers::{port_number, port_numbers};
 
 /// Maximum proxies of a list.
 pub const MOST_PROXIES: usize = 8;
@@ -46,7 +47,7 @@ const RESPONSE: Duration = Duration::from_secs(15);
     singular = "egressproxy",
     shortname = "egp",
     namespaced,
-    status = "PolicyObjectStatus",
+    status = "CommonStatus",
     derive = "PartialEq",
     doc = "Sends traffic that leaves the mesh through an HTTP forward proxy of which apps have no knowledge.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string"),
@@ -126,7 +127,7 @@ pub struct ProxyAddressSpec {
     #[schemars(length(max = NAME))]
     pub address: String,
     /// Its port.
-    #[schemars(schema_with = "port")]
+    #[schemars(schema_with = "port_number")]
     pub port: u16,
 }
 
@@ -226,21 +227,15 @@ fn timeout(text: Option<&str>, default: Duration) -> Duration {
 }
 
 fn namespaces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    texts(deserializer, "spec.namespaces")
+    bounded::texts::<_, NAME>(deserializer, "spec.namespaces", MOST_NAMES)
 }
 
 fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    texts(deserializer, "spec.hosts")
+    bounded::texts::<_, NAME>(deserializer, "spec.hosts", MOST_NAMES)
 }
 
 fn no_proxy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    texts(deserializer, "spec.noProxy")
-}
-
-/// A list of texts that may be absent or null.
-fn texts<'de, D: Deserializer<'de>>(deserializer: D, field: &'static str) -> Result<Vec<String>, D::Error> {
-    let texts = bounded::optional_list::<_, bounded::Text<NAME>>(deserializer, field, MOST_NAMES)?;
-    Ok(texts.unwrap_or_default().into_iter().map(String::from).collect())
+    bounded::texts::<_, NAME>(deserializer, "spec.noProxy", MOST_NAMES)
 }
 
 fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u16>, D::Error> {
@@ -261,12 +256,8 @@ fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String,
     Ok(labels.into_iter().map(|(name, value)| (name, value.into())).collect())
 }
 
-fn port(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "integer", "format": "int32", "minimum": 1, "maximum": 65535 })
-}
-
 fn port_list(generator: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "array", "maxItems": MOST_PORTS, "items": port(generator) })
+    port_numbers(generator, MOST_PORTS)
 }
 
 fn label_map(_: &mut SchemaGenerator) -> Schema {

@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tidegate_core::route::matching::{HeaderMatch, PathMatch, RouteMatch};
 use tidegate_core::route::{Method, RouteError};
 
-use crate::bounded::{self, too_many};
-use crate::policy_object_status::PolicyObjectStatus;
+use crate::bounded::{self, NAME, WORD, too_many};
+use crate::common_status::CommonStatus;
 
 /// Maximum matches of one HTTPRouteGroup.
 pub(crate) const MOST_MATCHES: usize = 256;
@@ -18,12 +18,8 @@ pub(crate) const MOST_MATCHES: usize = 256;
 const MOST_METHODS: usize = 16;
 /// Maximum header fields of one match.
 pub(crate) const MOST_HEADERS: usize = 16;
-/// Maximum characters of a name.
-const NAME: usize = 253;
 /// Maximum characters of a regular expression.
 const PATTERN: usize = 1024;
-/// Maximum characters of a word.
-const WORD: usize = 63;
 
 /// Sets of HTTP requests.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
@@ -35,7 +31,7 @@ const WORD: usize = 63;
     singular = "httproutegroup",
     shortname = "htr",
     namespaced,
-    status = "PolicyObjectStatus",
+    status = "CommonStatus",
     derive = "PartialEq",
     doc = "Names sets of HTTP requests for the TrafficTargets of its namespace.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")
@@ -170,12 +166,7 @@ fn matches<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HttpMatch>,
 }
 
 fn methods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    let methods = bounded::optional_list::<_, bounded::Text<WORD>>(
-        deserializer,
-        "spec.matches[].methods",
-        MOST_METHODS,
-    )?;
-    Ok(methods.map(|methods| methods.into_iter().map(String::from).collect()))
+    bounded::optional_texts::<_, WORD>(deserializer, "spec.matches[].methods", MOST_METHODS)
 }
 
 fn method_list(_: &mut SchemaGenerator) -> Schema {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use kube::CustomResource;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::bounded;
+use crate::bounded::{self, NAME, WORD};
+use crate::numbers::port_number;
 
 /// Maximum backends of one IngressBackend.
 pub const MOST_BACKENDS: usize = 256;
@@ -14,14 +15,10 @@ pub const MOST_BACKENDS: usize = 256;
 pub(crate) const MOST_SOURCES: usize = 1024;
 /// Maximum server names of one backend, and maximum `matches`.
 pub const MOST_NAMES: usize = 64;
-/// Maximum characters of a Kubernetes name or of a host.
-const NAME: usize = 253;
 /// Maximum characters of a server name: a host, possibly after `*.`.
 const HOST: usize = NAME + 2;
 /// Maximum characters of a principal: that of a SPIFFE ID.
 const PRINCIPAL: usize = 2048;
-/// Maximum characters of a word or of a DNS label.
-const WORD: usize = 63;
 
 /// Which traffic is admitted from outside the mesh.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
@@ -168,15 +165,5 @@ fn matches<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Matc
 }
 
 fn sni_hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    let hosts = bounded::optional_list::<_, bounded::Text<HOST>>(
-        deserializer,
-        "spec.backends[].tls.sniHosts",
-        MOST_NAMES,
-    )?;
-    Ok(hosts.map(|hosts| hosts.into_iter().map(String::from).collect()))
-}
-
-/// A port, 1 to 65535. The format is `int32`, because Kubernetes warns about formats that it does not know.
-pub(crate) fn port_number(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "integer", "format": "int32", "minimum": 1, "maximum": 65535 })
+    bounded::optional_texts::<_, HOST>(deserializer, "spec.backends[].tls.sniHosts", MOST_NAMES)
 }

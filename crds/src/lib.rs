@@ -11,6 +11,8 @@
 //! `crds/yaml`, and a test compares them.
 
 mod bounded;
+mod call_timeout;
+pub mod common_status;
 pub mod egress;
 pub mod egress_proxy;
 pub mod gateway_api;
@@ -20,7 +22,7 @@ pub mod injection;
 pub mod manifest;
 pub mod mesh_config;
 pub mod not_enforced;
-pub mod policy_object_status;
+mod numbers;
 pub mod quantity;
 pub mod retry;
 pub mod schema;
@@ -32,12 +34,12 @@ pub mod traffic_target;
 pub mod upstream_traffic_setting;
 pub mod validate;
 
+pub use common_status::CommonStatus;
 pub use egress::{Egress, EgressSpec};
 pub use egress_proxy::{EgressProxy, EgressProxySpec};
 pub use http_route_group::{HTTPRouteGroup, HTTPRouteGroupSpec};
 pub use ingress_backend::{IngressBackend, IngressBackendSpec, IngressBackendStatus};
-pub use mesh_config::{MeshConfig, MeshConfigSpec, MeshConfigStatus};
-pub use policy_object_status::PolicyObjectStatus;
+pub use mesh_config::{MeshConfig, MeshConfigSpec};
 pub use retry::{Retry, RetrySpec};
 pub use service_entry::{ServiceEntry, ServiceEntrySpec, ServiceEntryStatus};
 pub use tcp_route::{TCPRoute, TCPRouteSpec};

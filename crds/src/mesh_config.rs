@@ -10,8 +10,6 @@ mod sidecar;
 mod tracing;
 mod traffic;
 
-use std::collections::BTreeMap;
-
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,6 +20,8 @@ pub use observability::ObservabilitySpec;
 pub use sidecar::{ResourceRequirements, SidecarSpec};
 pub use tracing::{TracingError, TracingSpec};
 pub use traffic::{ExternalAuthorizationSpec, FieldProblem, TrafficSpec};
+
+use crate::common_status::CommonStatus;
 
 /// The `apiVersion` of MeshConfigs.
 pub(crate) const MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha2";
@@ -39,7 +39,7 @@ pub const OLDER_MESH_CONFIG: &str = "config.openservicemesh.io/v1alpha1";
     singular = "meshconfig",
     shortname = "meshconfig",
     namespaced,
-    status = "MeshConfigStatus",
+    status = "CommonStatus",
     derive = "PartialEq",
     doc = "Settings of the mesh: the object osm-mesh-config in the control plane's namespace."
 )]
@@ -64,58 +64,6 @@ pub struct MeshConfigSpec {
 
 /// The condition that says whether the ingress controller's Secret matches `certificate.ingressGateway`.
 pub const INGRESS_GATEWAY_READY: &str = "IngressGatewayReady";
-
-/// One aspect of an object's state, in the form of Kubernetes' own conditions.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Condition {
-    /// The type of the condition.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// `True`, `False` or `Unknown`.
-    pub status: String,
-    /// The reason, in one word.
-    #[serde(default)]
-    pub reason: String,
-    /// The reason, in a sentence.
-    #[serde(default)]
-    pub message: String,
-    /// The `metadata.generation` that this condition describes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// When `status` last changed, RFC 3339.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_transition_time: Option<String>,
-}
-
-/// Status of the settings.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct MeshConfigStatus {
-    /// `committed` or `error`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub current_status: Option<String>,
-    /// The reason.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// The `metadata.generation` that this status describes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// Conditions that other writers set: `IngressGatewayReady` is the cert-manager's.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
-    pub conditions: Vec<Condition>,
-    /// Fields that other writers have set.
-    #[serde(flatten)]
-    pub other: BTreeMap<String, serde_json::Value>,
-}
-
-impl MeshConfigStatus {
-    /// The condition of this type, if it has been written.
-    pub fn condition(&self, kind: &str) -> Option<&Condition> {
-        self.conditions.iter().find(|condition| condition.kind == kind)
-    }
-}
 
 impl MeshConfigSpec {
     /// Whether mesh peers may reach each other without a policy. Default: false.

@@ -1,18 +1,15 @@
 //! `Retry`: which failed requests of a workload are sent again.
 
 use kube::CustomResource;
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::bounded;
-use crate::policy_object_status::PolicyObjectStatus;
+use crate::bounded::{self, NAME, WORD};
+use crate::common_status::CommonStatus;
+use crate::numbers::optional_count;
 
 /// Maximum destinations of one Retry.
 pub const MOST_DESTINATIONS: usize = 64;
-/// Maximum characters of a Kubernetes name.
-const NAME: usize = 253;
-/// Maximum characters of a word.
-const WORD: usize = 63;
 /// Maximum characters of a list of failures.
 const FAILURES: usize = 1024;
 
@@ -26,7 +23,7 @@ const FAILURES: usize = 1024;
     singular = "retry",
     shortname = "retry",
     namespaced,
-    status = "PolicyObjectStatus",
+    status = "CommonStatus",
     derive = "PartialEq",
     doc = "Has failed requests of a workload of its namespace sent again.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")
@@ -107,8 +104,4 @@ impl RetrySpec {
 
 fn destinations<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RetryEndSpec>, D::Error> {
     bounded::list(deserializer, "spec.destinations", MOST_DESTINATIONS)
-}
-
-fn optional_count(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "integer", "format": "int64", "minimum": 0, "maximum": u32::MAX, "nullable": true })
 }

@@ -16,7 +16,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use self::meaning::{EntryLocation, EntryProtocol, Resolution};
 pub(crate) use self::meaning::{SOCKET, address_range, port};
 use crate::bounded;
-use crate::mesh_config::Condition;
+use crate::common_status::Condition;
+use crate::numbers::{optional_count, port_number};
 
 /// Maximum items of the lists, as in Istio's definition.
 const MOST_HOSTS: usize = 256;
@@ -175,7 +176,7 @@ pub struct WorkloadEntry {
     pub locality: Option<String>,
     /// Its share of connections, relative to the others'.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "weight")]
+    #[schemars(schema_with = "optional_count")]
     pub weight: Option<u32>,
     /// The service account as which it runs, in the entry's namespace.
     #[serde(
@@ -223,11 +224,11 @@ impl<'de> Deserialize<'de> for Unused {
 }
 
 fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    texts::<_, NAME>(deserializer, "spec.hosts", MOST_HOSTS)
+    bounded::texts::<_, NAME>(deserializer, "spec.hosts", MOST_HOSTS)
 }
 
 fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    texts::<_, ADDRESS>(deserializer, "spec.addresses", MOST_ADDRESSES)
+    bounded::texts::<_, ADDRESS>(deserializer, "spec.addresses", MOST_ADDRESSES)
 }
 
 fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EntryPort>, D::Error> {
@@ -241,11 +242,11 @@ fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<WorkloadE
 }
 
 fn namespaces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    texts::<_, NAME>(deserializer, "spec.exportTo", MOST_NAMES)
+    bounded::texts::<_, NAME>(deserializer, "spec.exportTo", MOST_NAMES)
 }
 
 fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    texts::<_, NAME>(deserializer, "spec.subjectAltNames", MOST_NAMES)
+    bounded::texts::<_, NAME>(deserializer, "spec.subjectAltNames", MOST_NAMES)
 }
 
 fn endpoint_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, u32>, D::Error> {
@@ -258,16 +259,6 @@ fn selected_labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMa
     Ok(labels.into_iter().map(|(name, value)| (name, value.into())).collect())
 }
 
-/// A list of texts that may be absent or null.
-fn texts<'de, D: Deserializer<'de>, const MOST: usize>(
-    deserializer: D,
-    field: &'static str,
-    most: usize,
-) -> Result<Vec<String>, D::Error> {
-    let texts = bounded::optional_list::<_, bounded::Text<MOST>>(deserializer, field, most)?;
-    Ok(texts.unwrap_or_default().into_iter().map(String::from).collect())
-}
-
 fn locations(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": ["MESH_EXTERNAL", "MESH_INTERNAL"], "nullable": true })
 }
@@ -275,14 +266,6 @@ fn locations(_: &mut SchemaGenerator) -> Schema {
 fn resolutions(_: &mut SchemaGenerator) -> Schema {
     let all = ["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"];
     json_schema!({ "type": "string", "enum": all, "nullable": true })
-}
-
-fn port_number(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "integer", "format": "int64", "minimum": 1, "maximum": 65535 })
-}
-
-fn weight(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "integer", "format": "int64", "minimum": 0, "maximum": u32::MAX, "nullable": true })
 }
 
 fn labels(_: &mut SchemaGenerator) -> Schema {
@@ -296,7 +279,7 @@ fn selector_labels(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "object", "maxProperties": MOST_LABELS, "additionalProperties": value })
 }
 
-fn endpoint_port_map(_: &mut SchemaGenerator) -> Schema {
-    let port = json_schema!({ "type": "integer", "format": "int64", "minimum": 1, "maximum": 65535 });
+fn endpoint_port_map(generator: &mut SchemaGenerator) -> Schema {
+    let port = port_number(generator);
     json_schema!({ "type": "object", "maxProperties": MOST_ENDPOINT_PORTS, "additionalProperties": port })
 }

@@ -1,11 +1,12 @@
 //! `TCPRoute` of the Service Mesh Interface: ports that a TrafficTarget allows.
 
 use kube::CustomResource;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bounded;
-use crate::policy_object_status::PolicyObjectStatus;
+use crate::common_status::CommonStatus;
+use crate::numbers::port_numbers;
 
 /// Maximum ports of one TCPRoute.
 pub const MOST_PORTS: usize = 1024;
@@ -20,7 +21,7 @@ pub const MOST_PORTS: usize = 1024;
     singular = "tcproute",
     shortname = "tr",
     namespaced,
-    status = "PolicyObjectStatus",
+    status = "CommonStatus",
     derive = "PartialEq",
     doc = "Names ports for the TrafficTargets of its namespace.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")
@@ -45,8 +46,6 @@ fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u16>, D::Erro
     bounded::list(deserializer, "spec.matches.ports", MOST_PORTS)
 }
 
-fn port_list(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let port =
-        schemars::json_schema!({ "type": "integer", "format": "int32", "minimum": 1, "maximum": 65535 });
-    schemars::json_schema!({ "type": "array", "maxItems": MOST_PORTS, "items": port })
+fn port_list(generator: &mut SchemaGenerator) -> Schema {
+    port_numbers(generator, MOST_PORTS)
 }

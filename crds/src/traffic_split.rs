@@ -5,8 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use tidegate_core::route::MAX_WEIGHT;
 
-use crate::bounded;
-use crate::policy_object_status::PolicyObjectStatus;
+use crate::bounded::{self, NAME, WORD};
+use crate::common_status::CommonStatus;
 
 /// The `apiVersion` that Open Service Mesh served. It has the same fields, but for `matches`.
 pub const OLDER_TRAFFIC_SPLIT: &str = "split.smi-spec.io/v1alpha2";
@@ -14,10 +14,6 @@ pub const OLDER_TRAFFIC_SPLIT: &str = "split.smi-spec.io/v1alpha2";
 pub const MOST_BACKENDS: usize = 64;
 /// Maximum HTTPRouteGroups of one TrafficSplit.
 pub(crate) const MOST_GROUPS: usize = 64;
-/// Maximum characters of a Kubernetes name, or of a host name.
-const NAME: usize = 253;
-/// Maximum characters of a word.
-const WORD: usize = 63;
 
 /// Which Services share the traffic of a Service.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
@@ -29,7 +25,7 @@ const WORD: usize = 63;
     singular = "trafficsplit",
     shortname = "ts",
     namespaced,
-    status = "PolicyObjectStatus",
+    status = "CommonStatus",
     derive = "PartialEq",
     doc = "Splits what clients send to a Service among several Services of its namespace, by weight.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")

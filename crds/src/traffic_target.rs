@@ -5,8 +5,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::bounded;
-use crate::policy_object_status::PolicyObjectStatus;
+use crate::bounded::{self, NAME, WORD};
+use crate::common_status::CommonStatus;
 
 /// Maximum sources of one TrafficTarget.
 pub(crate) const MOST_SOURCES: usize = 1024;
@@ -14,10 +14,6 @@ pub(crate) const MOST_SOURCES: usize = 1024;
 pub(crate) const MOST_RULES: usize = 64;
 /// Maximum matches that one rule names.
 pub const MOST_NAMES: usize = 256;
-/// Maximum characters of a Kubernetes name, or of a match's.
-const NAME: usize = 253;
-/// Maximum characters of a word or of a DNS label.
-const WORD: usize = 63;
 
 /// Which traffic between workloads of the mesh is allowed while permissive mode is off.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
@@ -29,7 +25,7 @@ const WORD: usize = 63;
     singular = "traffictarget",
     shortname = "tt",
     namespaced,
-    status = "PolicyObjectStatus",
+    status = "CommonStatus",
     derive = "PartialEq",
     doc = "Lets workloads of the mesh reach the Pods of a service account of its namespace, while permissive mode is off.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")
@@ -108,7 +104,5 @@ fn sources<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Subject>, D
 }
 
 fn matches<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    let names =
-        bounded::optional_list::<_, bounded::Text<NAME>>(deserializer, "spec.rules[].matches", MOST_NAMES)?;
-    Ok(names.map(|names| names.into_iter().map(String::from).collect()))
+    bounded::optional_texts::<_, NAME>(deserializer, "spec.rules[].matches", MOST_NAMES)
 }

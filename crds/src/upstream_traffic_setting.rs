@@ -12,13 +12,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tidegate_core::go_duration::{self, GoDurationError};
 
 pub use self::global::{
-    GenericKeySpec, GlobalRateLimitSpec, HeaderConditionSpec, HeaderValueMatchSpec, HttpDescriptorEntrySpec,
-    HttpDescriptorSpec, HttpGlobalRateLimitSpec, RateLimitServiceSpec, RemoteAddressSpec, RequestHeaderSpec,
-    RouteGlobalRateLimitSpec, TcpDescriptorEntrySpec, TcpDescriptorSpec, TcpGlobalRateLimitSpec,
+    DescriptorSpec, GenericKeySpec, GlobalRateLimitSpec, HeaderConditionSpec, HeaderValueMatchSpec,
+    HttpDescriptorEntrySpec, HttpGlobalRateLimitSpec, RateLimitServiceSpec, RemoteAddressSpec,
+    RequestHeaderSpec, RouteGlobalRateLimitSpec, TcpDescriptorEntrySpec, TcpGlobalRateLimitSpec,
 };
 pub use self::read::{TOO_MANY_REQUESTS, read_descriptors};
 use crate::bounded;
-use crate::policy_object_status::PolicyObjectStatus;
+use crate::common_status::CommonStatus;
+use crate::numbers::optional_count;
 
 /// Maximum routes with a limit.
 pub const MOST_ROUTES: usize = 64;
@@ -47,7 +48,7 @@ const CLUSTER: &str = ".svc.cluster.local";
     singular = "upstreamtrafficsetting",
     shortname = "upstreamtrafficsetting",
     namespaced,
-    status = "PolicyObjectStatus",
+    status = "CommonStatus",
     derive = "PartialEq",
     doc = "Limits what workloads of the mesh send to a Service of its namespace.",
     printcolumn(json_path = ".status.currentStatus", name = "Status", type_ = "string")
@@ -304,11 +305,6 @@ fn routes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<HttpR
 
 fn headers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<ResponseHeaderSpec>>, D::Error> {
     bounded::optional_list(deserializer, "responseHeadersToAdd", MOST_HEADERS)
-}
-
-/// Kubernetes knows no unsigned format, so that the greatest value is a bound.
-fn optional_count(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "integer", "format": "int64", "minimum": 0, "maximum": u32::MAX, "nullable": true })
 }
 
 fn positive_count(_: &mut SchemaGenerator) -> Schema {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 mod format;
 
@@ -23,8 +23,15 @@ impl Metrics {
         Self::default()
     }
 
-    /// Registers metrics. Callers write the full name, `tidegate_…`, except for the suffix `_total` of counters and the
-    /// full stop after the help text, which the encoder adds.
+    /// Registers a metric, or a family of them. Callers write the full name, `tidegate_…`, except for the suffix `_total` of
+    /// counters and the full stop after the help text, which the encoder adds.
+    pub fn register<M: Metric + Clone + Default>(&self, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.registry(|registry| registry.register(name, help, metric.clone()));
+        metric
+    }
+
+    /// Registers metrics that have no default, such as histograms.
     pub fn registry<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
         register(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -80,8 +87,7 @@ mod tests {
     #[test]
     fn the_page_holds_registered_metrics_and_what_collectors_add() {
         let metrics = Metrics::new();
-        let counter = Counter::<u64>::default();
-        metrics.registry(|registry| registry.register("tidegate_tests", "Tests", counter.clone()));
+        let counter: Counter = metrics.register("tidegate_tests", "Tests");
         metrics.add_collector(Box::new(Workers));
         counter.inc_by(3);
         let page = metrics.encode();

@@ -27,7 +27,8 @@ use crate::context::WorkerContext;
 use crate::detect::client_hello::TLS12;
 use crate::detect::{ClientHello, FirstBytes, Preface};
 use crate::first_bytes::{self, Received};
-use crate::http::{self, handler::Handler, rate_limit_service};
+use crate::http::rate_limit_service::{self, ServicesTime};
+use crate::http::{self, handler::Handler};
 use crate::lifeline::{Ended, Lifeline, Wait};
 use crate::listener::InboundTarget;
 use crate::remotes::{RemoteId, RemoteLabels, WorkloadLabels};
@@ -273,8 +274,10 @@ impl InboundConnection<'_> {
     async fn is_within_limits(&self, authorizer: &Authorizer) -> bool {
         let Some(limits) = authorizer.limits() else { return true };
         let (env, client) = (&self.context.http, ServedConnection::Inbound(authorizer.info().clone()));
+        let mut time = ServicesTime::of_connection(limits.all());
         for limits in limits.all() {
-            match self.line.guard(rate_limit_service::exceeds(limits, env, &client)).await {
+            let exceeds = rate_limit_service::exceeds(limits, env, &client, &mut time);
+            match self.line.guard(exceeds).await {
                 Ok(None) => {}
                 Ok(Some(report @ Decision::Allow(_))) => self.reported_connection(authorizer.info(), &report),
                 Ok(Some(Decision::Deny(denial))) => {

@@ -171,7 +171,7 @@ fn every_status_of_a_policy_is_explained() {
             "controller/src/compile/service_entry/support.rs",
             "controller/src/compile/status.rs",
             "controller/src/compile/traffic_split.rs",
-            "controller/src/compile/traffic_split/fault.rs",
+            "controller/src/compile/fault.rs",
             "controller/src/compile/traffic_split/shares.rs",
             "controller/src/compile/traffic_target.rs",
             "controller/src/compile/traffic_target/rules.rs",
@@ -205,6 +205,7 @@ fn every_finding_in_a_manifest_is_explained() {
         "crds/src/validate/traffic_target.rs",
         "crds/src/validate/upstream_traffic_setting.rs",
         "crds/src/upstream_traffic_setting/read.rs",
+        "crds/src/call_timeout.rs",
         "controller/src/source/folder/document.rs",
     ]);
     // Each setting without effect has a row in docs/differences.md; this page has one row for all.

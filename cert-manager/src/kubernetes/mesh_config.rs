@@ -16,9 +16,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tidegate_core::contract::names::{CERT_MANAGER, MESH_CONFIG_NAME};
-use tidegate_crds::mesh_config::{
-    Condition, INGRESS_GATEWAY_READY, IngressGatewayCertificate, service_cert_validity,
-};
+use tidegate_crds::common_status::Condition;
+use tidegate_crds::mesh_config::{INGRESS_GATEWAY_READY, IngressGatewayCertificate, service_cert_validity};
 use tidegate_crds::{Finding, MeshConfig, stored};
 use tidegate_kubernetes::lean::{First, Meta, Only, Wanted};
 use tidegate_kubernetes::watch::{ObjectWatch, WatchMetrics};

@@ -17,10 +17,10 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde::{Deserialize, Serialize};
 
-use super::client::{Cluster, ClusterOptions};
+use super::client::{Cluster, ClusterOptions, ShowOptions};
 use super::control_plane::Part;
 use super::transient::is_transient;
-use crate::output::{OutputFormat, print, print_as, table};
+use crate::output::{print, print_as, table};
 use crate::patience::Patience;
 
 /// How often to check the mesh while waiting for a step.
@@ -34,19 +34,9 @@ const NAMED: usize = 10;
 #[derive(Subcommand, Debug)]
 pub(crate) enum CertificateCommand {
     /// Show the roots, the step of a rotation, and the sidecars that it waits for.
-    Status(RotationStatusOptions),
+    Status(ShowOptions),
     /// Replace the root in three steps: trust both, issue from the new one, drop the old one. Run again to resume.
     Rotate(RotateOptions),
-}
-
-/// Flags of `tidegate certificate status`.
-#[derive(Args, Debug)]
-pub(crate) struct RotationStatusOptions {
-    /// How to print it.
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: OutputFormat,
-    #[command(flatten)]
-    cluster: ClusterOptions,
 }
 
 /// Flags of `tidegate certificate rotate`.

@@ -15,6 +15,7 @@ use tidegate_core::contract::names::{DEFAULT_CONTROL_PLANE, DEFAULT_MESH_NAME};
 use tidegate_kubernetes::client::ClientOptions;
 
 use crate::candidates;
+use crate::output::OutputFormat;
 
 /// Page size of lists.
 const PAGE: u32 = 500;
@@ -36,6 +37,16 @@ pub(crate) struct ClusterOptions {
     /// Name of the mesh [default: osm]
     #[arg(long, env = environment::MESH_NAME, value_name = "NAME", hide_env_values = true)]
     pub(crate) mesh_name: Option<String>,
+}
+
+/// Flags of a command that only shows what a cluster has.
+#[derive(Args, Debug)]
+pub(crate) struct ShowOptions {
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: OutputFormat,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterOptions,
 }
 
 /// A cluster and the mesh in it.

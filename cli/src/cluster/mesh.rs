@@ -6,14 +6,14 @@
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, ResourceExt};
 use serde::Serialize;
 use tidegate_core::contract::labels::{INSTANCE, NAME, VERSION};
 
-use super::client::{Cluster, ClusterOptions};
+use super::client::{Cluster, ShowOptions};
 use super::control_plane::Part;
 use super::namespace;
 use crate::output::{OutputFormat, print_as, table};
@@ -22,17 +22,7 @@ use crate::output::{OutputFormat, print_as, table};
 #[derive(Subcommand, Debug)]
 pub(crate) enum MeshCommand {
     /// List the control planes of the cluster.
-    List(ListMeshesOptions),
-}
-
-/// Flags of `tidegate mesh list`.
-#[derive(Args, Debug)]
-pub(crate) struct ListMeshesOptions {
-    /// How to print it.
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: OutputFormat,
-    #[command(flatten)]
-    cluster: ClusterOptions,
+    List(ShowOptions),
 }
 
 /// A control plane.

@@ -19,7 +19,7 @@ use tidegate_core::contract::labels::{CONTROL_PLANE, IGNORE, INJECTION, MONITORE
 use tidegate_core::contract::names::INTERCEPT;
 use tidegate_crds::injection::{has_sidecar_of, mesh_of};
 
-use super::client::{Cluster, ClusterOptions};
+use super::client::{Cluster, ClusterOptions, ShowOptions};
 use super::control_plane::Part;
 use super::mesh;
 use crate::candidates;
@@ -42,7 +42,7 @@ pub(crate) enum NamespaceCommand {
     /// Make the mesh ignore namespaces, whatever other labels they carry.
     Ignore(NamesOptions),
     /// List the namespaces of the mesh, or of every mesh without --mesh-name.
-    List(ListNamespacesOptions),
+    List(ShowOptions),
 }
 
 /// Flags of `tidegate namespace add`.
@@ -61,16 +61,6 @@ pub(crate) struct NamesOptions {
     /// The namespaces.
     #[arg(value_name = "NAMESPACE", required = true, add = ArgValueCandidates::new(candidates::namespaces))]
     namespaces: Vec<String>,
-    #[command(flatten)]
-    cluster: ClusterOptions,
-}
-
-/// Flags of `tidegate namespace list`.
-#[derive(Args, Debug)]
-pub(crate) struct ListNamespacesOptions {
-    /// How to print it.
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: OutputFormat,
     #[command(flatten)]
     cluster: ClusterOptions,
 }

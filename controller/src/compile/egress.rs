@@ -4,9 +4,10 @@ pub(crate) mod rules;
 
 use tidegate_crds::{Egress, Finding, validate};
 
-use self::rules::{EgressFault, fault};
+use self::rules::fault;
 use super::audit::{is_audit, misspelled};
-use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
+use super::fault::ObjectFault;
+use super::status::{Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::Index;
 use crate::object::OfKind;
 
@@ -19,13 +20,14 @@ impl Compiled for Egress {
         let wanted = scope.index.egresses().filter(|(name, _)| Self::is_wanted(scope, name));
         wanted
             .map(|(name, object)| {
-                let fault = fault(scope.index, name, object);
                 let has_room = !scope.without_room.contains(&name.to_ref(Self::KIND));
+                let too_large = || (!has_room).then(|| ObjectFault::too_large(TOO_LARGE));
+                let fault = fault(scope.index, name, object).or_else(too_large);
                 Judged {
                     name: name.clone(),
-                    status: status(scope.index, object, fault.as_ref(), has_room),
+                    is_incomplete: fault.as_ref().is_some_and(ObjectFault::is_missing),
+                    status: status(scope.index, object, fault),
                     uid: object.metadata.uid.clone(),
-                    is_incomplete: matches!(fault, Some(EgressFault::ReferenceNotFound(_))),
                 }
             })
             .collect()
@@ -33,16 +35,11 @@ impl Compiled for Egress {
 }
 
 /// The status of one policy: its fault, or what it has no effect on.
-fn status(index: &Index, object: &Egress, fault: Option<&EgressFault>, has_room: bool) -> ObjectStatus {
-    let (error, word) = match fault {
-        Some(fault) => (Some(fault.reason().to_owned()), fault.word()),
-        None if !has_room => (Some(TOO_LARGE.to_owned()), "TooLarge"),
-        None => (None, ACCEPTED),
-    };
+fn status(index: &Index, object: &Egress, fault: Option<ObjectFault>) -> ObjectStatus {
     let findings = validate::egress(&object.spec);
     let warnings = findings.iter().filter(|finding| !finding.is_error()).map(Finding::to_string);
     let warnings = warnings.chain(effect(index, object)).collect();
-    ObjectStatus::new(error, warnings, &object.metadata).with_condition(word)
+    ObjectStatus::judged(fault, warnings, &object.metadata)
 }
 
 /// What keeps a policy that is in force from having its usual effect.

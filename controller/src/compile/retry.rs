@@ -9,7 +9,8 @@ use std::sync::Arc;
 use tidegate_core::{Identity, ObjectRef, ServiceRetry};
 use tidegate_crds::{Finding, Retry, validate};
 
-use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
+use super::fault::ObjectFault;
+use super::status::{Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, retried_services};
 use crate::object::{ObjectName, OfKind};
 
@@ -85,36 +86,30 @@ impl Compiled for Retry {
 fn judge(scope: &StatusScope<'_>, name: &ObjectName, object: &Retry) -> Judged {
     let findings = validate::retry(&name.namespace, &object.spec);
     let has_room = !scope.without_room.contains(&name.to_ref(Retry::KIND));
-    let (word, error) = match fault(scope.index, name, object, &findings) {
-        Some((word, reason)) => (word, Some(reason)),
-        None if !has_room => ("TooLarge", Some(TOO_MANY.to_owned())),
-        None => (ACCEPTED, None),
-    };
-    let warnings = findings.iter().map(Finding::to_string).filter(|warning| error.as_ref() != Some(warning));
+    let too_large = || (!has_room).then(|| ObjectFault::too_large(TOO_MANY));
+    let fault = fault(scope.index, name, object, &findings).or_else(too_large);
+    let is_fault = |warning: &String| fault.as_ref().is_some_and(|fault| fault.reason == *warning);
+    let warnings = findings.iter().map(Finding::to_string).filter(|warning| !is_fault(warning)).collect();
     Judged {
         name: name.clone(),
-        status: ObjectStatus::new(error.clone(), warnings.collect(), &object.metadata).with_condition(word),
+        is_incomplete: fault.as_ref().is_some_and(ObjectFault::is_missing),
+        status: ObjectStatus::judged(fault, warnings, &object.metadata),
         uid: object.metadata.uid.clone(),
-        is_incomplete: word == "ReferenceNotFound",
     }
 }
 
-/// What keeps an object from being in force for all of its destinations, in a word and in a sentence.
-fn fault(
-    index: &Index,
-    name: &ObjectName,
-    object: &Retry,
-    findings: &[Finding],
-) -> Option<(&'static str, String)> {
+/// What keeps an object from being in force for all of its destinations.
+fn fault(index: &Index, name: &ObjectName, object: &Retry, findings: &[Finding]) -> Option<ObjectFault> {
     if let Some(reason) = index.outside_mesh(&name.namespace) {
-        return Some(("Invalid", reason));
+        return Some(ObjectFault::invalid(reason));
     }
     if let Some(finding) = findings.first() {
-        return Some(("Invalid", finding.to_string()));
+        return Some(ObjectFault::invalid(finding.to_string()));
     }
     let services = retried_services(object);
     if let Some(missing) = services.iter().find(|service| index.service(service).is_none()) {
-        return Some(("ReferenceNotFound", format!("spec.destinations: Service {missing} does not exist")));
+        let reason = format!("spec.destinations: Service {missing} does not exist");
+        return Some(ObjectFault::reference_not_found(reason));
     }
     let account = object.spec.account(&name.namespace);
     let older = in_force(index, &name.namespace).into_iter().take_while(|(other, _)| *other != name);
@@ -124,7 +119,7 @@ fn fault(
     older.find_map(|(other, object)| {
         let shared = retried_services(object).into_iter().find(|service| services.contains(service))?;
         let reason = format!("spec.destinations: Retry {other} is older and has Service {shared}, too");
-        Some(("Conflicted", reason))
+        Some(ObjectFault::conflicted(reason))
     })
 }
 

@@ -16,6 +16,7 @@ use tidegate_core::ObjectRef;
 use tidegate_core::policy::IngressRule;
 use tidegate_crds::ServiceEntry;
 
+use super::fault::ObjectFault;
 use crate::index::{Affected, Index, RouteObject};
 use crate::object::kinds::kinds;
 use crate::object::secret::BasicAuthSecret;
@@ -274,6 +275,12 @@ impl ObjectStatus {
         };
         let observed_generation = of.generation;
         Self { current, reason, warnings, observed_generation, condition: None, health: None, parents: None }
+    }
+
+    /// The same with the condition `Accepted`, of which the fault's word is the reason.
+    pub(super) fn judged(fault: Option<ObjectFault>, warnings: Vec<String>, of: &ObjectMeta) -> Self {
+        let word = fault.as_ref().map_or(ACCEPTED, |fault| fault.word);
+        Self::new(fault.map(|fault| fault.reason), warnings, of).with_condition(word)
     }
 
     /// With a condition `Accepted` of this reason.

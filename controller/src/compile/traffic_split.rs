@@ -1,6 +1,5 @@
 //! Whether a TrafficSplit is in force. What it means at a port of its root is in `shares`.
 
-mod fault;
 mod shares;
 #[cfg(test)]
 mod tests;
@@ -10,6 +9,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use tidegate_crds::{Finding, TrafficSplit, validate};
 
+use super::fault::ObjectFault;
 use super::gateway_route;
 use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, split_backend, split_root};
@@ -18,7 +18,6 @@ use crate::service::tcp_ports;
 
 pub(super) use shares::at;
 
-use fault::SplitFault;
 use shares::{PortShare, Split};
 
 impl Compiled for TrafficSplit {
@@ -43,17 +42,17 @@ fn judged(index: &Index, split: Split<'_>) -> Judged {
         name: name.clone(),
         status: ObjectStatus::new(error, warnings, &object.metadata).with_condition(word),
         uid: object.metadata.uid.clone(),
-        is_incomplete: !faults.is_empty() && faults.iter().all(SplitFault::is_missing),
+        is_incomplete: !faults.is_empty() && faults.iter().all(ObjectFault::is_missing),
     }
 }
 
 /// What keeps a split, or some of its shares, from being in force.
-fn faults(index: &Index, split: Split<'_>) -> Vec<SplitFault> {
+fn faults(index: &Index, split: Split<'_>) -> Vec<ObjectFault> {
     let service = match split.root(index).and_then(|service| split.requests(index).map(|_| service)) {
         Ok(service) => service,
         Err(fault) => return vec![fault],
     };
-    let mut faults: Vec<SplitFault> = split.no_weight().into_iter().collect();
+    let mut faults: Vec<ObjectFault> = split.no_weight().into_iter().collect();
     for fault in
         tcp_ports(service).flat_map(|port| split.shares(index, port)).filter_map(PortShare::into_fault)
     {
@@ -68,7 +67,7 @@ fn faults(index: &Index, split: Split<'_>) -> Vec<SplitFault> {
 }
 
 /// The routes that take precedence at some ports; an error if they do at all ports.
-fn precedence(index: &Index, split: Split<'_>, service: &Service) -> Result<Vec<String>, SplitFault> {
+fn precedence(index: &Index, split: Split<'_>, service: &Service) -> Result<Vec<String>, ObjectFault> {
     let Some(root) = split_root(split.name, split.object) else { return Ok(Vec::new()) };
     let ports: BTreeSet<u16> = tcp_ports(service).filter_map(|port| u16::try_from(port.port).ok()).collect();
     let decides = |port: &u16| {
@@ -77,7 +76,7 @@ fn precedence(index: &Index, split: Split<'_>, service: &Service) -> Result<Vec<
     };
     let all: Vec<_> = ports.iter().filter_map(decides).collect();
     if !all.is_empty() && all.len() == ports.len() {
-        return Err(SplitFault::conflicted(validate::listed(all.into_iter())));
+        return Err(ObjectFault::conflicted(validate::listed(all.into_iter())));
     }
     Ok(all)
 }

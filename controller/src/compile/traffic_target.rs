@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use tidegate_crds::{Finding, TrafficTarget, validate};
 
-use self::rules::{TargetFault, beyond_bound, fault};
+use self::rules::{beyond_bound, fault};
 use super::audit::{is_audit, misspelled};
-use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
+use super::fault::ObjectFault;
+use super::status::{Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::Index;
 use crate::object::{ObjectName, OfKind};
 
@@ -25,16 +26,17 @@ impl Compiled for TrafficTarget {
         let wanted = index.traffic_targets().filter(|(name, _)| Self::is_wanted(scope, name));
         wanted
             .map(|(name, object)| {
-                let fault = fault(index, name, object);
                 let beyond =
                     beyond.entry(&name.namespace).or_insert_with(|| beyond_bound(index, &name.namespace));
                 let has_room =
                     !beyond.contains(name) && !scope.without_room.contains(&name.to_ref(Self::KIND));
+                let too_large = || (!has_room).then(|| ObjectFault::too_large(TOO_LARGE));
+                let fault = fault(index, name, object).or_else(too_large);
                 Judged {
                     name: name.clone(),
-                    status: status(index, name, object, fault.as_ref(), has_room),
+                    is_incomplete: fault.as_ref().is_some_and(ObjectFault::is_missing),
+                    status: status(index, name, object, fault),
                     uid: object.metadata.uid.clone(),
-                    is_incomplete: matches!(fault, Some(TargetFault::ReferenceNotFound(_))),
                 }
             })
             .collect()
@@ -46,19 +48,13 @@ fn status(
     index: &Index,
     name: &ObjectName,
     object: &TrafficTarget,
-    fault: Option<&TargetFault>,
-    has_room: bool,
+    fault: Option<ObjectFault>,
 ) -> ObjectStatus {
-    let (error, word) = match fault {
-        Some(fault) => (Some(fault.reason().to_owned()), fault.word()),
-        None if !has_room => (Some(TOO_LARGE.to_owned()), "TooLarge"),
-        None => (None, ACCEPTED),
-    };
     let findings = validate::traffic_target(&name.namespace, &object.spec);
     let warnings = findings.iter().filter(|finding| !finding.is_error()).map(Finding::to_string);
-    let warnings =
-        warnings.filter(|warning| error.as_ref() != Some(warning)).chain(effect(index, name, object));
-    ObjectStatus::new(error.clone(), warnings.collect(), &object.metadata).with_condition(word)
+    let is_fault = |warning: &String| fault.as_ref().is_some_and(|fault| fault.reason == *warning);
+    let warnings = warnings.filter(|warning| !is_fault(warning)).chain(effect(index, name, object)).collect();
+    ObjectStatus::judged(fault, warnings, &object.metadata)
 }
 
 /// What keeps a target that is in force from having its usual effect.

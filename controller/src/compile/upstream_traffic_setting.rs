@@ -9,7 +9,8 @@ use tidegate_crds::{Finding, UpstreamTrafficSetting, validate};
 
 use self::limits::{RoutePaths, oldest};
 use super::audit::{is_audit, misspelled};
-use super::status::{ACCEPTED, Compiled, Judged, ObjectStatus, StatusScope};
+use super::fault::ObjectFault;
+use super::status::{Compiled, Judged, ObjectStatus, StatusScope};
 use crate::index::{Index, setting_service};
 use crate::object::{Kind, ObjectName, OfKind};
 
@@ -26,60 +27,56 @@ impl Compiled for UpstreamTrafficSetting {
 /// The status of one setting: its fault, or what it has no effect on.
 fn judge(scope: &StatusScope<'_>, name: &ObjectName, object: &UpstreamTrafficSetting) -> Judged {
     let findings = validate::upstream_traffic_setting(&name.namespace, &object.spec);
-    let fault = fault(scope.index, name, object, &findings);
     let has_room = !scope.without_room.contains(&name.to_ref(UpstreamTrafficSetting::KIND));
-    let is_incomplete = matches!(fault, Some(("ReferenceNotFound", _)));
-    let (error, word) = match fault {
-        Some((word, reason)) => (Some(reason), word),
-        None if !has_room => (Some(TOO_LARGE.to_owned()), "TooLarge"),
-        None => (None, ACCEPTED),
-    };
-    let warnings = findings.iter().map(Finding::to_string).filter(|warning| error.as_ref() != Some(warning));
+    let too_large = || (!has_room).then(|| ObjectFault::too_large(TOO_LARGE));
+    let fault = fault(scope.index, name, object, &findings).or_else(too_large);
+    let is_fault = |warning: &String| fault.as_ref().is_some_and(|fault| fault.reason == *warning);
+    let warnings = findings.iter().map(Finding::to_string).filter(|warning| !is_fault(warning));
     let warnings = warnings.chain(audit_effect(object)).collect();
     Judged {
         name: name.clone(),
-        status: ObjectStatus::new(error, warnings, &object.metadata).with_condition(word),
+        is_incomplete: fault.as_ref().is_some_and(ObjectFault::is_missing),
+        status: ObjectStatus::judged(fault, warnings, &object.metadata),
         uid: object.metadata.uid.clone(),
-        is_incomplete,
     }
 }
 
-/// What keeps all limits of an object, or one of them, from being in force, in a word and in a sentence.
+/// What keeps all limits of an object, or one of them, from being in force.
 fn fault(
     index: &Index,
     name: &ObjectName,
     object: &UpstreamTrafficSetting,
     findings: &[Finding],
-) -> Option<(&'static str, String)> {
+) -> Option<ObjectFault> {
     if let Some(reason) = index.outside_mesh(&name.namespace) {
-        return Some(("Invalid", reason));
+        return Some(ObjectFault::invalid(reason));
     }
     let is_of_egress = index.is_of_egress(Kind::UpstreamTrafficSetting, name);
     // An Egress has the setting limit other hosts.
     let is_fault = |finding: &&Finding| finding.path != "spec.host" || !is_of_egress;
     if let Some(finding) = findings.iter().find(is_fault) {
-        return Some(("Invalid", finding.to_string()));
+        return Some(ObjectFault::invalid(finding.to_string()));
     }
     let service = setting_service(name, object)?;
     if index.service(&service).is_none() {
-        return Some(("ReferenceNotFound", format!("spec.host: Service {service} does not exist")));
+        let reason = format!("spec.host: Service {service} does not exist");
+        return Some(ObjectFault::reference_not_found(reason));
     }
     if let Some(older) = oldest(index, &service).filter(|older| *older != name) {
         let reason = format!("spec.host: UpstreamTrafficSetting {older} is older and has the same host");
-        return Some(("Conflicted", reason));
+        return Some(ObjectFault::conflicted(reason));
     }
     let paths = RoutePaths::new(index, &name.namespace);
     let unknown = object.spec.limited_routes().find(|(_, route)| !paths.contains(&route.path));
     let unknown = unknown.map(|(i, route)| {
-        let reason = format!(
+        format!(
             "spec.httpRoutes[{i}].path: no HTTPRouteGroup of the namespace has a match with pathRegex '{}', so this limit has \
              no effect",
             route.path
-        );
-        ("ReferenceNotFound", reason)
+        )
     });
-    unknown
-        .or_else(|| global::missing_service(index, &object.spec).map(|reason| ("ReferenceNotFound", reason)))
+    let missing = unknown.or_else(|| global::missing_service(index, &object.spec));
+    missing.map(ObjectFault::reference_not_found)
 }
 
 /// What the audit annotation means; `None` without it.

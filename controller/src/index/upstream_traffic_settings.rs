@@ -8,8 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::CustomResourceExt;
 use tidegate_core::route::filter::LocalRateLimit;
 use tidegate_crds::upstream_traffic_setting::{
-    GlobalRateLimitSpec, HeaderConditionSpec, HttpDescriptorEntrySpec, HttpDescriptorSpec, HttpRateLimitSpec,
-    HttpRouteLimitSpec, RateLimitServiceSpec, ResponseHeaderSpec, TcpDescriptorEntrySpec, TcpDescriptorSpec,
+    DescriptorSpec, GlobalRateLimitSpec, HeaderConditionSpec, HttpDescriptorEntrySpec, HttpRateLimitSpec,
+    HttpRouteLimitSpec, RateLimitServiceSpec, ResponseHeaderSpec, TcpDescriptorEntrySpec,
 };
 use tidegate_crds::{UpstreamTrafficSetting, UpstreamTrafficSettingSpec, validate};
 
@@ -131,7 +131,7 @@ fn called_services(object: &UpstreamTrafficSetting) -> impl Iterator<Item = Obje
 fn spec_size(spec: &UpstreamTrafficSettingSpec) -> usize {
     let general = spec.local().and_then(|local| local.http.as_ref()).map_or(0, limit_size);
     let routes = spec.http_routes.iter().flatten().map(|route| {
-        let global = route.global().map_or(0, |global| descriptors_size(&global.descriptors));
+        let global = route.global().map_or(0, |global| descriptors_size(&global.descriptors, entry_size));
         item::<HttpRouteLimitSpec>() + 3 * text(&route.path) + route.local().map_or(0, limit_size) + global
     });
     let timeout = spec.connection_settings.iter().filter_map(|settings| settings.tcp.as_ref());
@@ -146,34 +146,36 @@ fn global_size(global: &GlobalRateLimitSpec) -> usize {
         REFERENCE + 2 * (text(&service.host) + text(domain)) + optional(timeout)
     };
     let tcp = global.tcp.as_ref().map_or(0, |tcp| {
-        let entries = tcp.descriptors.iter().flat_map(|descriptor| &descriptor.entries);
-        let entries = entries
-            .map(|entry| 2 * (item::<TcpDescriptorEntrySpec>() + text(&entry.key) + text(&entry.value)));
-        let descriptors = 2 * item::<TcpDescriptorSpec>() * tcp.descriptors.len();
-        service(&tcp.rate_limit_service, &tcp.domain, &tcp.timeout) + descriptors + entries.sum::<usize>()
+        let entry = |entry: &TcpDescriptorEntrySpec| text(&entry.key) + text(&entry.value);
+        let descriptors = descriptors_size(&tcp.descriptors, entry);
+        service(&tcp.rate_limit_service, &tcp.domain, &tcp.timeout) + descriptors
     });
     let http = global.http.as_ref().map_or(0, |http| {
-        let descriptors = http.descriptors.as_deref().map_or(0, descriptors_size);
+        let descriptors = descriptors_size(http.descriptors.as_deref().unwrap_or_default(), entry_size);
         service(&http.rate_limit_service, &http.domain, &http.timeout) + descriptors
     });
     tcp + http
 }
 
-fn descriptors_size(descriptors: &[HttpDescriptorSpec]) -> usize {
-    let entries = descriptors.iter().flat_map(|descriptor| &descriptor.entries).map(|entry| {
-        let generic = entry.generic_key.as_ref().map_or(0, |key| text(&key.value) + optional(&key.key));
-        let header = entry.request_header.as_ref().map_or(0, |header| text(&header.name) + text(&header.key));
-        let matched = entry.header_value_match.as_ref().map_or(0, |matched| {
-            let conditions = matched.headers.iter().map(|condition| {
-                let HeaderConditionSpec { name, exact, prefix, suffix, regex, contains, .. } = condition;
-                let tests = [exact, prefix, suffix, regex, contains].map(optional);
-                item::<HeaderConditionSpec>() + text(name) + tests.iter().sum::<usize>()
-            });
-            text(&matched.value) + optional(&matched.key) + conditions.sum::<usize>()
+/// `entry`: the texts of an entry.
+fn descriptors_size<E>(descriptors: &[DescriptorSpec<E>], entry: impl Fn(&E) -> usize) -> usize {
+    let entries = descriptors.iter().flat_map(|descriptor| &descriptor.entries);
+    let entries = entries.map(|one| 2 * (item::<E>() + entry(one)));
+    2 * item::<DescriptorSpec<E>>() * descriptors.len() + entries.sum::<usize>()
+}
+
+fn entry_size(entry: &HttpDescriptorEntrySpec) -> usize {
+    let generic = entry.generic_key.as_ref().map_or(0, |key| text(&key.value) + optional(&key.key));
+    let header = entry.request_header.as_ref().map_or(0, |header| text(&header.name) + text(&header.key));
+    let matched = entry.header_value_match.as_ref().map_or(0, |matched| {
+        let conditions = matched.headers.iter().map(|condition| {
+            let HeaderConditionSpec { name, exact, prefix, suffix, regex, contains, .. } = condition;
+            let tests = [exact, prefix, suffix, regex, contains].map(optional);
+            item::<HeaderConditionSpec>() + text(name) + tests.iter().sum::<usize>()
         });
-        2 * (item::<HttpDescriptorEntrySpec>() + generic + header + matched)
+        text(&matched.value) + optional(&matched.key) + conditions.sum::<usize>()
     });
-    2 * item::<HttpDescriptorSpec>() * descriptors.len() + entries.sum::<usize>()
+    generic + header + matched
 }
 
 fn limit_size(limit: &HttpRateLimitSpec) -> usize {

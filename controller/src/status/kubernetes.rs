@@ -69,26 +69,14 @@ enum WriteOutcome {
 impl KubernetesStatuses {
     /// No statuses yet.
     pub fn new(metrics: &Metrics) -> Self {
-        let own = Self::default();
-        metrics.registry(|registry| {
-            let shared = &own.0;
-            registry.register(
-                "tidegate_controller_leader",
-                "Whether this replica writes statuses, 0 or 1",
-                shared.is_leader.clone(),
-            );
-            registry.register(
-                "tidegate_controller_statuses_written",
-                "Statuses written to objects",
-                shared.written.clone(),
-            );
-            registry.register(
-                "tidegate_controller_status_writes_failed",
-                "Failed attempts to write a status",
-                shared.failed.clone(),
-            );
-        });
-        own
+        Self(Arc::new(StatusQueue {
+            is_leader: metrics
+                .register("tidegate_controller_leader", "Whether this replica writes statuses, 0 or 1"),
+            written: metrics.register("tidegate_controller_statuses_written", "Statuses written to objects"),
+            failed: metrics
+                .register("tidegate_controller_status_writes_failed", "Failed attempts to write a status"),
+            ..StatusQueue::default()
+        }))
     }
 
     /// Writes while this replica leads. Runs until the sender of `is_leader` is dropped.

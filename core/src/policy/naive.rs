@@ -105,6 +105,11 @@ fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
         ingress: rules.iter().map(compile).collect(),
         rate_limits: vec![],
     };
+    of_port(14001, port)
+}
+
+/// The policy of a workload that has one port.
+pub(super) fn of_port(number: u16, port: PortPolicy) -> InboundPolicy {
     InboundPolicy {
         workload: "httpbin/httpbin-0".into(),
         identity: Identity::new(TrustDomain::default(), "httpbin", "httpbin").unwrap(),
@@ -114,7 +119,7 @@ fn policy(rules: &[Written], mesh: MeshRule) -> InboundPolicy {
         egress: EgressMode::AllowAny,
         retries: Vec::new(),
         egress_proxies: Vec::new(),
-        ports: BTreeMap::from([(14001, port)]),
+        ports: BTreeMap::from([(number, port)]),
     }
 }
 

@@ -1,13 +1,12 @@
 //! Compares the evaluator of rules for mesh peers with a naive second one: a union, rule by rule and match by match.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::naive::of_port;
 use super::*;
 use crate::dns_name::DnsName;
-use crate::egress::EgressMode;
 use crate::identity::{Identity, TrustDomain};
 use crate::object_ref::ObjectRef;
 use crate::route::matching::{HeaderMatch, PathMatch};
@@ -96,17 +95,7 @@ fn policy(mesh: MeshRule) -> InboundPolicy {
         ingress: vec![],
         rate_limits: vec![],
     };
-    InboundPolicy {
-        workload: "ns/pod".into(),
-        identity: identity("server"),
-        locality: None,
-        telemetry: Default::default(),
-        external_authorization: None,
-        egress: EgressMode::AllowAny,
-        retries: Vec::new(),
-        egress_proxies: Vec::new(),
-        ports: BTreeMap::from([(80, port)]),
-    }
+    of_port(80, port)
 }
 
 /// The decision about a connection and then about its request, as the sidecar makes it.

@@ -44,38 +44,36 @@ fn names_are_osm_s() {
             spec.group, names.kind, names.plural, names.singular, names.short_names, spec.scope
         )
     };
-    assert_eq!(
-        names(IngressBackend::crd()),
-        r#"policy.openservicemesh.io IngressBackend ingressbackends Some("ingressbackend") Some(["ingressbackend"]) Namespaced"#
-    );
-    assert_eq!(
-        names(MeshConfig::crd()),
-        r#"config.openservicemesh.io MeshConfig meshconfigs Some("meshconfig") Some(["meshconfig"]) Namespaced"#
-    );
-    assert_eq!(
-        names(TrafficTarget::crd()),
-        r#"access.smi-spec.io TrafficTarget traffictargets Some("traffictarget") Some(["tt"]) Namespaced"#
-    );
-    assert_eq!(
-        names(TrafficSplit::crd()),
-        r#"split.smi-spec.io TrafficSplit trafficsplits Some("trafficsplit") Some(["ts"]) Namespaced"#
-    );
-    assert_eq!(
-        names(HTTPRouteGroup::crd()),
-        r#"specs.smi-spec.io HTTPRouteGroup httproutegroups Some("httproutegroup") Some(["htr"]) Namespaced"#
-    );
-    assert_eq!(
-        names(TCPRoute::crd()),
-        r#"specs.smi-spec.io TCPRoute tcproutes Some("tcproute") Some(["tr"]) Namespaced"#
-    );
-    assert_eq!(
-        names(UpstreamTrafficSetting::crd()),
-        r#"policy.openservicemesh.io UpstreamTrafficSetting upstreamtrafficsettings Some("upstreamtrafficsetting") Some(["upstreamtrafficsetting"]) Namespaced"#
-    );
-    assert_eq!(
-        names(Retry::crd()),
-        r#"policy.openservicemesh.io Retry retries Some("retry") Some(["retry"]) Namespaced"#
-    );
+    for (crd, expected) in [
+        (
+            IngressBackend::crd(),
+            r#"policy.openservicemesh.io IngressBackend ingressbackends Some("ingressbackend") Some(["ingressbackend"]) Namespaced"#,
+        ),
+        (
+            MeshConfig::crd(),
+            r#"config.openservicemesh.io MeshConfig meshconfigs Some("meshconfig") Some(["meshconfig"]) Namespaced"#,
+        ),
+        (
+            TrafficTarget::crd(),
+            r#"access.smi-spec.io TrafficTarget traffictargets Some("traffictarget") Some(["tt"]) Namespaced"#,
+        ),
+        (
+            TrafficSplit::crd(),
+            r#"split.smi-spec.io TrafficSplit trafficsplits Some("trafficsplit") Some(["ts"]) Namespaced"#,
+        ),
+        (
+            HTTPRouteGroup::crd(),
+            r#"specs.smi-spec.io HTTPRouteGroup httproutegroups Some("httproutegroup") Some(["htr"]) Namespaced"#,
+        ),
+        (TCPRoute::crd(), r#"specs.smi-spec.io TCPRoute tcproutes Some("tcproute") Some(["tr"]) Namespaced"#),
+        (
+            UpstreamTrafficSetting::crd(),
+            r#"policy.openservicemesh.io UpstreamTrafficSetting upstreamtrafficsettings Some("upstreamtrafficsetting") Some(["upstreamtrafficsetting"]) Namespaced"#,
+        ),
+        (Retry::crd(), r#"policy.openservicemesh.io Retry retries Some("retry") Some(["retry"]) Namespaced"#),
+    ] {
+        assert_eq!(names(crd), expected);
+    }
 }
 
 #[test]

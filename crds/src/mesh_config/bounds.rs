@@ -26,12 +26,7 @@ pub(super) fn optional_text<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
 }
 
 pub(super) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    let texts = bounded::optional_list::<D, Text<MOST_CHARACTERS>>(
-        deserializer,
-        "a list of the MeshConfig",
-        MOST_ITEMS,
-    )?;
-    Ok(texts.map(|texts| texts.into_iter().map(String::from).collect()))
+    bounded::optional_texts::<D, MOST_CHARACTERS>(deserializer, "a list of the MeshConfig", MOST_ITEMS)
 }
 
 pub(super) fn port_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u16>>, D::Error> {

@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use tidegate_core::go_duration;
-use tidegate_core::policy::{
-    AuthorizationServer, CheckedBody, MOST_CHECK_TIMEOUT, MOST_CHECKED_BODY, ServerAddress,
-};
+use tidegate_core::policy::{AuthorizationServer, CheckedBody, MOST_CHECKED_BODY, ServerAddress};
 
 use super::bounds::{MOST_CHARACTERS, MOST_ITEMS, optional_text, port_list, texts};
-use crate::ingress_backend::port_number;
+use crate::call_timeout::call_timeout;
+use crate::numbers::{port_number, port_numbers};
 
 /// Traffic.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -149,21 +147,12 @@ impl ExternalAuthorizationSpec {
     ///
     /// If that is not the time which is set: the time that applies instead, and why.
     pub(crate) fn check_timeout(&self) -> Result<Duration, (Duration, String)> {
-        let Some(text) = &self.timeout else { return Ok(CHECK_TIMEOUT) };
-        match go_duration::parse(text) {
-            Ok(Duration::ZERO) => Err((CHECK_TIMEOUT, "0 is too short; 1s applies".into())),
-            Ok(timeout) if timeout > MOST_CHECK_TIMEOUT => {
-                let message = format!("a request waits for 60s at most, which applies instead of {text}");
-                Err((MOST_CHECK_TIMEOUT, message))
-            }
-            Ok(timeout) => Ok(timeout),
-            Err(error) => Err((CHECK_TIMEOUT, format!("{error}; 1s applies"))),
-        }
+        call_timeout(self.timeout.as_deref(), CHECK_TIMEOUT)
     }
 }
 
 fn ports(generator: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "array", "maxItems": MOST_ITEMS, "items": port_number(generator) })
+    port_numbers(generator, MOST_ITEMS)
 }
 
 impl RequestBodyInCheck {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{DURATION, HEADER_NAME, HEADER_VALUE, HOST, optional_status};
 use crate::bounded;
-use crate::ingress_backend::port_number;
+use crate::numbers::port_number;
 
 /// Maximum descriptors of a limit.
 const MOST_DESCRIPTORS: usize = 16;
@@ -54,9 +54,9 @@ pub struct TcpGlobalRateLimitSpec {
     #[schemars(length(max = HOST))]
     pub domain: String,
     /// What describes each connection to the service.
-    #[serde(deserialize_with = "tcp_descriptors")]
+    #[serde(deserialize_with = "descriptors")]
     #[schemars(length(min = 1, max = MOST_DESCRIPTORS))]
-    pub descriptors: Vec<TcpDescriptorSpec>,
+    pub descriptors: Vec<DescriptorSpec<TcpDescriptorEntrySpec>>,
     /// Time for one call, at most 60s. Default: 20ms.
     #[serde(
         default,
@@ -70,14 +70,14 @@ pub struct TcpGlobalRateLimitSpec {
     pub fail_open: Option<bool>,
 }
 
-/// A descriptor of connections.
+/// A descriptor.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct TcpDescriptorSpec {
+#[serde(rename_all = "camelCase", bound(deserialize = "E: Deserialize<'de>"))]
+pub struct DescriptorSpec<E> {
     /// Its keys and values.
-    #[serde(deserialize_with = "tcp_entries")]
+    #[serde(deserialize_with = "entries")]
     #[schemars(length(min = 1, max = MOST_ENTRIES))]
-    pub entries: Vec<TcpDescriptorEntrySpec>,
+    pub entries: Vec<E>,
 }
 
 /// A key and a value.
@@ -104,10 +104,10 @@ pub struct HttpGlobalRateLimitSpec {
     #[serde(deserialize_with = "bounded::text::<_, HOST>")]
     #[schemars(length(max = HOST))]
     pub domain: String,
-    /// What describes requests to the service.
+    /// What describes requests to the service. A request that lacks an entry of a descriptor is not described by it.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "optional_descriptors")]
     #[schemars(length(min = 1, max = MOST_DESCRIPTORS))]
-    pub descriptors: Option<Vec<HttpDescriptorSpec>>,
+    pub descriptors: Option<Vec<DescriptorSpec<HttpDescriptorEntrySpec>>>,
     /// Time for one call, at most 60s. Default: 20ms.
     #[serde(
         default,
@@ -132,20 +132,10 @@ pub struct HttpGlobalRateLimitSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteGlobalRateLimitSpec {
-    /// Their descriptors.
+    /// Their descriptors. A request that lacks an entry of one is not described by it.
     #[serde(deserialize_with = "descriptors")]
     #[schemars(length(min = 1, max = MOST_DESCRIPTORS))]
-    pub descriptors: Vec<HttpDescriptorSpec>,
-}
-
-/// A descriptor of requests. A request that lacks one of the entries is not described by it.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct HttpDescriptorSpec {
-    /// Its keys and values.
-    #[serde(deserialize_with = "entries")]
-    #[schemars(length(min = 1, max = MOST_ENTRIES))]
-    pub entries: Vec<HttpDescriptorEntrySpec>,
+    pub descriptors: Vec<DescriptorSpec<HttpDescriptorEntrySpec>>,
 }
 
 /// A key and a value. Exactly one of the fields is set.
@@ -264,25 +254,19 @@ fn value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D
     bounded::optional_text::<_, HEADER_VALUE>(deserializer)
 }
 
-fn tcp_descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<TcpDescriptorSpec>, D::Error> {
-    bounded::list(deserializer, "descriptors", MOST_DESCRIPTORS)
-}
-
-fn tcp_entries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<TcpDescriptorEntrySpec>, D::Error> {
-    bounded::list(deserializer, "entries", MOST_ENTRIES)
-}
-
-fn descriptors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HttpDescriptorSpec>, D::Error> {
-    bounded::list(deserializer, "descriptors", MOST_DESCRIPTORS)
-}
-
-fn optional_descriptors<'de, D: Deserializer<'de>>(
+fn descriptors<'de, D: Deserializer<'de>, E: Deserialize<'de>>(
     deserializer: D,
-) -> Result<Option<Vec<HttpDescriptorSpec>>, D::Error> {
+) -> Result<Vec<DescriptorSpec<E>>, D::Error> {
+    bounded::list(deserializer, "descriptors", MOST_DESCRIPTORS)
+}
+
+fn optional_descriptors<'de, D: Deserializer<'de>, E: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<DescriptorSpec<E>>>, D::Error> {
     bounded::optional_list(deserializer, "descriptors", MOST_DESCRIPTORS)
 }
 
-fn entries<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HttpDescriptorEntrySpec>, D::Error> {
+fn entries<'de, D: Deserializer<'de>, E: Deserialize<'de>>(deserializer: D) -> Result<Vec<E>, D::Error> {
     bounded::list(deserializer, "entries", MOST_ENTRIES)
 }
 

@@ -6,17 +6,16 @@
 
 use std::time::Duration;
 
-use tidegate_core::go_duration;
 use tidegate_core::policy::{
     DescribedField, DescriptorEntry, DescriptorPair, FieldCondition, FieldTest, GlobalConnectionLimit,
-    GlobalRequestLimit, HeaderValueMatch, MOST_CHECK_TIMEOUT, RateLimitService, RequestDescriptor,
-    ServerAddress,
+    GlobalRequestLimit, HeaderValueMatch, RateLimitService, RequestDescriptor, ServerAddress,
 };
 
 use super::global::{
-    HeaderConditionSpec, HeaderValueMatchSpec, HttpDescriptorEntrySpec, HttpDescriptorSpec,
+    DescriptorSpec, HeaderConditionSpec, HeaderValueMatchSpec, HttpDescriptorEntrySpec,
     HttpGlobalRateLimitSpec, RateLimitServiceSpec, TcpGlobalRateLimitSpec,
 };
+use crate::call_timeout::call_timeout;
 
 /// Status of the response above a limit that names none.
 pub const TOO_MANY_REQUESTS: u16 = 429;
@@ -56,7 +55,7 @@ impl HttpGlobalRateLimitSpec {
 
 /// The descriptors without mistakes; `path` is the place of the limit in the object.
 pub fn read_descriptors(
-    descriptors: &[HttpDescriptorSpec],
+    descriptors: &[DescriptorSpec<HttpDescriptorEntrySpec>],
     path: &str,
     problems: &mut dyn FnMut(String, String),
 ) -> Vec<RequestDescriptor> {
@@ -95,25 +94,11 @@ fn service(
             None
         }
     };
-    let timeout = call_timeout(timeout).unwrap_or_else(|(timeout, problem)| {
+    let timeout = call_timeout(timeout, CALL_TIMEOUT).unwrap_or_else(|(timeout, problem)| {
         problems(format!("{path}.timeout"), problem);
         timeout
     });
     RateLimitService { address, domain: domain.into(), timeout, fail_open: fail_open != Some(false) }
-}
-
-/// The time for one call. The error is the time that applies in place of the one that is set, and why.
-fn call_timeout(text: Option<&str>) -> Result<Duration, (Duration, String)> {
-    let Some(text) = text else { return Ok(CALL_TIMEOUT) };
-    match go_duration::parse(text) {
-        Ok(Duration::ZERO) => Err((CALL_TIMEOUT, "0 is too short; 20ms applies".into())),
-        Ok(timeout) if timeout > MOST_CHECK_TIMEOUT => {
-            let message = format!("a request waits for 60s at most, which applies instead of {text}");
-            Err((MOST_CHECK_TIMEOUT, message))
-        }
-        Ok(timeout) => Ok(timeout),
-        Err(error) => Err((CALL_TIMEOUT, format!("{error}; 20ms applies"))),
-    }
 }
 
 impl HttpDescriptorEntrySpec {

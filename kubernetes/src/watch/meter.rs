@@ -37,26 +37,12 @@ struct WatchLabels {
 impl WatchMetrics {
     /// Registers them.
     pub fn new(metrics: &Metrics) -> Self {
-        let own = Self::default();
-        metrics.registry(|registry| {
-            registry.register(
-                "tidegate_watch_connected",
-                "Whether a watch of the API server stands, 0 or 1",
-                own.connected.clone(),
-            );
-            registry.register(
-                "tidegate_watch_last_event_timestamp_seconds",
-                "When the API server was last heard of this kind, as seconds since 1970; a watch that is well hears \
-                 something at least twice a minute",
-                own.last_event.clone(),
-            );
-            registry.register(
-                "tidegate_watch_restarts",
-                "Watches that ended otherwise than in order",
-                own.restarts.clone(),
-            );
-        });
-        own
+        Self {
+            connected: metrics.register("tidegate_watch_connected", "Whether a watch of the API server stands, 0 or 1"),
+            last_event: metrics.register("tidegate_watch_last_event_timestamp_seconds", "When the API server was last heard of this kind, as seconds since 1970; a watch that is well hears \
+                 something at least twice a minute"),
+            restarts: metrics.register("tidegate_watch_restarts", "Watches that ended otherwise than in order"),
+        }
     }
 
     /// The metrics of a kind, such as `Pod`.

@@ -82,20 +82,15 @@ impl<K: WebhookConfiguration> CaBundleKeeper<K> {
         meter: KindMeter,
         readiness: Option<Readiness>,
     ) -> Self {
-        let (repairs, is_wrong) = (Counter::default(), Gauge::<i64>::default());
+        let repairs = metrics.register(
+            "tidegate_webhook_ca_bundle_repairs",
+            "Times that the roots in the webhook configuration were put right",
+        );
+        let is_wrong: Gauge = metrics.register(
+            "tidegate_webhook_configuration_wrong",
+            "1 while the webhook configuration is missing or holds other roots than ours, otherwise 0",
+        );
         is_wrong.set(1);
-        metrics.registry(|registry| {
-            registry.register(
-                "tidegate_webhook_ca_bundle_repairs",
-                "Times that the roots in the webhook configuration were put right",
-                repairs.clone(),
-            );
-            registry.register(
-                "tidegate_webhook_configuration_wrong",
-                "1 while the webhook configuration is missing or holds other roots than ours, otherwise 0",
-                is_wrong.clone(),
-            );
-        });
         Self {
             name: name.into(),
             api: Api::all(client),

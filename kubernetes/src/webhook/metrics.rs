@@ -22,21 +22,20 @@ pub(super) struct WebhookMetrics {
 impl WebhookMetrics {
     /// Registers them; the families appear on the page with their first value.
     pub(super) fn register(metrics: &Metrics) -> Self {
-        let own = Self { admissions: Family::default(), duration: Histogram::new(BUCKETS) };
+        let admissions = metrics.register(
+            "tidegate_admissions",
+            "Admission requests by result: allowed, patched, denied, invalid for what is not a request, or busy for what \
+             found no memory in time",
+        );
+        let duration = Histogram::new(BUCKETS);
         metrics.registry(|registry| {
-            registry.register(
-                "tidegate_admissions",
-                "Admission requests by result: allowed, patched, denied, invalid for what is not a request, or busy for what \
-                 found no memory in time",
-                own.admissions.clone(),
-            );
             registry.register(
                 "tidegate_admission_duration_seconds",
                 "Time from the last byte of an admission request to its answer",
-                own.duration.clone(),
+                duration.clone(),
             );
         });
-        own
+        Self { admissions, duration }
     }
 
     /// A request with a verdict. `took` is the time since its last byte, without the wait for memory.

@@ -157,16 +157,11 @@ impl ServerStream {
 impl RefusedConnections {
     /// Registers `tidegate_grpc_connections_refused_total`.
     pub fn register(metrics: &Metrics) -> Self {
-        let refused = Self::default();
-        metrics.registry(|registry| {
-            registry.register(
-                "tidegate_grpc_connections_refused",
-                "Connections that were closed because a limit was reached, by limit: connections or bytes of peers that \
-                 had proven nothing, of one connection, one address or all",
-                refused.0.clone(),
-            );
-        });
-        refused
+        Self(metrics.register(
+            "tidegate_grpc_connections_refused",
+            "Connections that were closed because a limit was reached, by limit: connections or bytes of peers that \
+             had proven nothing, of one connection, one address or all",
+        ))
     }
 }
 

@@ -213,20 +213,16 @@ impl Schedule {
 
 impl RenewalMetrics {
     fn register(metrics: &Metrics) -> Self {
-        let counters = Self::default();
-        metrics.registry(|registry| {
-            registry.register(
+        Self {
+            renewals: metrics.register(
                 "tidegate_certificate_renewals",
                 "Tries to get a certificate from the CA, by result",
-                counters.renewals.clone(),
-            );
-            registry.register(
+            ),
+            expiry: metrics.register(
                 "tidegate_certificate_expiry_timestamp_seconds",
                 "When the current certificate expires, in seconds since 1970; 0 while there is none",
-                counters.expiry.clone(),
-            );
-        });
-        counters
+            ),
+        }
     }
 
     fn count(&self, result: &'static str) {

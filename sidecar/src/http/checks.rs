@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::HttpContext;
 use super::external_authorization::{AuthorizationCheck, BodyPart};
-use super::rate_limit_service::RateLimitCheck;
+use super::rate_limit_service::{RateLimitCheck, ServicesTime};
 use super::verdict::{Allowance, CheckVerdict, Refusal};
 use crate::connection_info::ServedConnection;
 use crate::telemetry::Telemetry;
@@ -26,14 +26,17 @@ impl RequestChecks {
         Self { limits, authorization, allowance: Allowance::default() }
     }
 
-    /// Calls the rate limit services. Dropped before it is done, the call is cancelled.
+    /// Calls the rate limit services one after the other, all of them within the longest of their timeouts. Dropped before it is
+    /// done, the call is cancelled.
     pub(super) async fn within_limits(
         mut self,
         context: &HttpContext,
         client: &ServedConnection,
     ) -> Result<Self, Box<Refusal>> {
-        for check in std::mem::take(&mut self.limits) {
-            match check.verdict(context, client).await {
+        let limits = std::mem::take(&mut self.limits);
+        let mut time = ServicesTime::of_request(&limits);
+        for check in limits {
+            match check.verdict(context, client, &mut time).await {
                 CheckVerdict::Allow(next) => self.allowance = self.allowance.then(next),
                 CheckVerdict::Refuse(refusal) => return Err(refusal),
             }

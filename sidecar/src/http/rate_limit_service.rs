@@ -9,6 +9,7 @@ mod quota;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ::http::StatusCode;
 use tidegate_core::policy::{Decision, RateLimitService, RateLimits, Reason};
@@ -39,6 +40,13 @@ pub(super) struct RateLimitCheck {
     is_grpc: bool,
 }
 
+/// The time that the services of a connection or request have together: the longest that one of them has for itself. It begins
+/// with the first call.
+pub(crate) struct ServicesTime {
+    longest: Duration,
+    end: Option<Instant>,
+}
+
 /// Why a service has no answer.
 #[derive(Debug, thiserror::Error)]
 enum LimitCallError {
@@ -61,6 +69,7 @@ pub(crate) async fn exceeds(
     limits: &RateLimits,
     context: &HttpContext,
     client: &ServedConnection,
+    time: &mut ServicesTime,
 ) -> Option<Decision> {
     let limit = limits.global.connections.as_ref()?;
     let entry = |key: &str, value: &str| Entry { key: key.to_owned(), value: value.to_owned() };
@@ -68,12 +77,36 @@ pub(crate) async fn exceeds(
         entries: pairs.iter().map(|pair| entry(&pair.key, &pair.value)).collect(),
     });
     let message = message(&limit.service, descriptors.collect());
-    let answer = call(context, client, &limit.service, &message, LimitAnswer::of_connection).await;
+    let answer = call(context, client, (&limit.service, &message, time), LimitAnswer::of_connection).await;
     match answer {
         Ok(LimitAnswer::Within(_)) => None,
         Ok(LimitAnswer::Exceeded(_)) => Some(limits.exceeded(Reason::ConnectionGloballyLimited)),
         Err(_) if limit.service.fail_open => None,
         Err(_) => Some(limits.exceeded(Reason::RateLimitServiceFailed)),
+    }
+}
+
+impl ServicesTime {
+    /// Of the services that count connections.
+    pub(crate) fn of_connection<'l>(limits: impl Iterator<Item = &'l Arc<RateLimits>>) -> Self {
+        let limits = limits.filter_map(|limits| limits.global.connections.as_ref());
+        Self::of(limits.map(|limit| &limit.service))
+    }
+
+    /// Of the services of these checks.
+    pub(super) fn of_request(checks: &[RateLimitCheck]) -> Self {
+        Self::of(checks.iter().map(|check| &check.service))
+    }
+
+    fn of<'s>(services: impl Iterator<Item = &'s RateLimitService>) -> Self {
+        let called = services.filter(|service| service.address.is_some());
+        Self { longest: called.map(|service| service.timeout).max().unwrap_or_default(), end: None }
+    }
+
+    /// What a service that is called `now` has of it, at most its own timeout.
+    fn next(&mut self, timeout: Duration, now: Instant) -> Duration {
+        let end = *self.end.get_or_insert_with(|| now + self.longest);
+        timeout.min(end.saturating_duration_since(now))
     }
 }
 
@@ -108,9 +141,14 @@ impl RateLimitCheck {
     }
 
     /// Calls the service. Dropped before it is done, the call is cancelled.
-    pub(super) async fn verdict(self, context: &HttpContext, client: &ServedConnection) -> CheckVerdict {
+    pub(super) async fn verdict(
+        self,
+        context: &HttpContext,
+        client: &ServedConnection,
+        time: &mut ServicesTime,
+    ) -> CheckVerdict {
         let read = |response| LimitAnswer::of_request(response, self.status, self.has_rate_limit_headers);
-        let answer = call(context, client, &self.service, &self.message, read).await;
+        let answer = call(context, client, (&self.service, &self.message, time), read).await;
         match answer {
             Ok(LimitAnswer::Within(edits)) => {
                 let edits = edits.filter(|_| !self.limits.is_audit);
@@ -142,24 +180,25 @@ impl RateLimitCheck {
     }
 }
 
-/// Calls a service, and counts the result.
+/// Calls a service within the time that is left, and counts the result.
 async fn call(
     context: &HttpContext,
     client: &ServedConnection,
-    service: &RateLimitService,
-    message: &RateLimitRequest,
+    (service, message, time): (&RateLimitService, &RateLimitRequest, &mut ServicesTime),
     read: impl Fn(RateLimitResponse) -> Result<LimitAnswer, LimitCallError>,
 ) -> Result<LimitAnswer, LimitCallError> {
     let servers = &context.rate_limit_services;
-    let answer = match &service.address {
-        Some(address) => {
+    let answer = match (&service.address, time.next(service.timeout, Instant::now())) {
+        (None, _) => Err(LimitCallError::NoAddress),
+        // The services before it have taken all of the time.
+        (Some(_), Duration::ZERO) => Err(GrpcError::Timeout.into()),
+        (Some(address), timeout) => {
             let (upstreams, method) = (&context.upstreams, (address, METHOD));
-            let response = servers.call(upstreams, client, method, message, service.timeout).await;
+            let response = servers.call(upstreams, client, method, message, timeout).await;
             let answer = response.map_err(LimitCallError::from).and_then(read);
             servers.note(address, answer.as_ref().err());
             answer
         }
-        None => Err(LimitCallError::NoAddress),
     };
     count(&answer, service, &context.telemetry);
     answer

@@ -12,41 +12,11 @@ use tidegate_crds::egress::{EgressMatch, EgressProtocol, EgressReference};
 use tidegate_crds::{Egress, validate};
 
 use crate::compile::audit::is_audit;
+use crate::compile::fault::ObjectFault;
 use crate::compile::traffic_target::rules::match_bytes;
 use crate::compile::upstream_traffic_setting::connections::limits_of;
 use crate::index::Index;
 use crate::object::{Kind, ObjectName, OfKind};
-
-/// Why an Egress allows nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum EgressFault {
-    /// It is wrong by itself.
-    Invalid(String),
-    /// An object that it refers to is wrong.
-    InvalidReference(String),
-    /// An object that it refers to is not there.
-    ReferenceNotFound(String),
-}
-
-impl EgressFault {
-    /// In a sentence.
-    pub(crate) fn reason(&self) -> &str {
-        match self {
-            Self::Invalid(reason) | Self::InvalidReference(reason) | Self::ReferenceNotFound(reason) => {
-                reason
-            }
-        }
-    }
-
-    /// In one word.
-    pub(crate) fn word(&self) -> &'static str {
-        match self {
-            Self::Invalid(_) => "Invalid",
-            Self::InvalidReference(_) => "InvalidReference",
-            Self::ReferenceNotFound(_) => "ReferenceNotFound",
-        }
-    }
-}
 
 /// What the workloads of a service account reach that no object has: `mode`, and what policies allow beyond it. `take`: whether
 /// there is room for a rule.
@@ -75,13 +45,13 @@ pub(crate) fn egress_of(
 }
 
 /// What keeps a policy from allowing anything.
-pub(crate) fn fault(index: &Index, name: &ObjectName, object: &Egress) -> Option<EgressFault> {
+pub(crate) fn fault(index: &Index, name: &ObjectName, object: &Egress) -> Option<ObjectFault> {
     if let Some(reason) = index.outside_mesh(&name.namespace) {
-        return Some(EgressFault::Invalid(reason));
+        return Some(ObjectFault::invalid(reason));
     }
     let findings = validate::egress(&object.spec);
     if let Some(error) = findings.iter().find(|finding| finding.is_error()) {
-        return Some(EgressFault::Invalid(error.to_string()));
+        return Some(ObjectFault::invalid(error.to_string()));
     }
     requests(index, name, object).err()
 }
@@ -92,7 +62,7 @@ fn requests(
     index: &Index,
     name: &ObjectName,
     object: &Egress,
-) -> Result<Option<Vec<Arc<RouteMatch>>>, EgressFault> {
+) -> Result<Option<Vec<Arc<RouteMatch>>>, ObjectFault> {
     let mut requests: Option<Vec<_>> = None;
     for reference in &object.spec.matches {
         let target = ObjectName::new(name.namespace.clone(), reference.name.as_str());
@@ -100,9 +70,9 @@ fn requests(
             Some(EgressReference::HttpRouteGroup) => {
                 let group = index
                     .route_group(&target)
-                    .ok_or_else(|| missing(index, Kind::HTTPRouteGroup, &target))?;
+                    .ok_or_else(|| ObjectFault::missing(index, Kind::HTTPRouteGroup, &target))?;
                 let invalid =
-                    |why: &str| EgressFault::InvalidReference(format!("HTTPRouteGroup {target}: {why}"));
+                    |why: &str| ObjectFault::invalid_reference(format!("HTTPRouteGroup {target}: {why}"));
                 let matches = group.matches.as_ref().map_err(|why| invalid(why))?;
                 for one in matches.all() {
                     requests.get_or_insert_default().push(one.as_ref().map_err(|why| invalid(why))?.clone());
@@ -111,7 +81,7 @@ fn requests(
             Some(EgressReference::UpstreamTrafficSetting)
                 if index.upstream_traffic_setting(&target).is_none() =>
             {
-                return Err(missing(index, Kind::UpstreamTrafficSetting, &target));
+                return Err(ObjectFault::missing(index, Kind::UpstreamTrafficSetting, &target));
             }
             Some(EgressReference::UpstreamTrafficSetting) | None => {}
         }
@@ -127,14 +97,6 @@ fn limits(index: &Index, name: &ObjectName, object: &Egress) -> BackendLimits {
         index.upstream_traffic_setting(&ObjectName::new(name.namespace.clone(), reference.name.as_str()))
     });
     setting.map(|setting| limits_of(setting)).unwrap_or_default()
-}
-
-/// An object that a policy refers to does not exist.
-fn missing(index: &Index, kind: Kind, name: &ObjectName) -> EgressFault {
-    match index.unreadable_reason(kind, name) {
-        Some(reason) => EgressFault::InvalidReference(format!("{kind} {name}: {reason}")),
-        None => EgressFault::ReferenceNotFound(format!("{kind} {name} does not exist")),
-    }
 }
 
 /// The rules of a policy that is in force: one for each protocol, and for each host of HTTP whose requests are limited.

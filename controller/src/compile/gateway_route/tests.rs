@@ -1,15 +1,15 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use tidegate_core::Destination;
 use tidegate_core::destination::DestinationTarget;
 use tidegate_core::policy::AppProtocol;
-use tidegate_core::route::{Action, BackendTarget, RequestView, Route, RouteTable};
-use tidegate_core::{Destination, TrustDomain};
+use tidegate_core::route::{Action, BackendTarget, Route, RouteTable};
 use tidegate_crds::gateway_api::Routed;
 
 use super::*;
-use crate::compile::destination::Resolver;
 use crate::compile::status::CurrentStatus;
+use crate::testing::shop::{Request, SERVICES, cart, get, with_resolver};
 use crate::testing::{cluster_index, index};
 
 mod filters;
@@ -18,36 +18,6 @@ mod rules;
 mod statuses;
 mod tcp;
 mod tls;
-
-/// Services of namespace `shop`: `cart` with ports of several protocols, `v1` and `v2`, `headless` and `alias`.
-const SERVICES: &str = r"
-apiVersion: v1
-kind: Service
-metadata: {name: cart, namespace: shop}
-spec:
-  clusterIP: 10.96.0.10
-  ports: [{name: http, port: 80}, {name: web, port: 8080}, {name: tcp-db, port: 5432}, {name: dns, port: 53, protocol: UDP}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: v1, namespace: shop}
-spec: {clusterIP: 10.96.0.11, ports: [{name: http, port: 80}, {name: tcp, port: 81}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: v2, namespace: shop}
-spec: {clusterIP: 10.96.0.12, ports: [{name: http, port: 80}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: headless, namespace: shop}
-spec: {clusterIP: None, ports: [{name: http, port: 80}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: alias, namespace: shop}
-spec: {type: ExternalName, externalName: example.com, ports: [{name: http, port: 80}]}
-";
 
 /// Where a route's requests go, as YAML.
 const TO_V1: &str = "backendRefs: [{name: v1, namespace: shop, port: 80}]";
@@ -78,14 +48,6 @@ fn created(document: &str, second: u32) -> String {
     )
 }
 
-fn with_resolver<T>(index: &Index, features: Features, ask: impl FnOnce(Resolver<'_>) -> T) -> T {
-    ask(Resolver { index, trust_domain: &TrustDomain::default(), is_workload: |_| true, features })
-}
-
-fn cart() -> ObjectName {
-    ObjectName::new("shop", "cart")
-}
-
 /// The routes of port 80 of Service `cart` for clients of a namespace.
 fn routes(index: &Index, caller: &str) -> Option<Vec<Route>> {
     with_resolver(index, Features::EXECUTED, |resolver| resolver.routes(&cart(), 80, caller))
@@ -94,42 +56,6 @@ fn routes(index: &Index, caller: &str) -> Option<Vec<Route>> {
 
 fn table(documents: &[&str], caller: &str) -> RouteTable {
     RouteTable::new(routes(&index(documents), caller).unwrap()).unwrap()
-}
-
-/// A request's head.
-#[derive(Debug, Default)]
-struct Request {
-    method: &'static str,
-    authority: &'static str,
-    path: &'static str,
-    query: Option<&'static str>,
-    headers: Vec<(&'static str, &'static str)>,
-}
-
-impl RequestView for Request {
-    fn method(&self) -> &[u8] {
-        self.method.as_bytes()
-    }
-
-    fn authority(&self) -> &[u8] {
-        self.authority.as_bytes()
-    }
-
-    fn path(&self) -> &[u8] {
-        self.path.as_bytes()
-    }
-
-    fn query(&self) -> Option<&[u8]> {
-        self.query.map(str::as_bytes)
-    }
-
-    fn field<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.headers.iter().filter(move |(known, _)| *known == name).map(|(_, value)| value.as_bytes())
-    }
-}
-
-fn get(path: &'static str) -> Request {
-    Request { method: "GET", authority: "anything", path, ..Request::default() }
 }
 
 /// What happens to a request, in a word: `404`, a status with which it is answered, or the shares with their weights.

@@ -17,7 +17,7 @@ use tidegate_crds::TrafficSplit;
 use tidegate_crds::traffic_split::{SplitBackend, SplitMatch};
 use tidegate_crds::validate::{Finding, traffic_split};
 
-use super::fault::SplitFault;
+use crate::compile::fault::ObjectFault;
 use crate::index::{Index, split_backend, split_root};
 use crate::object::{Kind, ObjectName};
 use crate::service::{has_cluster_ip, is_alias, port_protocol, tcp_ports};
@@ -36,7 +36,7 @@ pub(super) enum PortShare<'i> {
     /// Nothing: the Service of this name does not have the port.
     WithoutPort(&'i str),
     /// It takes its share, and an error is the answer.
-    Invalid(SplitFault),
+    Invalid(ObjectFault),
 }
 
 /// What clients of a port get by the split of its Service that is in force; `None` if there is none, or none at this port.
@@ -55,27 +55,28 @@ fn oldest<'i>(index: &'i Index, root: &ObjectName) -> Option<Split<'i>> {
 
 impl<'i> Split<'i> {
     /// The root, if this is the split that is in force at it.
-    pub(super) fn root(&self, index: &'i Index) -> Result<&'i Service, SplitFault> {
+    pub(super) fn root(&self, index: &'i Index) -> Result<&'i Service, ObjectFault> {
         if let Some(reason) = index.outside_mesh(&self.name.namespace) {
-            return Err(SplitFault::invalid(reason));
+            return Err(ObjectFault::invalid(reason));
         }
         let Some(root) = split_root(self.name, self.object) else {
-            return Err(SplitFault::invalid(self.finding("spec.service")));
+            return Err(ObjectFault::invalid(self.finding("spec.service")));
         };
-        let service = index.service(&root).ok_or_else(|| SplitFault::not_found(Kind::Service, &root))?;
+        let service =
+            index.service(&root).ok_or_else(|| ObjectFault::missing(index, Kind::Service, &root))?;
         if !has_cluster_ip(service) {
-            return Err(SplitFault::invalid_reference(format!("Service {root} has no cluster IP")));
+            return Err(ObjectFault::invalid_reference(format!("Service {root} has no cluster IP")));
         }
         match oldest(index, &root).filter(|oldest| oldest.name != self.name) {
             Some(older) => {
-                Err(SplitFault::conflicted(format!("TrafficSplit {} is older and decides", older.name)))
+                Err(ObjectFault::conflicted(format!("TrafficSplit {} is older and decides", older.name)))
             }
             None => Ok(service),
         }
     }
 
     /// The requests that are split; `None`: everything.
-    pub(super) fn requests(&self, index: &Index) -> Result<Option<Vec<RouteMatch>>, SplitFault> {
+    pub(super) fn requests(&self, index: &Index) -> Result<Option<Vec<RouteMatch>>, ObjectFault> {
         let groups = self.object.spec.matches.as_deref().unwrap_or_default();
         if groups.is_empty() {
             return Ok(None);
@@ -89,24 +90,20 @@ impl<'i> Split<'i> {
             let reason = format!(
                 "its HTTPRouteGroups have more than {MAX_EXPRESSIONS} matches or regular expressions together"
             );
-            return Err(SplitFault::too_large(reason));
+            return Err(ObjectFault::too_large(reason));
         }
         Ok(Some(requests))
     }
 
     /// The matches of a group.
-    fn matches(&self, index: &Index, at: usize, group: &SplitMatch) -> Result<Vec<RouteMatch>, SplitFault> {
+    fn matches(&self, index: &Index, at: usize, group: &SplitMatch) -> Result<Vec<RouteMatch>, ObjectFault> {
         if group.kind != "HTTPRouteGroup" {
-            return Err(SplitFault::invalid(self.finding(&format!("spec.matches[{at}].kind"))));
+            return Err(ObjectFault::invalid(self.finding(&format!("spec.matches[{at}].kind"))));
         }
         let name = ObjectName::new(self.name.namespace.clone(), group.name.as_str());
-        let invalid = |why: &str| SplitFault::invalid_reference(format!("HTTPRouteGroup {name}: {why}"));
-        let Some(found) = index.route_group(&name) else {
-            return Err(match index.unreadable_reason(Kind::HTTPRouteGroup, &name) {
-                Some(reason) => invalid(&reason),
-                None => SplitFault::not_found(Kind::HTTPRouteGroup, &name),
-            });
-        };
+        let invalid = |why: &str| ObjectFault::invalid_reference(format!("HTTPRouteGroup {name}: {why}"));
+        let found = index.route_group(&name);
+        let found = found.ok_or_else(|| ObjectFault::missing(index, Kind::HTTPRouteGroup, &name))?;
         let matches = found.matches.as_ref().map_err(|why| invalid(why))?;
         let one = |one: &Result<Arc<RouteMatch>, Arc<str>>| match one {
             Ok(one) => Ok(RouteMatch::clone(one)),
@@ -131,12 +128,12 @@ impl<'i> Split<'i> {
     ) -> PortShare<'i> {
         let Some(name) = split_backend(self.name, backend) else {
             let finding = self.finding(&format!("spec.backends[{at}].service"));
-            return PortShare::Invalid(SplitFault::invalid(finding));
+            return PortShare::Invalid(ObjectFault::invalid(finding));
         };
         let Some(service) = index.service(&name) else {
-            return PortShare::Invalid(SplitFault::not_found(Kind::Service, &name));
+            return PortShare::Invalid(ObjectFault::missing(index, Kind::Service, &name));
         };
-        let invalid = |reason| PortShare::Invalid(SplitFault::invalid_reference(reason));
+        let invalid = |reason| PortShare::Invalid(ObjectFault::invalid_reference(reason));
         if is_alias(service) {
             return invalid(format!("Service {name} is an alias of a name outside the cluster"));
         }
@@ -157,9 +154,9 @@ impl<'i> Split<'i> {
     }
 
     /// Why nothing is served, if no backend has a weight.
-    pub(super) fn no_weight(&self) -> Option<SplitFault> {
+    pub(super) fn no_weight(&self) -> Option<ObjectFault> {
         let has_weight = self.object.spec.backends.iter().any(|backend| backend.weight > 0);
-        (!has_weight).then(|| SplitFault::invalid(self.finding("spec.backends")))
+        (!has_weight).then(|| ObjectFault::invalid(self.finding("spec.backends")))
     }
 
     /// `None` if the port is not split.
@@ -225,7 +222,7 @@ impl PortShare<'_> {
     }
 
     /// Why the share is answered with an error.
-    pub(super) fn into_fault(self) -> Option<SplitFault> {
+    pub(super) fn into_fault(self) -> Option<ObjectFault> {
         match self {
             Self::Invalid(fault) => Some(fault),
             Self::Of(_) | Self::WithoutPort(_) => None,

@@ -1,52 +1,15 @@
-use tidegate_core::TrustDomain;
-use tidegate_core::route::{Action, BackendTarget, RequestView, RouteTable};
+use tidegate_core::route::{Action, BackendTarget, RouteTable};
 
 use super::*;
-use crate::compile::destination::Resolver;
 use crate::compile::route_features::Features;
 use crate::compile::service_routes::PortRoutes;
 use crate::compile::status::CurrentStatus;
+use crate::testing::shop::{Request, SERVICES, cart, get, with_resolver};
 use crate::testing::{cluster_index, index};
 
 mod naive;
 mod precedence;
 mod statuses;
-
-/// Services of namespace `shop`: `cart` with three ports, `v1` and `v2`, each without one of them, `bytes`, `headless` and
-/// `alias`.
-const SERVICES: &str = r"
-apiVersion: v1
-kind: Service
-metadata: {name: cart, namespace: shop}
-spec:
-  clusterIP: 10.96.0.10
-  ports: [{name: http, port: 80}, {name: tcp-db, port: 5432}, {name: http-admin, port: 81}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: v1, namespace: shop}
-spec: {clusterIP: 10.96.0.11, ports: [{name: http, port: 80}, {name: tcp-db, port: 5432}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: v2, namespace: shop}
-spec: {clusterIP: 10.96.0.12, ports: [{name: http, port: 80}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: bytes, namespace: shop}
-spec: {clusterIP: 10.96.0.13, ports: [{name: tcp, port: 80}, {name: tcp-db, port: 5432}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: headless, namespace: shop}
-spec: {clusterIP: None, ports: [{name: http, port: 80}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: alias, namespace: shop}
-spec: {type: ExternalName, externalName: example.com, ports: [{name: http, port: 80}]}
-";
 
 /// HTTPRouteGroups of namespace `shop`: `new` for a header, `books` for paths, `all` for everything, `wrong`.
 const GROUPS: &str = r"
@@ -82,52 +45,17 @@ fn split(name: &str, second: u32, backends: &str, more: &str) -> String {
 
 const NINE_TO_ONE: &str = "{service: v1, weight: 90}, {service: v2, weight: 10}";
 
-fn cart() -> ObjectName {
-    ObjectName::new("shop", "cart")
-}
-
 /// What clients of a namespace get at a port of Service `cart`.
 fn routes(index: &Index, port: u16, caller: &str) -> Option<PortRoutes> {
-    let (trust_domain, features) = (&TrustDomain::default(), Features::EXECUTED);
-    let resolver = Resolver { index, trust_domain, is_workload: |_| true, features };
-    let routes = resolver.routes(&cart(), port, caller);
-    assert_eq!(routes.is_some(), resolver.has_routes(&cart(), port));
-    routes
+    with_resolver(index, Features::EXECUTED, |resolver| {
+        let routes = resolver.routes(&cart(), port, caller);
+        assert_eq!(routes.is_some(), resolver.has_routes(&cart(), port));
+        routes
+    })
 }
 
-/// A request, or an opaque connection, of which rules see nothing.
-#[derive(Clone, Copy, Debug, Default)]
-struct Request {
-    method: &'static str,
-    path: &'static str,
-    version: Option<&'static str>,
-}
-
-impl RequestView for Request {
-    fn method(&self) -> &[u8] {
-        self.method.as_bytes()
-    }
-
-    fn authority(&self) -> &[u8] {
-        b"cart"
-    }
-
-    fn path(&self) -> &[u8] {
-        self.path.as_bytes()
-    }
-
-    fn query(&self) -> Option<&[u8]> {
-        None
-    }
-
-    fn field<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.version.filter(|_| name == "x-version").into_iter().map(str::as_bytes)
-    }
-}
-
-fn get(path: &'static str) -> Request {
-    Request { method: "GET", path, version: None }
-}
+/// A connection of bytes that are not parsed: rules see nothing of it.
+const OPAQUE: Request = Request { method: "", authority: "", path: "", query: None, headers: &[] };
 
 /// The shares of a request's backends, such as `v1=90 500=10`; `itself` without routes.
 fn outcome(routes: Option<PortRoutes>, request: &Request) -> String {
@@ -156,8 +84,8 @@ fn at(documents: &[&str], port: u16, request: &Request) -> String {
 fn a_split_shares_each_port_among_the_backends_that_have_it() {
     let split = split("s", 1, NINE_TO_ONE, "");
     assert_eq!(at(&[&split], 80, &get("/")), "v1=90 v2=10");
-    assert_eq!(at(&[&split], 5432, &Request::default()), "v1=90", "v2 does not have the port");
-    assert_eq!(at(&[&split], 81, &get("/")), "itself", "no backend has the port");
+    assert_eq!(at(&[&split], 5432, &OPAQUE), "v1=90", "v2 does not have the port");
+    assert_eq!(at(&[&split], 8080, &get("/")), "itself", "no backend has the port");
     assert_eq!(at(&[], 80, &get("/")), "itself");
     for service in ["cart.shop", "cart.shop.svc.cluster.local"] {
         let split = split.replace("service: cart,", &format!("service: {service},"));
@@ -170,7 +98,7 @@ fn the_root_may_be_a_backend_and_splits_do_not_nest() {
     let root = split("s", 1, "{service: cart, weight: 3}, {service: v1, weight: 1}", "");
     let nested = split("inner", 1, "{service: v2, weight: 1}", "").replace("service: cart", "service: v1");
     assert_eq!(at(&[&root, &nested], 80, &get("/")), "cart=3 v1=1");
-    assert_eq!(at(&[&root, &nested], 81, &get("/")), "cart=3");
+    assert_eq!(at(&[&root, &nested], 8080, &get("/")), "cart=3");
 }
 
 #[test]
@@ -181,7 +109,7 @@ fn a_backend_that_cannot_be_reached_answers_its_share_with_an_error() {
         assert_eq!(at(&[&split], 80, &get("/")), "v1=9 500=1", "{backend}");
     }
     let bytes = split("s", 1, &backends("bytes"), "");
-    assert_eq!(at(&[&bytes], 5432, &Request::default()), "v1=9 bytes=1");
+    assert_eq!(at(&[&bytes], 5432, &OPAQUE), "v1=9 bytes=1");
     assert_eq!(at(&[&split("s", 1, "{service: v1, weight: 0}", "")], 80, &get("/")), "v1=0");
     assert_eq!(at(&[&split("s", 1, "", "")], 80, &get("/")), "");
 }
@@ -193,12 +121,12 @@ fn requests_that_a_group_matches_are_split_and_others_go_to_the_root() {
             groups.split(' ').map(|name| format!("{{kind: HTTPRouteGroup, name: {name}}}")).collect();
         split("s", 1, NINE_TO_ONE, &format!(", matches: [{}]", groups.join(", ")))
     };
-    let new = Request { version: Some("new-2"), ..get("/") };
+    let new = Request { headers: &[("x-version", "new-2")], ..get("/") };
     let (to_both, to_root) = ("v1=90 v2=10", "cart=1");
     for (groups, request, expected) in [
         ("new", new, to_both),
         ("new", get("/"), to_root),
-        ("new", Request { version: Some("old"), ..get("/") }, to_root),
+        ("new", Request { headers: &[("x-version", "old")], ..get("/") }, to_root),
         ("books", get("/books/1"), to_both),
         ("books", Request { method: "POST", ..get("/books/1") }, to_root),
         ("books", Request { method: "POST", ..get("/new") }, to_both),
@@ -212,8 +140,8 @@ fn requests_that_a_group_matches_are_split_and_others_go_to_the_root() {
         assert_eq!(at(&[&with(groups)], 80, &request), expected, "{groups} {request:?}");
     }
     // Bytes that are not parsed match no condition, and everything.
-    assert_eq!(at(&[&with("new")], 5432, &Request::default()), to_root);
-    assert_eq!(at(&[&with("all")], 5432, &Request::default()), "v1=90");
+    assert_eq!(at(&[&with("new")], 5432, &OPAQUE), to_root);
+    assert_eq!(at(&[&with("all")], 5432, &OPAQUE), "v1=90");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use tidegate_crds::traffic_target::{Subject, TargetRule};
 use tidegate_crds::validate::{self, Finding};
 
 use crate::compile::audit::is_audit;
+use crate::compile::fault::ObjectFault;
 use crate::index::{CompiledMatch, Index, NamedMatches};
 use crate::object::{Kind, ObjectName, OfKind};
 
@@ -44,17 +45,6 @@ pub(crate) struct CompiledTarget {
 enum Ports {
     All,
     These(BTreeSet<u16>),
-}
-
-/// Why a TrafficTarget grants nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum TargetFault {
-    /// It is wrong by itself.
-    Invalid(String),
-    /// An object that it refers to is wrong.
-    InvalidReference(String),
-    /// An object that it refers to, or a part of one, is not there.
-    ReferenceNotFound(String),
 }
 
 /// What a TrafficTarget refers to.
@@ -99,10 +89,7 @@ impl CompiledTarget {
         let origin = name.to_ref(TrafficTarget::KIND);
         let (traffic, sources) = match (fault(index, name, object), sources(trust_domain, name, object)) {
             (Some(fault), _) => {
-                return Self {
-                    is_audit: is_audit(&object.metadata),
-                    ..Self::invalid(origin, fault.reason())
-                };
+                return Self { is_audit: is_audit(&object.metadata), ..Self::invalid(origin, &fault.reason) };
             }
             (None, Err(reason)) => {
                 return Self { is_audit: is_audit(&object.metadata), ..Self::invalid(origin, &reason) };
@@ -143,26 +130,6 @@ impl CompiledTarget {
     }
 }
 
-impl TargetFault {
-    /// In a sentence.
-    pub(crate) fn reason(&self) -> &str {
-        match self {
-            Self::Invalid(reason) | Self::InvalidReference(reason) | Self::ReferenceNotFound(reason) => {
-                reason
-            }
-        }
-    }
-
-    /// In one word.
-    pub(crate) fn word(&self) -> &'static str {
-        match self {
-            Self::Invalid(_) => "Invalid",
-            Self::InvalidReference(_) => "InvalidReference",
-            Self::ReferenceNotFound(_) => "ReferenceNotFound",
-        }
-    }
-}
-
 /// The TrafficTargets of a namespace that are beyond [`MOST_TARGETS`].
 pub(crate) fn beyond_bound<'i>(index: &'i Index, namespace: &str) -> BTreeSet<&'i ObjectName> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
@@ -190,14 +157,14 @@ fn account(object: &TrafficTarget) -> &str {
 }
 
 /// What keeps a target from granting anything to any peer.
-pub(crate) fn fault(index: &Index, name: &ObjectName, object: &TrafficTarget) -> Option<TargetFault> {
+pub(crate) fn fault(index: &Index, name: &ObjectName, object: &TrafficTarget) -> Option<ObjectFault> {
     if let Some(reason) = index.outside_mesh(&name.namespace) {
-        return Some(TargetFault::Invalid(reason));
+        return Some(ObjectFault::invalid(reason));
     }
     let spec = &object.spec;
     let findings = validate::traffic_target(&name.namespace, spec);
     if let Some(error) = findings.iter().find(|finding| finding.is_error()) {
-        return Some(TargetFault::Invalid(error.to_string()));
+        return Some(ObjectFault::invalid(error.to_string()));
     }
     // What OSM accepted and took no notice of, or what it would have to guess at.
     let is_supported = |rule: &TargetRule| matches!(rule.kind.as_str(), "HTTPRouteGroup" | "TCPRoute");
@@ -207,11 +174,11 @@ pub(crate) fn fault(index: &Index, name: &ObjectName, object: &TrafficTarget) ->
         && spec.sources.iter().chain([&spec.destination]).all(is_account);
     if !is_whole {
         let first = findings.iter().find(|finding| !finding.path.ends_with(".matches"));
-        return Some(TargetFault::Invalid(first.map(Finding::to_string).unwrap_or_default()));
+        return Some(ObjectFault::invalid(first.map(Finding::to_string).unwrap_or_default()));
     }
     // Names are valid in every trust domain or in none.
     if let Err(reason) = sources(&TrustDomain::default(), name, object) {
-        return Some(TargetFault::Invalid(reason));
+        return Some(ObjectFault::invalid(reason));
     }
     traffic(index, name, object).err()
 }
@@ -232,22 +199,25 @@ fn sources(
 
 /// What the objects of a target's rules say. One that is missing or wrong invalidates the whole target: without it, the
 /// target would grant more or less than its author knows.
-fn traffic(index: &Index, name: &ObjectName, object: &TrafficTarget) -> Result<Traffic, TargetFault> {
+fn traffic(index: &Index, name: &ObjectName, object: &TrafficTarget) -> Result<Traffic, ObjectFault> {
     let mut traffic = Traffic::default();
     for rule in &object.spec.rules {
         let route = ObjectName::new(name.namespace.clone(), rule.name.as_str());
         match rule.kind.as_str() {
             "TCPRoute" => {
-                let found = index.tcp_route(&route).ok_or_else(|| missing(index, Kind::TCPRoute, &route))?;
+                let found = index
+                    .tcp_route(&route)
+                    .ok_or_else(|| ObjectFault::missing(index, Kind::TCPRoute, &route))?;
                 let ports = &found.spec.matches.ports;
                 traffic.has_all_ports |= ports.is_empty();
                 traffic.ports.get_or_insert_default().extend(ports);
             }
             _ => {
-                let group =
-                    index.route_group(&route).ok_or_else(|| missing(index, Kind::HTTPRouteGroup, &route))?;
+                let group = index
+                    .route_group(&route)
+                    .ok_or_else(|| ObjectFault::missing(index, Kind::HTTPRouteGroup, &route))?;
                 let invalid =
-                    |why: &str| TargetFault::InvalidReference(format!("HTTPRouteGroup {route}: {why}"));
+                    |why: &str| ObjectFault::invalid_reference(format!("HTTPRouteGroup {route}: {why}"));
                 let matches = group.matches.as_ref().map_err(|why| invalid(why))?;
                 let requests = traffic.requests.get_or_insert_default();
                 for one in named(matches, rule, &route)? {
@@ -264,7 +234,7 @@ fn named<'m>(
     matches: &'m NamedMatches,
     rule: &TargetRule,
     group: &ObjectName,
-) -> Result<Vec<&'m CompiledMatch>, TargetFault> {
+) -> Result<Vec<&'m CompiledMatch>, ObjectFault> {
     let names = rule.matches.as_deref().unwrap_or_default();
     if names.is_empty() {
         return Ok(matches.all().collect());
@@ -275,19 +245,11 @@ fn named<'m>(
             let known = validate::listed(matches.names().map(|name| format!("'{name}'")));
             let known = if known.is_empty() { "none".to_owned() } else { known };
             let reason = format!("HTTPRouteGroup {group} has no match '{name}'; it has {known}");
-            TargetFault::ReferenceNotFound(reason)
+            ObjectFault::reference_not_found(reason)
         })?;
         all.extend(found);
     }
     Ok(all)
-}
-
-/// An object that a target refers to does not exist.
-fn missing(index: &Index, kind: Kind, name: &ObjectName) -> TargetFault {
-    match index.unreadable_reason(kind, name) {
-        Some(reason) => TargetFault::InvalidReference(format!("{kind} {name}: {reason}")),
-        None => TargetFault::ReferenceNotFound(format!("{kind} {name} does not exist")),
-    }
 }
 
 /// Bytes of a rule on the wire, about.

@@ -1,15 +1,22 @@
+use std::net::TcpListener;
+use std::time;
+
+use tidegate_core::ObjectRef;
 use tidegate_core::policy::{
-    DescribedField, DescriptorEntry, DescriptorPair, GlobalRateLimits, GlobalRequestLimit, RequestDescriptor,
-    ServerAddress,
+    DescribedField, DescriptorEntry, DescriptorPair, GlobalConnectionLimit, GlobalRateLimits,
+    GlobalRequestLimit, MOST_CHECK_TIMEOUT, MeshProtocol, RequestDescriptor, ServerAddress, Terms,
 };
-use tidegate_core::{ObjectRef, policy::MOST_CHECK_TIMEOUT};
 use tidegate_proto::rate_limit::rate_limit_response::rate_limit::Unit;
 use tidegate_proto::rate_limit::rate_limit_response::{Code, DescriptorStatus, RateLimit};
 use tidegate_proto::rate_limit::{Duration, HeaderValue};
+use tokio::task::LocalSet;
 
 use super::*;
+use crate::connection_info::ConnectionInfo;
+use crate::http::checks::RequestChecks;
 use crate::http::request::{NormalRequest, Request, Version};
 use crate::http::verdict::Edits;
+use crate::snapshot;
 
 fn header(key: &str, value: &str) -> HeaderValue {
     HeaderValue { key: key.into(), value: value.into(), raw_value: Vec::new() }
@@ -112,13 +119,11 @@ fn above_the_limit_the_client_gets_status_fields_and_body() {
     assert!(matches!(LimitAnswer::of_connection(answer(Code::OverLimit)), Ok(LimitAnswer::Exceeded(_))));
 }
 
-fn limits(entries: Vec<DescriptorEntry>) -> Arc<RateLimits> {
-    let service = RateLimitService {
-        address: ServerAddress::parse("ratelimit", 8081).ok(),
-        domain: "shop".into(),
-        timeout: MOST_CHECK_TIMEOUT,
-        fail_open: true,
-    };
+fn service(address: Option<ServerAddress>, timeout: time::Duration, fail_open: bool) -> RateLimitService {
+    RateLimitService { address, domain: "shop".into(), timeout, fail_open }
+}
+
+fn limits(service: RateLimitService, entries: Vec<DescriptorEntry>) -> Arc<RateLimits> {
     let requests = GlobalRequestLimit {
         service,
         descriptors: vec![RequestDescriptor { entries }],
@@ -145,7 +150,8 @@ fn the_service_gets_what_describes_the_request_and_is_not_called_without_a_descr
         |name| DescriptorEntry::Header { field: DescribedField::parse(name).unwrap(), key: "user".into() };
     let generic = DescriptorEntry::Generic(DescriptorPair { key: "k".into(), value: "v".into() });
     let check = |name| {
-        let limits = limits(vec![generic.clone(), user(name), DescriptorEntry::RemoteAddress]);
+        let service = service(ServerAddress::parse("ratelimit", 8081).ok(), MOST_CHECK_TIMEOUT, true);
+        let limits = limits(service, vec![generic.clone(), user(name), DescriptorEntry::RemoteAddress]);
         RateLimitCheck::new(&limits, &normal, "10.0.0.9".parse().unwrap(), false)
     };
     let message = check("x-user").unwrap().message;
@@ -155,4 +161,82 @@ fn the_service_gets_what_describes_the_request_and_is_not_called_without_a_descr
         descriptor.entries.iter().map(|entry| format!("{}={}", entry.key, entry.value)).collect();
     assert_eq!(entries, ["k=v", "user=al!ice", "remote_address=10.0.0.9"]);
     assert!(check("x-other").is_none());
+}
+
+/// A service that takes connections and never answers.
+fn silent(fail_open: bool) -> (TcpListener, RateLimitService) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = ServerAddress::Address(listener.local_addr().unwrap());
+    (listener, service(Some(address), time::Duration::from_millis(50), fail_open))
+}
+
+fn peer() -> ServedConnection {
+    ServedConnection::Inbound(Rc::new(ConnectionInfo {
+        peer: "10.0.0.7:4321".parse().unwrap(),
+        local: "10.0.0.1:14001".parse().unwrap(),
+        port: 14001,
+        app: "127.0.0.1:8080".parse().unwrap(),
+        terms: Terms::MeshTls(MeshProtocol::Http1),
+        tls: true,
+        server_name: None,
+        client: None,
+        identity: "spiffe://cluster.local/ns/httpbin/sa/httpbin".into(),
+        accepted: time::SystemTime::UNIX_EPOCH,
+        remote: Default::default(),
+    }))
+}
+
+fn context() -> HttpContext {
+    HttpContext::new(Rc::default(), Rc::new(Telemetry::default()), snapshot::channel().1)
+}
+
+#[test]
+fn services_have_the_longest_of_their_timeouts_together_and_each_at_most_its_own() {
+    let mut time = ServicesTime { longest: time::Duration::from_secs(9), end: None };
+    let begin = Instant::now();
+    let after = |seconds| begin + time::Duration::from_secs(seconds);
+    let left: Vec<_> = [(9, 0), (3, 0), (3, 5), (9, 5), (1, 9), (9, 12)]
+        .map(|(timeout, seconds)| time.next(time::Duration::from_secs(timeout), after(seconds)).as_secs())
+        .into();
+    assert_eq!(left, [9, 3, 3, 4, 0, 0]);
+}
+
+#[tokio::test]
+async fn a_service_of_a_request_for_which_no_time_is_left_is_not_called_and_has_failed() {
+    let request = Request::from_lines(b"GET", b"a", b"/x", Version::Http11, &[]);
+    let normal = NormalRequest::new(&request, true).unwrap();
+    let check = |service| {
+        let limits = limits(service, vec![DescriptorEntry::RemoteAddress]);
+        RateLimitCheck::new(&limits, &normal, "10.0.0.9".parse().unwrap(), false).unwrap()
+    };
+    let asking = async {
+        for fails_open in [true, false] {
+            let ((called, first), (other, last)) = (silent(true), silent(fails_open));
+            let checks = RequestChecks::new(vec![check(first), check(last)], None);
+            assert_eq!(checks.within_limits(&context(), &peer()).await.is_ok(), fails_open);
+            assert!(called.accept().is_ok() && other.accept().is_err());
+        }
+    };
+    LocalSet::new().run_until(asking).await;
+}
+
+#[tokio::test]
+async fn a_service_of_a_connection_for_which_no_time_is_left_is_not_called_and_has_failed() {
+    let ((called, first), (other, last)) = (silent(true), silent(false));
+    let limited = |service| {
+        let connections = Some(GlobalConnectionLimit { service, descriptors: vec![] });
+        let limits = limits(silent(true).1, vec![]);
+        Arc::new(RateLimits { global: GlobalRateLimits { connections, requests: None }, ..(*limits).clone() })
+    };
+    let all = [first, last].map(limited);
+    let asking = async {
+        let (context, peer, mut time) = (context(), peer(), ServicesTime::of_connection(all.iter()));
+        let [first, last] = &all;
+        assert_eq!(exceeds(first, &context, &peer, &mut time).await, None);
+        let refused = exceeds(last, &context, &peer, &mut time).await;
+        assert!(matches!(refused, Some(Decision::Deny(_))), "{refused:?}");
+        assert!(called.accept().is_ok() && other.accept().is_err());
+    };
+    LocalSet::new().run_until(asking).await;
 }

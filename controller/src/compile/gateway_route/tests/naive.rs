@@ -150,7 +150,7 @@ fn request() -> impl Strategy<Value = Request> {
     (method, path, query, any::<bool>()).prop_map(|(method, path, query, has_header)| Request {
         method,
         query,
-        headers: if has_header { vec![("version", "two")] } else { Vec::new() },
+        headers: if has_header { &[("version", "two")] } else { &[] },
         ..get(path)
     })
 }

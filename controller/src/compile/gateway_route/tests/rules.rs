@@ -10,7 +10,7 @@ fn matches_select_requests() {
          backendRefs: [{name: v1, port: 80, weight: 9}, {name: v2, port: 80}]}";
     let table = table(&[SERVICES, &http(rules)], "shop");
     let post = Request { method: "POST", ..get("/v2/x") };
-    let header = Request { headers: vec![("version", "two")], ..get("/") };
+    let header = Request { headers: &[("version", "two")], ..get("/") };
     let query = Request { query: Some("a=b"), ..get("/") };
     for (request, expected) in [
         (get("/exact"), "v1:80=1"),
@@ -34,7 +34,7 @@ fn calls_are_matched_by_service_and_method() {
         {matches: [{method: {type: RegularExpression, method: 'Get.*'}}], backendRefs: [{name: missing, port: 80}]}";
     let table = table(&[SERVICES, &grpc(rules)], "shop");
     let call = |path| Request { method: "POST", ..get(path) };
-    let beta = Request { headers: vec![("beta", "y")], ..call("/shop.Cart/List") };
+    let beta = Request { headers: &[("beta", "y")], ..call("/shop.Cart/List") };
     for (request, expected) in [
         (call("/shop.Cart/Add"), "v1:80=1"),
         (beta, "v2:80=1"),

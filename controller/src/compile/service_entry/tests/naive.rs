@@ -24,11 +24,29 @@ fn written() -> impl Strategy<Value = Written> {
 
 fn document(number: usize, written: &Written) -> String {
     let Written { namespace, second, prefix, port, export } = written;
-    let addresses = if *prefix == 0 { String::new() } else { format!("10.0.0.1/{prefix}") };
+    let addresses = addresses(*prefix);
     let export = if export.is_empty() { String::new() } else { format!(", exportTo: ['{export}']") };
     let ports = format!("ports: [{{number: {port}, name: p, protocol: TCP}}]");
     let spec = format!("hosts: [a.example], addresses: [{addresses}], {ports}{export}");
     entry(&format!("{namespace}/e{number}"), *second, &spec)
+}
+
+/// The addresses that an entry lists: those of 10.0.0.1 with this prefix, or none for 0.
+pub(super) fn addresses(prefix: u8) -> String {
+    if prefix == 0 { String::new() } else { format!("10.0.0.1/{prefix}") }
+}
+
+/// An index of documents that arrive in this order, or the other way round.
+pub(super) fn arrived(mut documents: Vec<String>, is_reversed: bool) -> Index {
+    if is_reversed {
+        documents.reverse();
+    }
+    index(&documents.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// What [`seen`] says of the entry with this number.
+pub(super) fn seen_entry(namespace: char, number: usize) -> String {
+    format!("Tcp ServiceEntry {namespace}/e{number} original")
 }
 
 /// The entry that a client gets at 10.0.0.1:1, by the rules one after the other.
@@ -57,7 +75,7 @@ fn expected(all: &[Written], client: char) -> Option<String> {
             best = Some((number, entry));
         }
     }
-    best.map(|(number, entry)| format!("Tcp ServiceEntry {}/e{number} original", entry.namespace))
+    best.map(|(number, entry)| seen_entry(entry.namespace, number))
 }
 
 proptest! {
@@ -68,12 +86,8 @@ proptest! {
         all in prop::collection::vec(written(), 0..6),
         is_reversed: bool,
     ) {
-        let mut documents: Vec<_> = all.iter().enumerate().map(|(number, entry)| document(number, entry)).collect();
-        if is_reversed {
-            documents.reverse();
-        }
-        let documents: Vec<_> = documents.iter().map(String::as_str).collect();
-        let index = index(&documents);
+        let documents = all.iter().enumerate().map(|(number, entry)| document(number, entry));
+        let index = arrived(documents.collect(), is_reversed);
         for client in ['a', 'b', 'c'] {
             let found = seen(&index, "10.0.0.1:1", Some(&client.to_string()));
             prop_assert_eq!(found, expected(&all, client).unwrap_or_else(|| "Unknown".to_owned()));

@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 
+use super::naive::{addresses, arrived, seen_entry};
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -39,7 +40,7 @@ fn host_entry() -> impl Strategy<Value = HostEntry> {
 
 fn document(number: usize, written: &HostEntry) -> String {
     let HostEntry { namespace, second, prefix, is_tcp, host, is_exported } = written;
-    let addresses = if *prefix == 0 { String::new() } else { format!("10.0.0.1/{prefix}") };
+    let addresses = addresses(*prefix);
     let (export, protocol) = (if *is_exported { "*" } else { "." }, if *is_tcp { "TCP" } else { "TLS" });
     let spec = format!(
         "hosts: [{host}], addresses: [{addresses}], ports: [{{number: 1, name: p, protocol: {protocol}}}], exportTo: ['{export}']"
@@ -59,9 +60,7 @@ fn expected(all: &[HostEntry], client: char) -> Option<String> {
     });
     let by_address = seen.iter().position(|(_, entry)| entry.is_tcp || entry.prefix == 32);
     let first = by_address.and_then(|at| seen.get(at)).copied();
-    let name = |(number, entry): (usize, &HostEntry)| {
-        format!("Tcp ServiceEntry {}/e{number} original", entry.namespace)
-    };
+    let name = |(number, entry): (usize, &HostEntry)| seen_entry(entry.namespace, number);
     // At an address that an entry lists by itself, no other is looked at.
     if first.is_some_and(|(_, entry)| entry.prefix == 32) {
         return first.map(name);
@@ -83,12 +82,8 @@ proptest! {
         all in prop::collection::vec(host_entry(), 0..6),
         is_reversed: bool,
     ) {
-        let mut documents: Vec<_> = all.iter().enumerate().map(|(number, entry)| document(number, entry)).collect();
-        if is_reversed {
-            documents.reverse();
-        }
-        let documents: Vec<_> = documents.iter().map(String::as_str).collect();
-        let index = index(&documents);
+        let documents = all.iter().enumerate().map(|(number, entry)| document(number, entry));
+        let index = arrived(documents.collect(), is_reversed);
         for client in ['a', 'b', 'c'] {
             let client_name = client.to_string();
             let at = |key: &str| seen_host(&index, key, Some(&client_name));

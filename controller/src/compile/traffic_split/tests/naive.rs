@@ -8,7 +8,7 @@ use super::*;
 
 const BACKENDS: [&str; 5] = ["cart", "v1", "v2", "bytes", "missing"];
 const MATCHES: [&str; 3] = ["new", "books", "all"];
-const PORTS: [u16; 3] = [80, 5432, 81];
+const PORTS: [u16; 3] = [80, 5432, 8080];
 
 #[derive(Clone, Debug)]
 struct RandomSplit {
@@ -56,7 +56,7 @@ fn expected(splits: &[RandomSplit], port: u16, request: &Request) -> String {
         return "itself".to_owned();
     }
     let is_match = |group: &usize| match MATCHES[*group] {
-        "new" => request.version.is_some_and(|version| version.starts_with("new")),
+        "new" => request.headers.iter().any(|(_, version)| version.starts_with("new")),
         "books" => request.path == "/new" || (request.method == "GET" && request.path.starts_with("/books/")),
         _ => true,
     };
@@ -77,10 +77,11 @@ fn splits() -> impl Strategy<Value = Vec<RandomSplit>> {
 fn request() -> impl Strategy<Value = Request> {
     let method = prop::sample::select(vec!["GET", "POST"]);
     let path = prop::sample::select(vec!["/", "/books/1", "/books", "/new"]);
-    let version = prop::option::of(prop::sample::select(vec!["new", "new-2", "old"]));
-    let request =
-        (method, path, version).prop_map(|(method, path, version)| Request { method, path, version });
-    prop_oneof![4 => request, 1 => Just(Request::default())]
+    let versions: [&[_]; 4] =
+        [&[], &[("x-version", "new")], &[("x-version", "new-2")], &[("x-version", "old")]];
+    let request = (method, path, prop::sample::select(versions.to_vec()))
+        .prop_map(|(method, path, headers)| Request { method, headers, ..get(path) });
+    prop_oneof![4 => request, 1 => Just(OPAQUE)]
 }
 
 proptest! {

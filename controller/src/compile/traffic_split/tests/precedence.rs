@@ -30,7 +30,7 @@ fn routes_of_the_client_s_namespace_or_of_the_service_s_take_precedence_over_a_s
         let index = index(&[SERVICES, &split, &http_route(namespace)]);
         assert_eq!(outcome(routes(&index, 80, "web"), &get("/")), web);
         assert_eq!(outcome(routes(&index, 80, "other"), &get("/")), others);
-        assert_eq!(outcome(routes(&index, 5432, "web"), &Request::default()), "v1=90", "another port");
+        assert_eq!(outcome(routes(&index, 5432, "web"), &OPAQUE), "v1=90", "another port");
     }
 }
 
@@ -44,7 +44,7 @@ fn the_status_says_where_routes_take_precedence() {
     assert_eq!(
         of("shop", "cart"),
         "committed Accepted; HTTPRoute shop/r takes precedence at port 80; these backends do not have port 5432 and get \
-         nothing of it: v2; port 81 is not split: no backend has it"
+         nothing of it: v2; port 8080 is not split: no backend has it"
     );
     assert_eq!(
         of("web", "v2"),

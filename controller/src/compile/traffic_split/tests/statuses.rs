@@ -30,7 +30,7 @@ fn a_split_that_is_in_force_says_so_and_what_it_leaves_out() {
     assert_eq!(of_v2(NINE_TO_ONE, ""), "committed Accepted");
     assert_eq!(
         status(&[&split("s", 1, NINE_TO_ONE, "")], "s"),
-        "committed Accepted; these backends do not have port 5432 and get nothing of it: v2; port 81 is not split: no \
+        "committed Accepted; these backends do not have port 5432 and get nothing of it: v2; port 8080 is not split: no \
          backend has it"
     );
     let nested = split("inner", 1, "{service: v2, weight: 1}", "").replace("service: cart", "service: v1");
