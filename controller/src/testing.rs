@@ -2,7 +2,11 @@
 
 pub(crate) mod shop;
 
+use serde_json::Value;
+
 use crate::index::{Affected, Index};
+use crate::object::Change;
+use crate::object::stored::Stored;
 use crate::source::folder::FolderSource;
 
 /// The meshed workload of most tests: a Pod, and a Service whose own port is 80 and whose `targetPort` is 14001.
@@ -114,4 +118,9 @@ pub(crate) fn cluster_index(documents: &[&str]) -> Index {
         index.apply(change, &mut Affected::default());
     }
     index
+}
+
+/// An object of a custom resource as a cluster may have stored it, also one that cannot be read.
+pub(crate) fn stored<K: Stored>(object: &Value) -> Change {
+    Change::Apply { object: K::decode(&object.to_string(), "").unwrap(), origin: None }
 }

@@ -1,14 +1,15 @@
 //! EgressProxies: which of a workload's traffic goes through which forward proxies, and the status of each object.
 //!
 //! An object is for the Pods of its namespace; one in the MeshConfig's namespace is for all Pods of the mesh. Objects of a
-//! Pod's own namespace come first, then older ones, then by name. One that cannot be understood takes the traffic of its
-//! ports nowhere: past the proxy is where it must not go.
+//! Pod's own namespace come first, then older ones, then by name. One that cannot be understood has its place among them, and
+//! takes the traffic of its ports nowhere: past the proxy is where it must not go.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tidegate_core::DnsName;
@@ -45,11 +46,13 @@ struct SelectedRule {
 impl NamespaceEgress {
     /// In the order in which they count.
     pub(crate) fn new(index: &Index, namespace: &str) -> Self {
-        let own = of_namespace(index, namespace);
-        let root = index.root_namespace().filter(|root| **root != *namespace);
-        let meshs = root.map(|root| of_namespace(index, &root)).unwrap_or_default();
-        let meshs = meshs.into_iter().filter(|candidate| candidate.is_for(namespace));
-        Self(own.into_iter().chain(meshs).map(|candidate| candidate.compiled(index)).collect())
+        let root = index.root_namespace();
+        let meshs = root.as_deref().filter(|root| *root != namespace);
+        let all = [namespace].into_iter().chain(meshs).flat_map(|place| {
+            let is_root = root.as_deref() == Some(place);
+            of_namespace(index, place).into_iter().filter(move |it| !is_root || it.is_for(namespace))
+        });
+        Self(all.map(|candidate| candidate.compiled(index)).collect())
     }
 
     /// All of them, each with the labels of the Pods that it is for.
@@ -69,20 +72,36 @@ enum Candidate<'i> {
     Unreadable(&'i Unreadable),
 }
 
-/// The objects of a namespace that are in force, as far as there may be: the oldest.
+/// The objects of a namespace that are in force, as far as there may be: the oldest, and as many that cannot be read.
 fn of_namespace<'i>(index: &'i Index, namespace: &str) -> Vec<Candidate<'i>> {
     if index.outside_mesh(namespace).is_some() && index.root_namespace().as_deref() != Some(namespace) {
         return Vec::new();
     }
-    let mut read: Vec<_> = index.egress_proxies_in(namespace).collect();
-    read.sort_unstable_by_key(|(name, proxy)| (proxy.metadata.creation_timestamp.as_ref(), *name));
-    let read = read.into_iter().take(MOST).map(|(name, proxy)| Candidate::Read(name, proxy));
-    let unreadable = index.unreadable_in(Kind::EgressProxy, namespace).take(MOST);
-    read.chain(unreadable.map(|object| Candidate::Unreadable(object))).collect()
+    let read = index.egress_proxies_in(namespace).map(|(name, proxy)| Candidate::Read(name, proxy));
+    let unreadable = index.unreadable_in(Kind::EgressProxy, namespace);
+    let mut all = oldest(read.collect());
+    all.extend(oldest(unreadable.map(|object| Candidate::Unreadable(object)).collect()));
+    all.sort_by_cached_key(Candidate::age);
+    all
 }
 
-impl Candidate<'_> {
-    /// Whether an object of the MeshConfig's namespace is for the Pods of another one.
+/// As many as may be in force, in their order.
+fn oldest(mut candidates: Vec<Candidate<'_>>) -> Vec<Candidate<'_>> {
+    candidates.sort_by_cached_key(Candidate::age);
+    candidates.truncate(MOST);
+    candidates
+}
+
+impl<'i> Candidate<'i> {
+    /// What their order is by.
+    fn age(&self) -> (Option<&'i Time>, ObjectName) {
+        match *self {
+            Self::Read(name, proxy) => (proxy.metadata.creation_timestamp.as_ref(), name.clone()),
+            Self::Unreadable(object) => (object.metadata.creation_timestamp.as_ref(), object.name()),
+        }
+    }
+
+    /// Whether an object of the MeshConfig's namespace is for the Pods of this one.
     fn is_for(&self, namespace: &str) -> bool {
         match self {
             Self::Read(_, EgressProxy { spec, .. }) => {

@@ -110,3 +110,6 @@ impl PeerMode {
         }
     }
 }
+
+#[cfg(test)]
+mod naive;

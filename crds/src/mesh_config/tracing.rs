@@ -91,7 +91,7 @@ impl TracingSpec {
             None if path.is_some() => HTTP_PORT,
             None => GRPC_PORT,
             Some(port) => match u16::try_from(port) {
-                Ok(ZIPKIN_PORT) if path.is_none() => return Err(TracingError::Zipkin),
+                Ok(ZIPKIN_PORT) => return Err(TracingError::Zipkin),
                 Ok(0) | Err(_) => return Err(TracingError::Port(port)),
                 Ok(port) => port,
             },
@@ -166,6 +166,8 @@ mod tests {
             assert!(path.ends_with(field), "{path}");
         };
         error("port", json!(9411));
+        let path = settings(json!({"enable": true, "port": 9411, "endpoint": "/v1/traces"})).unwrap_err();
+        assert!(path.ends_with("port"), "{path}");
         error("port", json!(70_000));
         error("address", json!("http://jaeger"));
         error("endpoint", json!("v1/traces"));

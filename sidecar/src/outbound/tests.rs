@@ -13,6 +13,7 @@ mod proxied;
 mod proxied_edges;
 mod retries;
 mod routes;
+mod silence;
 mod traces;
 mod unregistered;
 

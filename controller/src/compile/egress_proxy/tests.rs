@@ -7,6 +7,8 @@ use crate::compile::workload;
 use crate::proxy_health::{ProxyDefect, ProxyHealth};
 use crate::testing::index;
 
+mod naive;
+
 const MESH: &str = r"
 apiVersion: config.openservicemesh.io/v1alpha2
 kind: MeshConfig

@@ -3,6 +3,7 @@
 mod abuse;
 mod apps;
 mod forwarding;
+mod keepalive;
 mod kit;
 mod lifecycle;
 mod limits;
