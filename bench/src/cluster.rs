@@ -211,8 +211,8 @@ impl Run {
                 None => break,
             }
         }
-        self.phase("without routes again", |_| {
-            bench.end();
+        self.phase("without routes again", |site| {
+            bench.end(site);
             Ok(())
         });
     }

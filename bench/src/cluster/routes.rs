@@ -1,7 +1,7 @@
 //! Measures how soon a changed HTTPRoute takes effect among many, and what they cost the sidecar that uses them.
 //!
 //! - [`RouteBench`] takes the measurements, one number of routes after another. Start reading here.
-//! - [`site`] is the namespace with its objects, [`calls`] makes requests from the client's network.
+//! - [`site`] is the namespaces with their objects, [`calls`] makes requests from the client's network.
 
 mod calls;
 mod site;
@@ -39,7 +39,7 @@ pub(super) struct RouteOptions {
     pub(super) route_seconds: u64,
 }
 
-/// The measurements with routes, which share a namespace.
+/// The measurements with routes, which share their namespaces.
 pub(super) struct RouteBench {
     options: RouteOptions,
     site: RouteSite,
@@ -53,14 +53,14 @@ impl RouteOptions {
 }
 
 impl RouteBench {
-    /// Prepares the namespace, still without routes.
+    /// Prepares the first namespace, still without routes.
     pub(super) fn start(cluster: &ClusterSite, options: &RouteOptions) -> Result<Self> {
         Ok(Self { options: options.clone(), site: RouteSite::start(cluster)? })
     }
 
     /// Adds routes up to this number, has the client use all of them, and measures.
     pub(super) fn measure(&mut self, cluster: &ClusterSite, count: usize) -> Result<RouteFigures> {
-        cluster.block_on(self.site.grow_to(count))?;
+        self.site.grow_to(cluster, count)?;
         let services = self.site.services().to_vec();
         let network = || self.site.client_network();
         let first = services.first().copied().context("no Service")?;
@@ -93,9 +93,9 @@ impl RouteBench {
         })
     }
 
-    /// Removes the namespace.
-    pub(super) fn end(self) {
-        self.site.end();
+    /// Removes the namespaces.
+    pub(super) fn end(self, cluster: &ClusterSite) {
+        self.site.end(cluster);
     }
 
     /// Changes the first route back and forth.
