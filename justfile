@@ -39,6 +39,7 @@ fuzz target="" seconds="300":
 bench:
     bench/setup.sh
     cargo build --release --workspace
+    cargo build --release --package tidegate-sidecar
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --write-readme
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --topology pair --extended --write-readme
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench run --topology egress --write-readme
@@ -50,4 +51,5 @@ layout:
 # Measure on a dedicated Kubernetes, as root, and write bench/README.md's tables; about 20 minutes.
 bench-cluster *arguments:
     cargo build --release --workspace
+    cargo build --release --package tidegate-sidecar
     "${CARGO_TARGET_DIR:-target}"/release/tidegate-bench cluster --write-readme {{arguments}}

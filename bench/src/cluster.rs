@@ -46,7 +46,7 @@ pub(crate) struct ClusterBenchOptions {
     /// Pods that exist only in the API server, in addition to the real ones, at the end; 0 skips this.
     #[arg(long, default_value_t = 2000)]
     synthetic: usize,
-    /// Changes of each kind at each number of pods.
+    /// Changes of each policy at each number of pods, and at each number of routes.
     #[arg(long, default_value_t = 20)]
     changes: usize,
     /// Open connections when their policy is deleted.
@@ -157,7 +157,7 @@ fn measure(options: &ClusterBenchOptions) -> Result<ClusterResults> {
             run.results.creation = measured.unwrap_or_default();
         }
         if index == 0 {
-            run.routes(&options.routes);
+            run.routes(&options.routes, options.changes);
         }
     }
     if options.synthetic > 0 {
@@ -197,12 +197,14 @@ impl Run {
         }
     }
 
-    /// Measures changes of routes at each number of routes, and restores the cluster.
-    fn routes(&mut self, options: &RouteOptions) {
+    /// Measures changes of routes and policies at each number of routes, and restores the cluster.
+    fn routes(&mut self, options: &RouteOptions, policy_changes: usize) {
         if options.is_off() {
             return;
         }
-        let bench = self.phase("a client of Services with routes", |site| RouteBench::start(site, options));
+        let bench = self.phase("a client of Services with routes", |site| {
+            RouteBench::start(site, options, policy_changes)
+        });
         let Some(mut bench) = bench else { return };
         for count in options.routes.iter().copied().filter(|count| *count > 0) {
             let name = format!("{count} routes");
@@ -211,8 +213,8 @@ impl Run {
                 None => break,
             }
         }
-        self.phase("without routes again", |_| {
-            bench.end();
+        self.phase("without routes again", |site| {
+            bench.end(site);
             Ok(())
         });
     }

@@ -8,6 +8,7 @@ mod connection;
 mod http2;
 mod http2_closed;
 mod kinds;
+mod open;
 mod window;
 
 use std::net::SocketAddr;
@@ -206,7 +207,7 @@ async fn run(options: LoadOptions) -> Result<LoadMeasurement> {
             http2_closed::closed(endpoint, watched, streams, warm_up, seconds).await
         }
         LoadKind::Open { rate, connections, seconds, warm_up } => {
-            kinds::open(endpoint, watched, rate, connections, warm_up, seconds).await
+            open::open(endpoint, watched, rate, connections, warm_up, seconds).await
         }
         LoadKind::Handshakes { connections, seconds, warm_up } => {
             kinds::handshakes(endpoint, watched, connections, warm_up, seconds).await

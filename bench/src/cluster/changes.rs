@@ -28,11 +28,7 @@ pub(crate) enum PolicyChange {
 }
 
 /// Changes the policy `count` times, each time after the previous change has settled.
-pub(super) fn measure(
-    site: &mut ClusterSite,
-    change: PolicyChange,
-    count: usize,
-) -> Result<PolicyChangeFigures> {
+pub(super) fn measure(site: &ClusterSite, change: PolicyChange, count: usize) -> Result<PolicyChangeFigures> {
     let endpoint = site.endpoint(change)?;
     let mut prober = node::probe_connections(site.cluster(), endpoint)?;
     let api = site.policies();

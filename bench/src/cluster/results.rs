@@ -127,6 +127,8 @@ pub(crate) struct RouteFigures {
     pub(crate) quiet: RouteChangeFigures,
     /// While the client makes requests by other routes.
     pub(crate) loaded: RouteChangeFigures,
+    /// Changes of policies meanwhile.
+    pub(crate) policies: Vec<(PolicyChange, RouteChangeFigures)>,
     /// These requests.
     pub(crate) load: RouteLoadFigures,
     /// Resident memory of the client's sidecar, in KiB.
@@ -137,16 +139,16 @@ pub(crate) struct RouteFigures {
     pub(crate) cpu_of_changes_elsewhere: f64,
 }
 
-/// Changes of one route, back and forth.
+/// Changes of one route, or of one policy, back and forth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RouteChangeFigures {
-    /// Seconds from the API call's return until a request was led to the new backend.
+    /// Seconds from the API call's return until a request, or a new connection, showed the change.
     pub(crate) from_return: Figures,
     /// The same, from the call's start.
     pub(crate) from_start: Figures,
-    /// Requests that were checked right after the changes.
+    /// Requests, or connections, that were checked right after the changes.
     pub(crate) probes: usize,
-    /// Answers of the old backend after one of the new one, and answers of neither at any time.
+    /// Those that showed the state before again, and those that showed neither.
     pub(crate) wrong: usize,
 }
 

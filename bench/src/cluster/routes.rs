@@ -1,7 +1,7 @@
 //! Measures how soon a changed HTTPRoute takes effect among many, and what they cost the sidecar that uses them.
 //!
 //! - [`RouteBench`] takes the measurements, one number of routes after another. Start reading here.
-//! - [`site`] is the namespace with its objects, [`calls`] makes requests from the client's network.
+//! - [`site`] is the namespaces with their objects, [`calls`] makes requests from the client's network.
 
 mod calls;
 mod site;
@@ -12,8 +12,9 @@ use anyhow::{Context, Result};
 
 use self::calls::LoadedSidecar;
 use self::site::{AnsweringBackend, RouteSite};
+use super::changes::{self, PolicyChange};
 use super::prober::{ChangeEffect, ExpectedAnswers, Prober};
-use super::results::{Figures, RouteChangeFigures, RouteFigures};
+use super::results::{Figures, PolicyChangeFigures, RouteChangeFigures, RouteFigures};
 use super::site::ClusterSite;
 use crate::process::usage;
 
@@ -39,9 +40,11 @@ pub(super) struct RouteOptions {
     pub(super) route_seconds: u64,
 }
 
-/// The measurements with routes, which share a namespace.
+/// The measurements with routes, which share their namespaces.
 pub(super) struct RouteBench {
     options: RouteOptions,
+    /// Changes of each policy under load.
+    policy_changes: usize,
     site: RouteSite,
 }
 
@@ -53,14 +56,18 @@ impl RouteOptions {
 }
 
 impl RouteBench {
-    /// Prepares the namespace, still without routes.
-    pub(super) fn start(cluster: &ClusterSite, options: &RouteOptions) -> Result<Self> {
-        Ok(Self { options: options.clone(), site: RouteSite::start(cluster)? })
+    /// Prepares the first namespace, still without routes.
+    pub(super) fn start(
+        cluster: &ClusterSite,
+        options: &RouteOptions,
+        policy_changes: usize,
+    ) -> Result<Self> {
+        Ok(Self { options: options.clone(), policy_changes, site: RouteSite::start(cluster)? })
     }
 
     /// Adds routes up to this number, has the client use all of them, and measures.
     pub(super) fn measure(&mut self, cluster: &ClusterSite, count: usize) -> Result<RouteFigures> {
-        cluster.block_on(self.site.grow_to(count))?;
+        self.site.grow_to(cluster, count)?;
         let services = self.site.services().to_vec();
         let network = || self.site.client_network();
         let first = services.first().copied().context("no Service")?;
@@ -75,8 +82,9 @@ impl RouteBench {
         let quiet = cluster.block_on(self.changes(&mut prober)).context("without load")?;
         let load = LoadedSidecar::start(network(), services.clone(), self.options.route_rate)?;
         let loaded = cluster.block_on(self.changes(&mut prober)).context("under load")?;
-        let load = cluster.block_on(load.stop())?;
         drop(prober);
+        let policies = self.policy_changes_among_routes(cluster).context("policies under load")?;
+        let load = cluster.block_on(load.stop())?;
 
         let sidecar = self.site.client_sidecar(cluster)?;
         let memory = usage::memory(sidecar)?;
@@ -86,6 +94,7 @@ impl RouteBench {
             services: services.len(),
             quiet,
             loaded,
+            policies,
             load,
             sidecar_kib: memory.resident_kib as f64,
             sidecar_proportional_kib: memory.proportional_kib as f64,
@@ -93,9 +102,9 @@ impl RouteBench {
         })
     }
 
-    /// Removes the namespace.
-    pub(super) fn end(self) {
-        self.site.end();
+    /// Removes the namespaces.
+    pub(super) fn end(self, cluster: &ClusterSite) {
+        self.site.end(cluster);
     }
 
     /// Changes the first route back and forth.
@@ -121,6 +130,18 @@ impl RouteBench {
             .await
             .context("after the changes")?;
         Ok(RouteChangeFigures::of(&effects))
+    }
+
+    /// Changes each policy back and forth.
+    fn policy_changes_among_routes(
+        &self,
+        cluster: &ClusterSite,
+    ) -> Result<Vec<(PolicyChange, RouteChangeFigures)>> {
+        let measure = |change| {
+            let measured = changes::measure(cluster, change, self.policy_changes)?;
+            Ok((change, RouteChangeFigures::of_policy(measured)))
+        };
+        PolicyChange::ALL.into_iter().map(measure).collect()
     }
 
     /// The share of a core that this sidecar uses while a route of a Service that it does not use changes every second.
@@ -162,6 +183,12 @@ impl RouteChangeFigures {
             probes: effects.iter().map(|effect| effect.probes).sum(),
             wrong: effects.iter().map(|effect| effect.stale + effect.odd + effect.odd_before).sum(),
         }
+    }
+
+    /// The figures of a policy.
+    fn of_policy(measured: PolicyChangeFigures) -> Self {
+        let PolicyChangeFigures { from_return, from_start, probes, stale, odd, .. } = measured;
+        Self { from_return, from_start, probes, wrong: stale + odd }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use super::Bench;
+use super::bench::Bench;
 use crate::check;
 use crate::http::MOST_SIZED;
 use crate::load::{Http2Exchange, LoadKind, LoadMeasurement};

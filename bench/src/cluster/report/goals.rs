@@ -26,7 +26,8 @@ pub(super) fn render(results: &ClusterResults) -> String {
     for ClusterGoal { name, bound, unit, measured, osm } in goals(results) {
         let (figure, verdict) = verdict(measured, bound);
         let osm = osm.map_or("–".to_owned(), |osm| format!("{osm}"));
-        let _ = writeln!(text, "| {name} | {} {unit} | {figure} | {verdict} | {osm} |", bound.text());
+        let bound = format!("{} {unit}", bound.text());
+        let _ = writeln!(text, "| {name} | {} | {figure} | {verdict} | {osm} |", bound.trim_end());
     }
     text
 }

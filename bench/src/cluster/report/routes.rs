@@ -1,4 +1,4 @@
-//! Changes of routes in the report: their table, and their goals.
+//! Changes of routes, and of policies among them, in the report: their table, and their goals.
 
 use std::fmt::Write;
 
@@ -7,20 +7,22 @@ use super::{cell, mebibytes, row};
 use crate::cluster::results::{ClusterResults, RouteChangeFigures, RouteFigures};
 use crate::report::{Bound, number};
 
-/// Table of changes of routes; empty if none was measured.
+/// Table of these changes; empty if none was measured.
 pub(super) fn render(results: &ClusterResults) -> String {
     if results.routes.is_empty() {
         return String::new();
     }
-    let mut text = "| route change → effect, seconds | routes (Services) | p50 / p90 / p99 / max | from the call's start: p50 / max | \
+    let mut text = "| change among routes → effect, seconds | routes (Services) | p50 / p90 / p99 / max | from the call's start: p50 / max | \
                     wrong answers |\n|---|---|---|---|---|\n"
         .to_owned();
     for measured in &results.routes {
         let load = &measured.load;
         let rate = number(load.requests as f64 / load.seconds.max(f64::MIN_POSITIVE), 0);
         let loaded = format!("under {rate} requests/s (p99 {} ms)", number(load.p99 * 1000.0, 1));
-        for (name, changes) in [("without load", &measured.quiet), (loaded.as_str(), &measured.loaded)] {
-            text += &changes_row(name, measured, changes);
+        text += &changes_row("a route, without load", measured, &measured.quiet);
+        text += &changes_row(&format!("a route, {loaded}"), measured, &measured.loaded);
+        for (policy, changes) in &measured.policies {
+            text += &changes_row(&format!("{policy}, {loaded}"), measured, changes);
         }
         let _ = writeln!(
             text,
@@ -63,25 +65,24 @@ fn routes(measured: &RouteFigures) -> String {
     format!("{} ({})", number(measured.routes as f64, 0), number(measured.services as f64, 0))
 }
 
-/// Goals: how soon a change takes effect at each number of routes, with and without load, and that nothing is led wrong;
+/// Goals: how soon a change takes effect at each number of routes, with and without load, and that no answer is wrong;
 /// what most routes cost.
 pub(super) fn goals(results: &ClusterResults) -> Vec<ClusterGoal> {
     let mut goals = Vec::new();
     for measured in &results.routes {
         let slowest = |share| {
-            let both = [&measured.quiet, &measured.loaded].map(|changes| changes.from_return.quantile(share));
-            both.into_iter().flatten().reduce(f64::max)
+            measured.changes().filter_map(|changes| changes.from_return.quantile(share)).reduce(f64::max)
         };
         let at = format!("at {} routes, without and under load", number(measured.routes as f64, 0));
         let effect = |label: &str, bound, share| {
-            let name = format!("route change → effect {at}, {label}");
+            let name = format!("route or policy change → effect {at}, {label}");
             goal(name, bound, "s", slowest(share))
         };
         goals.extend([effect("p50", 0.02, 0.5), effect("p99", 0.1, 0.99)]);
     }
     let Some(most) = results.routes.last() else { return goals };
     let wrong: f64 = results.routes.iter().map(RouteFigures::wrong).sum();
-    goals.push(goal("wrong answers while routes change".to_owned(), 0.0, "", Some(wrong)));
+    goals.push(goal("wrong answers while routes and policies change".to_owned(), 0.0, "", Some(wrong)));
     let count = number(most.routes as f64, 0);
     let memory = most.sidecar_kib * 1024.0 / 1e6;
     goals.push(goal(format!("a sidecar's memory with {count} routes in use"), 40.0, "MB", Some(memory)));
@@ -97,8 +98,14 @@ fn goal(name: String, bound: f64, unit: &'static str, measured: Option<f64>) -> 
 }
 
 impl RouteFigures {
+    /// All changes.
+    fn changes(&self) -> impl Iterator<Item = &RouteChangeFigures> {
+        [&self.quiet, &self.loaded].into_iter().chain(self.policies.iter().map(|(_, changes)| changes))
+    }
+
     /// All wrong answers.
     fn wrong(&self) -> f64 {
-        (self.quiet.wrong + self.loaded.wrong) as f64 + self.load.wrong as f64
+        let of_changes: usize = self.changes().map(|changes| changes.wrong).sum();
+        of_changes as f64 + self.load.wrong as f64
     }
 }

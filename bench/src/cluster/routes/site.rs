@@ -1,4 +1,5 @@
-//! The namespace of the measurements with routes: a client, two backends, and Services whose HTTPRoutes lead to them.
+//! The namespaces of the measurements with routes: a client, and in each of them two backends and Services whose HTTPRoutes lead
+//! to them.
 //!
 //! A Service's own endpoints are those of the second backend, and each route leads to the first one, so that an answer shows whether
 //! the route is in force. kube-proxy does not know the Services: only a sidecar leads their clients anywhere.
@@ -23,13 +24,16 @@ use crate::cluster::site::ClusterSite;
 
 /// HTTPRoutes of one Service. A sidecar keeps 4,096 addresses at most, so 5,000 routes need fewer Services than that.
 const ROUTES_OF_SERVICE: usize = 5;
+/// Services of one namespace. The controller leaves out what exceeds a namespace's share of its memory, which has room for some
+/// 3,000 routes.
+const SERVICES_OF_NAMESPACE: usize = 200;
 /// Concurrent API calls.
 const CONCURRENCY: usize = 16;
 /// The port of all Services.
 const PORT: u16 = 80;
 /// Name of the client's Deployment.
 const CLIENT: &str = "client";
-/// How long the namespace may take to disappear.
+/// How long the namespaces may take to disappear.
 const REMOVED: &str = "--timeout=300s";
 /// The Deployment whose restart frees the memory that the routes took.
 const CONTROLLER: &str = "deployment/tidegate-controller";
@@ -46,16 +50,22 @@ pub(in crate::cluster) enum AnsweringBackend {
     Second,
 }
 
-/// The namespace and the objects that were created in it.
+/// The namespaces and the objects that were created in them.
 pub(super) struct RouteSite {
-    namespace: Namespace,
+    /// The client's and the changing routes' is the first.
+    namespaces: Vec<RouteNamespace>,
     client: Pod,
-    services: Api<Service>,
-    routes: Api<DynamicObject>,
     /// Routes so far.
     count: usize,
     /// The Services that the client uses.
     called: Vec<CalledService>,
+}
+
+/// A namespace with its own backends.
+struct RouteNamespace {
+    namespace: Namespace,
+    services: Api<Service>,
+    routes: Api<DynamicObject>,
 }
 
 impl RouteSite {
@@ -67,36 +77,28 @@ impl RouteSite {
         let httproutes = "crd/httproutes.gateway.networking.k8s.io";
         cluster.cluster().kubectl(["wait", httproutes, "--for=condition=Established", "--timeout=60s"]);
 
-        let namespace = Namespace::meshed("routes");
-        for backend in [AnsweringBackend::First, AnsweringBackend::Second] {
-            Workload::http(backend.name()).apply(&namespace);
-        }
-        Workload::client(CLIENT).apply(&namespace);
-        for name in [AnsweringBackend::First.name(), AnsweringBackend::Second.name(), CLIENT] {
-            namespace.wait_rolled_out(&format!("deployment/{name}"));
-        }
-        let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
-        let api = cluster.client().clone();
-        let site = Self {
-            client: namespace.pod(CLIENT),
-            services: Api::namespaced(api.clone(), namespace.name()),
-            routes: Api::namespaced_with(api, namespace.name(), &ApiResource::from_gvk(&kind)),
-            namespace,
-            count: 0,
-            called: Vec::new(),
-        };
+        let first = RouteNamespace::create(cluster);
+        Workload::client(CLIENT).deploy(&first.namespace);
+        let client = first.namespace.pod(CLIENT);
         cluster.block_on(async {
-            site.create_service(ELSEWHERE).await?;
-            site.create_route(ELSEWHERE, &route(ELSEWHERE, 0)).await
+            first.create_service(ELSEWHERE).await?;
+            first.create_route(ELSEWHERE, &route(ELSEWHERE, 0)).await
         })?;
-        Ok(site)
+        Ok(Self { namespaces: vec![first], client, count: 0, called: Vec::new() })
     }
 
-    /// Creates routes up to this number, and their Services.
-    pub(super) async fn grow_to(&mut self, count: usize) -> Result<()> {
-        let had = self.called.len();
-        let services = had..count.div_ceil(ROUTES_OF_SERVICE).max(had);
-        let created = stream::iter(services.clone())
+    /// Creates routes up to this number, their Services, and the namespaces of these.
+    pub(super) fn grow_to(&mut self, cluster: &ClusterSite, count: usize) -> Result<()> {
+        let services = count.div_ceil(ROUTES_OF_SERVICE);
+        for _ in self.namespaces.len()..services.div_ceil(SERVICES_OF_NAMESPACE) {
+            self.namespaces.push(RouteNamespace::create(cluster));
+        }
+        cluster.block_on(self.create_up_to(services, count))
+    }
+
+    async fn create_up_to(&mut self, services: usize, count: usize) -> Result<()> {
+        let services = self.called.len()..services.max(self.called.len());
+        let created = stream::iter(services)
             .map(|index| self.create_service_of_index(index))
             .buffered(CONCURRENCY)
             .try_collect::<Vec<_>>()
@@ -109,7 +111,7 @@ impl RouteSite {
             .await
             .context("an HTTPRoute")?;
         self.count = self.count.max(count);
-        self.called.extend(services.zip(created).map(|(_, address)| CalledService { address, routes: 0 }));
+        self.called.extend(created.into_iter().map(|address| CalledService { address, routes: 0 }));
         for (index, service) in self.called.iter_mut().enumerate() {
             service.routes = (self.count - index * ROUTES_OF_SERVICE).min(ROUTES_OF_SERVICE);
         }
@@ -124,7 +126,10 @@ impl RouteSite {
     /// Makes a route lead to this backend.
     pub(super) async fn lead(&self, route: &str, backend: AnsweringBackend) -> Result<()> {
         let patch = json!({"spec": {"rules": [rule(0, backend)]}});
-        self.routes
+        self.namespaces
+            .first()
+            .context("no namespace")?
+            .routes
             .patch(route, &PatchParams::default(), &Patch::Merge(&patch))
             .await
             .with_context(|| format!("cannot change the HTTPRoute {route}"))?;
@@ -138,32 +143,62 @@ impl RouteSite {
 
     /// The process of the client's sidecar.
     pub(super) fn client_sidecar(&self, cluster: &ClusterSite) -> Result<u32> {
-        let workload = format!("--workload={}/{}", self.namespace.name(), self.client.name());
+        let namespace = self.namespaces.first().context("no namespace")?.namespace.name();
+        let workload = format!("--workload={namespace}/{}", self.client.name());
         let mut processes = cluster.cluster().pod_processes().into_iter();
         let found = processes
             .find(|process| process.program == "tidegate-sidecar" && process.arguments.contains(&workload));
         Ok(found.context("the client's sidecar does not run")?.pid)
     }
 
-    /// Removes the namespace and what the controller has held of it.
-    pub(super) fn end(self) {
-        let cluster = self.namespace.cluster();
-        cluster.kubectl(["delete", "namespace", self.namespace.name(), REMOVED]);
+    /// Removes the namespaces and what the controller has held of them.
+    pub(super) fn end(self, cluster: &ClusterSite) {
+        let cluster = cluster.cluster();
+        let names = self.namespaces.iter().map(|namespace| namespace.namespace.name());
+        cluster.kubectl(["delete", "namespace", REMOVED].into_iter().chain(names));
         cluster.kubectl(["-n", CONTROL_PLANE, "rollout", "restart", CONTROLLER]);
         Mesh::get().wait_ready();
     }
 
+    /// The namespace of the Service with this index.
+    fn namespace_of(&self, service: usize) -> Result<&RouteNamespace> {
+        self.namespaces.get(service / SERVICES_OF_NAMESPACE).context("no namespace for this Service")
+    }
+
     /// Creates the Service with this index; returns its address.
     async fn create_service_of_index(&self, index: usize) -> Result<SocketAddr> {
-        self.create_service(&service_name(index)).await
+        self.namespace_of(index)?.create_service(&service_name(index)).await
     }
 
     /// Creates the route with this index.
     async fn create_route_of_index(&self, index: usize) -> Result<()> {
-        let service = service_name(index / ROUTES_OF_SERVICE);
-        self.create_route(&route_name(index), &route(&service, index % ROUTES_OF_SERVICE)).await
+        let service = index / ROUTES_OF_SERVICE;
+        let spec = route(&service_name(service), index % ROUTES_OF_SERVICE);
+        self.namespace_of(service)?.create_route(&route_name(index), &spec).await
+    }
+}
+
+impl RouteNamespace {
+    /// In the mesh, with both backends.
+    fn create(cluster: &ClusterSite) -> Self {
+        let namespace = Namespace::meshed("routes");
+        let backends = [AnsweringBackend::First, AnsweringBackend::Second].map(AnsweringBackend::name);
+        for backend in backends {
+            Workload::http(backend).apply(&namespace);
+        }
+        for backend in backends {
+            namespace.wait_rolled_out(&format!("deployment/{backend}"));
+        }
+        let kind = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "HTTPRoute");
+        let api = cluster.client().clone();
+        Self {
+            services: Api::namespaced(api.clone(), namespace.name()),
+            routes: Api::namespaced_with(api, namespace.name(), &ApiResource::from_gvk(&kind)),
+            namespace,
+        }
     }
 
+    /// Creates a Service with the second backend's endpoints; returns its address.
     async fn create_service(&self, name: &str) -> Result<SocketAddr> {
         let service = serde_json::from_value(service(name))?;
         let created = self.services.create(&PostParams::default(), &service).await?;

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use super::TargetSite;
+use super::mesh::{LocalMesh, ProgramFlags};
 use super::tokens::TokenKey;
-use super::{LocalMesh, ProgramFlags, TargetSite, free_addresses};
+use crate::targets::free_addresses;
 
 /// The caller's address.
 pub(super) const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 2));

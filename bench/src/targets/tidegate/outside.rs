@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::{LocalMesh, Running, TargetSite, caller, start_sidecar};
+use super::{LocalMesh, Running, TargetSite, caller};
 use crate::certificates::OUTSIDE;
 use crate::targets::StartedProxy;
 use crate::template;
@@ -42,8 +42,7 @@ pub(in crate::targets) async fn start_outside(
     let mesh = LocalMesh::with_manifests(site, &manifests(policy, site.app)?, Some(dialled))?;
     let [controller, ca] = mesh.start_control_plane(site, &programs).await?;
     let caller = mesh.caller.as_ref().context("no sidecar beside the client")?;
-    let process =
-        start_sidecar(site, &programs, "caller", caller.arguments(site, &mesh), caller.admin).await?;
+    let process = programs.start_sidecar(site, "caller", caller.arguments(site, &mesh), caller.admin).await?;
     Ok(Running::outside(StartedProxy { process, listen: caller.outbound }, vec![controller, ca], site))
 }
 

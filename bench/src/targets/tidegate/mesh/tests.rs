@@ -1,27 +1,7 @@
-use std::os::unix::fs::symlink;
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
-
 use super::*;
 use crate::certificates::RunCertificates;
 use crate::targets;
 use crate::targets::tests::site;
-
-#[test]
-fn the_programs_are_found_by_their_folder_or_by_any_program_in_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    for name in ["tidegate-cert-manager", "tidegate-controller", "tidegate-sidecar"] {
-        let error = ReleasePrograms::find(folder.path()).unwrap_err().to_string();
-        let start = format!("{} does not exist; build it with `cargo build --release`", path(name).display());
-        assert!(error.starts_with(&start), "{error}");
-        fs::write(path(name), "").unwrap();
-    }
-    let programs = ReleasePrograms::find(folder.path()).unwrap();
-    assert_eq!(programs.sidecar, path("tidegate-sidecar"));
-    assert_eq!(ReleasePrograms::find(&path("tidegate")).unwrap(), programs);
-}
 
 fn settings(protocol: &'static str) -> PairSettings {
     PairSettings { protocol, rules: 0, is_traced: false }
@@ -144,39 +124,4 @@ fn access_log_and_traces_are_off_unless_the_target_has_them() {
     let collector = "127.0.0.1:4317".parse().unwrap();
     let expected = json!({"enable": true, "address": "127.0.0.1", "port": 4317, "sampledFraction": "0.01"});
     assert_eq!(tracing(Some(collector)), expected);
-}
-
-#[test]
-fn files_count_only_once_each_has_content() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    let complete = || has_content(folder.path(), ["tls.crt", "tls.key"]);
-    assert!(!complete());
-    fs::write(path("tls.crt"), "certificate").unwrap();
-    symlink(path("data"), path("tls.key")).unwrap();
-    assert!(!complete(), "the key's link leads nowhere");
-    fs::write(path("data"), "").unwrap();
-    assert!(!complete(), "the key is empty");
-    fs::write(path("data"), "key").unwrap();
-    assert!(complete());
-}
-
-#[tokio::test]
-async fn a_program_is_ready_only_when_its_admin_server_says_200() {
-    let listener = TcpListener::bind((PEERS, 0)).await.unwrap();
-    let admin = listener.local_addr().unwrap();
-    let server = tokio::spawn(async move {
-        for status in ["503 Service Unavailable", "200 OK"] {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = [0; 1024];
-            let read = stream.read(&mut request).await.unwrap();
-            assert!(request[..read].starts_with(b"GET /ready HTTP/1.1\r\n"));
-            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
-            stream.write_all(answer.as_bytes()).await.unwrap();
-        }
-    });
-    assert!(!ready(admin).await);
-    assert!(ready(admin).await);
-    server.await.unwrap();
-    assert!(!ready(admin).await, "the listener is closed");
 }
