@@ -25,6 +25,7 @@ pub mod go;
 pub mod golden;
 pub mod helm;
 pub mod http1;
+pub mod http2;
 pub mod kubernetes;
 pub mod limits;
 pub mod load;

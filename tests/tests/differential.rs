@@ -14,6 +14,13 @@ use tidegate_tests::client::{Client, Connection};
 use tidegate_tests::http1::{Message, MessageKind};
 use tidegate_tests::mesh::Options;
 
+use self::random::Random;
+
+#[path = "differential/http2.rs"]
+mod http2;
+#[path = "differential/random.rs"]
+mod random;
+
 const REQUESTS: u64 = 2000;
 const CONVERSATIONS: u64 = 100;
 /// Connections on which requests follow each other, in pieces.
@@ -29,105 +36,6 @@ const OWN: [&str; 7] = [
     "x-request-id",
 ];
 
-/// Numbers that look random and are the same in each run (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn of_case(number: u64) -> Self {
-        Self(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        usize::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % bound
-    }
-
-    fn one_of<'a>(&mut self, choices: &[&'a str]) -> &'a str {
-        choices[self.below(choices.len())]
-    }
-
-    /// Up to `most` of these, joined.
-    fn some_of(&mut self, choices: &[&str], most: usize) -> String {
-        (0..self.below(most + 1)).map(|_| self.one_of(choices)).collect()
-    }
-
-    fn bytes(&mut self, most: usize) -> Vec<u8> {
-        (0..self.below(most + 1)).map(|_| u8::try_from(self.below(256)).unwrap()).collect()
-    }
-
-    /// Header lines of names and values that RFC 9110 permits.
-    fn fields(&mut self) -> String {
-        let names = ["X-a", "x-A", "x-long-name", "Accept", "cookie", "User-Agent", "x!#$%&'*+.^`|~9", "Via"];
-        let values = ["a", "B", "\"q, r\"", " ", "\t", "=", ";", ",", "é", "\\", "%00", "{}", "0"];
-        (0..self.below(8))
-            .map(|_| format!("{}: {}\r\n", self.one_of(&names), self.some_of(&values, 20)))
-            .collect()
-    }
-
-    /// A body with the lines that delimit it.
-    fn body(&mut self) -> (String, Vec<u8>) {
-        let sizes = [0, 1, 15, 16, 1460, 4096, 16 * 1024, 70_000];
-        let size = sizes[self.below(sizes.len())];
-        if self.below(2) == 0 {
-            let body = self.bytes(size);
-            return (format!("Content-Length: {}\r\n", body.len()), body);
-        }
-        let mut body = Vec::new();
-        for _ in 0..self.below(5) {
-            let chunk = self.bytes(size);
-            if !chunk.is_empty() {
-                write!(body, "{:x}\r\n", chunk.len()).unwrap();
-                body.extend(chunk);
-                body.extend(b"\r\n");
-            }
-        }
-        let trailers = self.one_of(&["", "x-sum: 1\r\n", "x-sum: 1\r\nX-more: two words\r\n"]);
-        write!(body, "0\r\n{trailers}\r\n").unwrap();
-        ("Transfer-Encoding: chunked\r\n".to_owned(), body)
-    }
-
-    fn request(&mut self, number: u64) -> (MessageKind, Vec<u8>) {
-        let method =
-            self.one_of(&["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "PURGE", "x-Y_z"]);
-        let parts = [
-            "/", "a", "B", "..", ".", "%2F", "%2f", "%C3%A9", "é", ";", "=", ":", "@", "|", "\"", "<", "[",
-            "~",
-        ];
-        let query = ["?", "a=b", "&", "%", "+", "/", "é", "'", "{", "^"];
-        let target = format!("/{}{}", self.some_of(&parts, 12), self.some_of(&query, 8));
-        let host = self.one_of(&["a", "called", "called.httpbin:80", "EXAMPLE.com", "[::1]:8080", ""]);
-        let fields = self.fields();
-        let (framing, body) = if matches!(method, "GET" | "HEAD") { Default::default() } else { self.body() };
-        let head = format!(
-            "{method} {target} HTTP/1.1\r\nHost: {host}\r\nX-Case: {number}\r\n{fields}{framing}\r\n"
-        );
-        let kind = if method == "HEAD" { MessageKind::ResponseToHead } else { MessageKind::Response };
-        (kind, [head.into_bytes(), body].concat())
-    }
-
-    fn response(&mut self, is_head: bool) -> Vec<u8> {
-        let status = self.one_of(&[
-            "200 OK",
-            "201 Created",
-            "204 No Content",
-            "206 ",
-            "304 Not Modified",
-            "302 Found",
-            "404 Not here",
-            "418 I'm a teapot",
-            "500 Oops",
-            "599 x",
-        ]);
-        let fields = self.fields();
-        let has_body = !is_head && !status.starts_with("204") && !status.starts_with("304");
-        let (framing, body) = if has_body { self.body() } else { Default::default() };
-        let head = format!("HTTP/1.1 {status}\r\n{fields}{framing}\r\n");
-        [head.into_bytes(), body].concat()
-    }
-}
-
 /// What the app got.
 type Received = Arc<Mutex<Vec<Message>>>;
 
@@ -140,7 +48,7 @@ fn app(address: SocketAddr) -> (App, Received) {
             let number = request.value("x-case").unwrap().parse::<u64>().unwrap();
             let is_head = request.method() == "HEAD";
             all.lock().unwrap().push(request);
-            conversation.write(&Random::of_case(number + REQUESTS).response(is_head))?;
+            conversation.write(&Random::of_case(number + REQUESTS).answer(is_head).http1())?;
         }
         Ok(())
     };
@@ -158,11 +66,14 @@ struct Seen {
 
 impl Seen {
     fn of(message: Message) -> Self {
-        let is_own = |name: &str| OWN.iter().any(|own| name.eq_ignore_ascii_case(own));
         let Message { first_line, fields, body, trailers, .. } = message;
         let fields = fields.into_iter().filter(|(name, _)| !is_own(name)).collect();
         Self { first_line, fields, body, trailers }
     }
+}
+
+fn is_own(name: &str) -> bool {
+    OWN.iter().any(|own| name.eq_ignore_ascii_case(own))
 }
 
 /// What the app got since the last time.
@@ -201,7 +112,8 @@ fn requests_and_responses_are_the_same_through_two_sidecars_as_without() {
     let mut straight = Way::to(mesh.mesh.app_address());
     let mut meshed = Way::to(mesh.mesh.way_out());
     for number in 0..REQUESTS {
-        let (kind, request) = Random::of_case(number).request(number);
+        let request = Random::of_case(number).request(number);
+        let (kind, request) = (request.answered_by(), request.http1());
         let [expected, actual] = [&mut straight, &mut meshed].map(|way| {
             let response = way.exchange(kind, &request);
             (taken(&received), Seen::of(response))
@@ -231,8 +143,10 @@ fn requests_in_a_row_whose_bytes_come_in_pieces_are_the_same_through_two_sidecar
     for sequence in 0..SEQUENCES {
         let mut random = Random::of_case(2 * REQUESTS + sequence);
         let count = 1 + random.below(5) as u64;
-        let requests = (0..count).map(|at| Random::of_case(5 * sequence + at).request(5 * sequence + at));
-        let (kinds, requests): (Vec<_>, Vec<_>) = requests.unzip();
+        let numbers = (0..count).map(|at| 5 * sequence + at);
+        let requests = numbers.map(|number| Random::of_case(number).request(number));
+        let (kinds, requests): (Vec<_>, Vec<_>) =
+            requests.map(|request| (request.answered_by(), request.http1())).unzip();
         let bytes = requests.concat();
         let mut ends: Vec<_> = (0..random.below(8)).map(|_| random.below(bytes.len())).collect();
         ends.sort_unstable();

@@ -38,7 +38,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::deadlines::Deadlines;
 use self::exchange::Exchanges;
-pub(super) use self::headers::http2_target;
+pub(super) use self::headers::set_http2_target;
 use self::keepalive::KeepAlive;
 pub use self::streams::Streams;
 use self::transport::ClientTransport;

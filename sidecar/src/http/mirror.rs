@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use ::http::header::{CONTENT_LENGTH, HOST};
 use ::http::uri::Authority;
-use ::http::{HeaderValue, Request, Uri, Version, request};
+use ::http::{HeaderValue, Request, Uri, request};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 
 use super::HttpContext;
-use super::h2::http2_target;
+use super::h2::set_http2_target;
 use super::handler::UpstreamProtocol;
 use crate::destinations::EndpointChoice;
 use crate::upstream::{Sending, UpstreamError};
@@ -133,15 +133,15 @@ fn copy(head: &request::Parts, body: Bytes, protocol: UpstreamProtocol) -> Optio
     let authority = head.uri.authority().cloned().or_else(of_host);
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = head.method.clone();
-    (*request.uri_mut(), *request.version_mut()) = match protocol {
+    *request.headers_mut() = fields;
+    match protocol {
         UpstreamProtocol::Http1 => {
             let name = authority.as_ref().map_or("", Authority::as_str);
-            fields.insert(HOST, HeaderValue::try_from(name).ok()?);
-            (Uri::from(path), Version::HTTP_11)
+            request.headers_mut().insert(HOST, HeaderValue::try_from(name).ok()?);
+            *request.uri_mut() = Uri::from(path);
         }
-        UpstreamProtocol::Http2 => http2_target(authority, path),
-    };
-    *request.headers_mut() = fields;
+        UpstreamProtocol::Http2 => set_http2_target(&mut request, authority, path),
+    }
     Some(request)
 }
 

@@ -1,7 +1,6 @@
 //! A gRPC server that breaks off its calls or their connections: the server side of gRPC's negative HTTP/2 interoperability
 //! tests (`test/http2_test` of grpc/grpc).
 
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,10 +8,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{self, SendResponse};
-use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
+use h2::{Ping, PingPong, Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+
+use crate::http2;
 
 /// Bytes in the payload of each answer (`largeRespSize`).
 const PAYLOAD: usize = 314_159;
@@ -128,10 +129,7 @@ impl FaultyConnection {
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
     ) -> Result<(), h2::Error> {
-        let mut body = request.into_body();
-        while let Some(data) = body.data().await {
-            body.flow_control().release_capacity(data?.len())?;
-        }
+        http2::read(request.into_body()).await?;
         let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
         let mut send = respond.send_response(head, false)?;
         let message = message();
@@ -141,7 +139,7 @@ impl FaultyConnection {
             _ => message.len(),
         };
         for chunk in message[..sent].chunks(CHUNK) {
-            send_all(&mut send, chunk).await?;
+            http2::send_data(&mut send, Bytes::copy_from_slice(chunk), false).await?;
             if self.fault == H2Fault::Pings {
                 self.ping().await?;
             }
@@ -168,18 +166,6 @@ impl FaultyConnection {
         self.seen.acknowledged.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
-}
-
-/// Sends bytes, as the client's windows allow.
-async fn send_all(send: &mut SendStream<Bytes>, mut bytes: &[u8]) -> Result<(), h2::Error> {
-    while !bytes.is_empty() {
-        send.reserve_capacity(bytes.len());
-        let Some(granted) = poll_fn(|context| send.poll_capacity(context)).await else { return Ok(()) };
-        let (now, later) = bytes.split_at(granted?.min(bytes.len()));
-        send.send_data(Bytes::copy_from_slice(now), false)?;
-        bytes = later;
-    }
-    Ok(())
 }
 
 /// A message of gRPC: a `SimpleResponse` (`grpc.testing`) with a payload of zeros.

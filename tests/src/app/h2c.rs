@@ -1,18 +1,24 @@
 //! An app that speaks HTTP/2 without TLS, as gRPC servers do.
 
-use std::future::poll_fn;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use h2::RecvStream;
 use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
+use crate::http2::{self, H2Body};
+
+/// Bytes in a block of what `/bytes/<n>` answers.
+const BLOCK: usize = 64 * 1024;
+
 /// Answers each request with its own body, as `application/grpc` with `grpc-status: 0` in the trailers; `/bytes/<n>`
-/// with that many bytes instead, and `/sink` with the number of bytes in the request, which it does not keep. Ends when dropped.
+/// with that many bytes instead, and `/sink` with the number of bytes in the request, which it does not keep; or as a test says.
+/// Ends when dropped.
 #[derive(Debug)]
 pub struct H2cApp {
     runtime: Option<Runtime>,
@@ -34,36 +40,61 @@ pub struct H2cRequest {
     pub trailers: Option<HeaderMap>,
 }
 
+/// An answer that a test gives.
+#[derive(Clone, Debug)]
+pub struct H2cAnswer {
+    /// Its head.
+    pub head: Response<()>,
+    /// Its body; without one, it ends with its head.
+    pub body: Option<H2Body>,
+}
+
 impl H2cApp {
     /// Listens.
     pub fn start(address: SocketAddr) -> Self {
-        Self::listen(address, H2cRecording(Some(Arc::default())))
+        Self::echoing(address, H2cRecording(Some(Arc::default())))
     }
 
     /// [`H2cApp::start`] without a record of requests: for an app that runs for long, or receives much.
     pub fn unrecorded(address: SocketAddr) -> Self {
-        Self::listen(address, H2cRecording(None))
+        Self::echoing(address, H2cRecording(None))
     }
 
-    fn listen(address: SocketAddr, requests: H2cRecording) -> Self {
+    /// Answers each complete request as `answer` says; there is no record of them.
+    pub fn answering(
+        address: SocketAddr,
+        answer: impl Fn(H2cRequest) -> H2cAnswer + Send + Sync + 'static,
+    ) -> Self {
+        let answer = Arc::new(answer);
+        Self::listen(address, H2cRecording(None), move |request, respond| {
+            respond_by(answer.clone(), request, respond)
+        })
+    }
+
+    fn echoing(address: SocketAddr, requests: H2cRecording) -> Self {
+        let seen = requests.clone();
+        Self::listen(address, requests, move |request, respond| echo(request, respond, seen.clone()))
+    }
+
+    fn listen<F, R>(address: SocketAddr, requests: H2cRecording, serve: F) -> Self
+    where
+        F: Fn(Request<RecvStream>, SendResponse<Bytes>) -> R + Clone + Send + 'static,
+        R: Future<Output = Result<(), h2::Error>> + Send + 'static,
+    {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener =
             std::net::TcpListener::bind(address).unwrap_or_else(|e| panic!("app at {address}: {e}"));
         listener.set_nonblocking(true).unwrap();
-        let seen = requests.clone();
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).unwrap();
             while let Ok((stream, _)) = listener.accept().await {
-                let seen = seen.clone();
+                let serve = serve.clone();
                 tokio::spawn(async move {
                     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
                     while let Some(Ok((request, respond))) = connection.accept().await {
-                        let seen = seen.clone();
-                        tokio::spawn(async move {
-                            // A peer that disconnects ends the exchange.
-                            let _ = answer(request, respond, &seen).await;
-                        });
+                        // A peer that disconnects ends the exchange.
+                        tokio::spawn(serve(request, respond));
                     }
                 });
             }
@@ -85,10 +116,26 @@ impl Drop for H2cApp {
     }
 }
 
-async fn answer(
+/// Reads a request, and answers it as a test says.
+async fn respond_by(
+    answer: Arc<impl Fn(H2cRequest) -> H2cAnswer>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    seen: &H2cRecording,
+) -> Result<(), h2::Error> {
+    let (head, stream) = request.into_parts();
+    let (body, trailers) = http2::read(stream).await?;
+    let H2cAnswer { head, body } = answer(H2cRequest { head: Request::from_parts(head, ()), body, trailers });
+    let mut send = respond.send_response(head, body.is_none())?;
+    match body {
+        Some(body) => body.send(&mut send).await,
+        None => Ok(()),
+    }
+}
+
+async fn echo(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    seen: H2cRecording,
 ) -> Result<(), h2::Error> {
     let (head, mut stream) = request.into_parts();
     let asked = (head.method != Method::HEAD).then(|| super::requested_bytes(head.uri.path())).flatten();
@@ -112,24 +159,15 @@ async fn answer(
     }
     let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
     let mut send = respond.send_response(head, false)?;
-    match asked {
-        Some(count) => send_bytes(&mut send, count).await?,
-        None => send.send_data(body.into(), false)?,
-    }
+    let pieces = asked.map_or_else(|| vec![body.into()], blocks);
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", "0".parse().unwrap());
-    send.send_trailers(trailers)
+    H2Body { pieces, trailers }.send(&mut send).await
 }
 
-/// Sends so many bytes, as the client's windows allow.
-async fn send_bytes(send: &mut SendStream<Bytes>, count: usize) -> Result<(), h2::Error> {
-    let mut left = count;
-    while left > 0 {
-        send.reserve_capacity(left);
-        let Some(granted) = poll_fn(|context| send.poll_capacity(context)).await else { return Ok(()) };
-        let granted = granted?.min(left);
-        send.send_data(vec![b'x'; granted].into(), false)?;
-        left -= granted;
-    }
-    Ok(())
+/// So many bytes, as blocks that share their memory.
+fn blocks(count: usize) -> Vec<Bytes> {
+    let block = Bytes::from(vec![b'x'; BLOCK]);
+    let rest = block.slice(..count % BLOCK);
+    (0..count / BLOCK).map(|_| block.clone()).chain([rest]).collect()
 }

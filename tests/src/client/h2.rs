@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::Client;
+use crate::http2::{self, H2Body};
 
 /// An open HTTP/2 connection; runs in the background of the current runtime.
 #[derive(Debug)]
@@ -63,21 +64,26 @@ impl H2Connection {
         Ok(Self { requests, protocol, driver: tokio::spawn(connection) })
     }
 
-    /// Sends a request with a body and reads the complete answer.
+    /// Sends a request with a body, unless that is empty, and reads the complete answer.
     pub async fn exchange(&self, request: Request<()>, body: &[u8]) -> Result<Answer, h2::Error> {
+        let body = (!body.is_empty()).then(|| H2Body::from(body));
+        self.exchange_body(request, body).await
+    }
+
+    /// Sends a request, with a body if it is to have one, and reads the complete answer.
+    pub async fn exchange_body(
+        &self,
+        request: Request<()>,
+        body: Option<H2Body>,
+    ) -> Result<Answer, h2::Error> {
         let mut requests = self.requests.clone().ready().await?;
-        let (response, mut send) = requests.send_request(request, body.is_empty())?;
-        if !body.is_empty() {
-            send.send_data(Bytes::copy_from_slice(body), true)?;
+        let (response, mut send) = requests.send_request(request, body.is_none())?;
+        if let Some(body) = body {
+            // The answer may come first. It, or its absence, shows whether the app has got the body.
+            tokio::spawn(async move { body.send(&mut send).await });
         }
-        let (head, mut stream) = response.await?.into_parts();
-        let mut body = Vec::new();
-        while let Some(data) = stream.data().await {
-            let data = data?;
-            stream.flow_control().release_capacity(data.len())?;
-            body.extend_from_slice(&data);
-        }
-        let trailers = stream.trailers().await?;
+        let (head, stream) = response.await?.into_parts();
+        let (body, trailers) = http2::read(stream).await?;
         Ok(Answer { head: Response::from_parts(head, ()), body, trailers })
     }
 

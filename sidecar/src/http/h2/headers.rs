@@ -43,24 +43,32 @@ pub(super) fn keep_one_length(headers: &mut HeaderMap) {
 /// The request for an app that speaks HTTP/2.
 pub(super) fn into_http2<B>(head: request::Parts, target: StreamTarget, body: B) -> Request<B> {
     let mut request = Request::new(body);
-    let (uri, version) = http2_target(target.authority, target.path);
-    *request.uri_mut() = uri;
-    *request.version_mut() = version;
     *request.method_mut() = head.method;
     *request.headers_mut() = head.headers;
-    request.headers_mut().remove(HOST);
+    set_http2_target(&mut request, target.authority, target.path);
     request
 }
 
-/// URI of a request over HTTP/2, and the version under which h2 accepts it. h2 treats a request without an authority as
-/// converted from HTTP/1, and sends it with a `:scheme` but no `:authority` (RFC 9113 §8.3.1).
-pub(in crate::http) fn http2_target(authority: Option<Authority>, path: PathAndQuery) -> (Uri, Version) {
-    let Some(authority) = authority else { return (Uri::from(path), Version::HTTP_11) };
+/// Sets what a request over HTTP/2 is for. One for no host has an empty `host`, as in HTTP/1, and no `:authority` (RFC 9113
+/// §8.3.1): h2 treats it as converted from HTTP/1, and a sidecar refuses it without either.
+pub(in crate::http) fn set_http2_target<B>(
+    request: &mut Request<B>,
+    authority: Option<Authority>,
+    path: PathAndQuery,
+) {
+    request.headers_mut().remove(HOST);
+    let Some(authority) = authority else {
+        request.headers_mut().insert(HOST, HeaderValue::from_static(""));
+        *request.uri_mut() = Uri::from(path);
+        *request.version_mut() = Version::HTTP_11;
+        return;
+    };
     let mut uri = http::uri::Parts::default();
     uri.scheme = Some(http::uri::Scheme::HTTP);
     uri.authority = Some(authority);
     uri.path_and_query = Some(path);
-    (Uri::from_parts(uri).unwrap_or_default(), Version::HTTP_2)
+    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+    *request.version_mut() = Version::HTTP_2;
 }
 
 /// The request for an app that speaks HTTP/1.1.
@@ -112,7 +120,8 @@ fn join_cookie(headers: &mut HeaderMap) {
         return;
     }
     let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if let Ok(cookie) = HeaderValue::try_from(crumbs.join(b"; ".as_slice())) {
+    // An empty last one would leave a space at the end, which no value may have (RFC 9113 §8.2.1).
+    if let Ok(cookie) = HeaderValue::from_bytes(crumbs.join(b"; ".as_slice()).trim_ascii_end()) {
         headers.insert(COOKIE, cookie);
     }
 }

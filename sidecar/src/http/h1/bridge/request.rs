@@ -12,7 +12,7 @@ use crate::destinations::AppliedRule;
 use crate::http::buffer::Buffer;
 use crate::http::h1::forward::{Notes, put};
 use crate::http::h1::head::{Framing, RequestHead};
-use crate::http::h2::http2_target;
+use crate::http::h2::set_http2_target;
 use crate::http::headers::{self, FORWARDED_FOR, Field, REQUEST_ID};
 use crate::telemetry::trace::RequestTrace;
 
@@ -28,16 +28,14 @@ pub(in crate::http::h1) fn request(
         Some(hostname) => Some(Authority::try_from(hostname).ok()?),
         None => authority(head, connection)?,
     };
-    let (uri, version) = http2_target(authority, path);
     let mut request = Request::new(());
-    *request.uri_mut() = uri;
     *request.method_mut() = Method::from_bytes(head.request.method).ok()?;
-    *request.version_mut() = version;
     *request.headers_mut() = fields(head)?;
     if let Some(edits) = rule.and_then(AppliedRule::request_edits) {
         headers::edit(request.headers_mut(), edits);
     }
     headers::apply(request.headers_mut(), connection, trace);
+    set_http2_target(&mut request, authority, path);
     Some(request)
 }
 

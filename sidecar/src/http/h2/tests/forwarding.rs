@@ -123,11 +123,11 @@ fn cookie_crumbs_become_one_cookie() {
             let app = App::echo(speaks).await;
             let mut client = Sidecar::new(app.address, protocol).connect().await;
             let mut request = get("/");
-            for crumb in ["a=1", "b=2", "c=3"] {
+            for crumb in ["a=1", "b=2", "", "c=3", ""] {
                 request.headers_mut().append("cookie", HeaderValue::from_static(crumb));
             }
             client.send(request).await.unwrap();
-            assert_eq!(app.seen.last("cookie"), ["a=1; b=2; c=3"]);
+            assert_eq!(app.seen.last("cookie"), ["a=1; b=2; ; c=3;"]);
         }
     });
 }
