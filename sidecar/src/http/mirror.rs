@@ -18,7 +18,8 @@ use super::HttpContext;
 use super::h2::set_http2_target;
 use super::handler::UpstreamProtocol;
 use crate::destinations::EndpointChoice;
-use crate::upstream::{Sending, UpstreamError};
+use crate::telemetry::Telemetry;
+use crate::upstream::{SendFailure, Sending, UpstreamError};
 
 /// The most copies of a worker that are on their way. With 64 KiB of a body each, they take at most 8 MiB.
 const MOST_COPIES: usize = 128;
@@ -77,41 +78,54 @@ pub(super) fn send_copies(
     body: &Bytes,
 ) {
     for MirrorTarget { choice, protocol } in targets {
-        let copied = env.mirrors.take().zip(copy(head, body.clone(), protocol));
+        let Some(copy) = copy(head, body.clone(), protocol) else { continue };
+        let Some(slot) = env.mirrors.take() else {
+            env.telemetry.limited("mirrors");
+            continue;
+        };
         let is_http2 = protocol == UpstreamProtocol::Http2;
-        let sending = copied.and_then(|(slot, copy)| {
-            Some((slot, env.upstreams.send_copy(&choice.endpoint, is_http2, copy).ok()?))
-        });
-        match sending {
-            Some((slot, sending)) => {
-                env.telemetry.totals().mirrored.add(1);
-                tokio::task::spawn_local(async move {
-                    // It is cancelled then.
-                    let _ = tokio::time::timeout(COPY_TIMEOUT, finish(sending, choice)).await;
-                    drop(slot);
-                });
-            }
-            None => env.telemetry.limited("mirrors"),
+        let telemetry = env.telemetry.clone();
+        match env.upstreams.send_copy(&choice.endpoint, is_http2, copy) {
+            Ok(sending) => drop(tokio::task::spawn_local(async move {
+                let copied = tokio::time::timeout(COPY_TIMEOUT, finish(sending, choice)).await;
+                // One that is cancelled, because its time is over, counts as sent.
+                count(&telemetry, copied.unwrap_or(Ok(())));
+                drop(slot);
+            })),
+            Err(refusal) => count(&telemetry, Err(refusal)),
         }
     }
 }
 
-/// Waits for the end of a copy, and records what it says about the endpoint.
-async fn finish(sending: Sending, mut choice: EndpointChoice) {
+/// Counts a copy: as sent, or by the limit that has refused it.
+fn count(telemetry: &Telemetry, sent: Result<(), UpstreamError>) {
+    match sent {
+        Ok(()) => telemetry.totals().mirrored.add(1),
+        Err(error) => {
+            if let Some(limit) = error.limit() {
+                telemetry.limited(limit);
+            }
+        }
+    }
+}
+
+/// Waits for the end of a copy, and records what it says about the endpoint. The error is why it was not sent.
+async fn finish(sending: Sending, mut choice: EndpointChoice) -> Result<(), UpstreamError> {
     let mut body = match sending.await {
         Ok(response) => {
             choice.responded(response.status().as_u16(), None);
             response.into_body()
         }
-        Err(failure) => {
-            match failure.error {
+        Err(SendFailure { error, .. }) => {
+            match error {
                 UpstreamError::Connect(_) | UpstreamError::Vanished => {
                     choice.turn();
                 }
                 error if error.is_of_upstream() => choice.failed(),
                 _ => {}
             }
-            return;
+            let is_sent = !matches!(error, UpstreamError::Connect(_) | UpstreamError::Overflow(_));
+            return if is_sent { Ok(()) } else { Err(error) };
         }
     };
     let mut read = 0;
@@ -120,6 +134,7 @@ async fn finish(sending: Sending, mut choice: EndpointChoice) {
     {
         read += frame.data_ref().map_or(0, Bytes::len);
     }
+    Ok(())
 }
 
 /// The same request for an endpoint of this version. `None` if it has no path.

@@ -34,6 +34,7 @@ use crate::limits::Limits;
 use crate::listener::{FixedOutbound, Listener};
 use crate::snapshot::{Publisher, channel};
 use crate::telemetry::Telemetry;
+use crate::telemetry::metrics::DataPlaneMetrics;
 use crate::test_mesh::{Mesh, Port, start_app, until};
 use crate::test_pki::{Authority, Leaf};
 use crate::tls::{PeerTls, ServerTls};
@@ -46,12 +47,16 @@ struct Client {
     destinations: Arc<Destinations>,
     publisher: Publisher,
     workers: RunningWorkers,
+    metrics: DataPlaneMetrics,
     dialled: SocketAddr,
 }
 
 impl Client {
     fn to(dialled: SocketAddr, limits: Limits) -> Self {
-        Self::telling(dialled, limits, Arc::new(Telemetry::default))
+        let metrics = DataPlaneMetrics::default();
+        let counted = metrics.clone();
+        let telemetry = move || Telemetry::new(&counted, None);
+        Self { metrics, ..Self::telling(dialled, limits, Arc::new(telemetry)) }
     }
 
     /// One whose worker records what it does with this telemetry.
@@ -76,7 +81,7 @@ impl Client {
             }),
         })
         .unwrap();
-        Self { destinations, publisher, workers, dialled }
+        Self { destinations, publisher, workers, metrics: DataPlaneMetrics::default(), dialled }
     }
 
     /// A client of a mesh whose sidecar has a certificate but no answers from the controller yet.

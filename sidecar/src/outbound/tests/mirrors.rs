@@ -1,12 +1,18 @@
 //! Copies of requests, which a rule has sent to other backends.
 
-use ::http::Request;
+use std::convert::Infallible;
+
+use ::http::{Request, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use tidegate_core::backend::BackendLimits;
 use tidegate_core::route::filter::{Filter, Fraction, HeaderEdits, Mirror};
 use tidegate_core::route::{Action, WeightedBackend};
+use tidegate_runtime::metrics::Metrics;
 
-use super::app::{Log, ask, echo, playing, read_head, received};
+use super::app::{ask, echo, playing, read_head, received, serve};
 use super::http::http2;
 use super::routes::{backend, below, client, share};
 use super::*;
@@ -30,16 +36,6 @@ fn mirrored(filters: Vec<Filter>, first: Backend, others: Vec<Backend>) -> Clien
     client
 }
 
-/// Waits until an app has received so many requests.
-async fn until(log: &Log, count: usize) {
-    let waiting = async {
-        while received(log).len() < count {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("fewer requests");
-}
-
 #[tokio::test]
 async fn the_copy_is_what_the_backend_gets_in_the_version_of_its_own() {
     for (of_first, of_other) in VERSIONS.into_iter().flat_map(|one| VERSIONS.map(|other| (one, other))) {
@@ -52,7 +48,7 @@ async fn the_copy_is_what_the_backend_gets_in_the_version_of_its_own() {
         let request = Request::post("http://cart/a?b").body(Full::new(Bytes::from("hello"))).unwrap();
         let response = http2(&client).await.send_request(request).await.unwrap();
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
-        until(&other_log, 2).await;
+        until(|| received(&other_log).len() >= 2).await;
         for (sent, copied) in received(&first_log).iter().zip(received(&other_log)) {
             assert!(copied.line.starts_with("POST ") && copied.line.contains("/a?b "), "{}", copied.line);
             assert_eq!((copied.body.as_ref(), copied.header("x-set")), (&b"hello"[..], "new"));
@@ -73,8 +69,8 @@ async fn a_fraction_is_exact_several_mirrors_get_copies_each_and_a_redirect_has_
     for _ in 0..40 {
         assert_eq!(ask(&mut io, "GET / HTTP/1.1\r\nhost: cart\r\n\r\n").await.0, 200);
     }
-    until(&two_log, 40).await;
-    until(&one_log, 10).await;
+    until(|| received(&two_log).len() >= 40).await;
+    until(|| received(&one_log).len() >= 10).await;
     assert_eq!((received(&one_log).len(), received(&two_log).len()), (10, 40));
 }
 
@@ -94,7 +90,7 @@ async fn a_mirror_of_a_share_copies_that_share_only() {
     for _ in 0..20 {
         assert_eq!(ask(&mut io, "GET / HTTP/1.1\r\nhost: cart\r\n\r\n").await.0, 200);
     }
-    until(&log, 5).await;
+    until(|| received(&log).len() >= 5).await;
     assert_eq!(received(&log).len(), 5);
 }
 
@@ -143,7 +139,38 @@ async fn a_request_with_a_body_longer_than_is_kept_is_not_copied() {
         let response = http2(&client).await.send_request(request).await.unwrap();
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), body);
     }
-    until(&log, 2).await;
+    until(|| received(&log).len() >= 2).await;
     assert!(received(&log).iter().all(|copy| copy.body == "short"));
     assert_eq!(received(&first_log).len(), 4);
+}
+
+/// Responds never.
+async fn stall(_: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn a_copy_that_a_limit_of_its_backend_refuses_is_counted_by_that_limit_and_not_as_sent() {
+    let requests = BackendLimits { max_requests: Some(1), ..BackendLimits::default() };
+    let pending = BackendLimits { max_pending_requests: Some(0), ..BackendLimits::default() };
+    for (limits, limit, refused) in [(requests, "max_requests", 1), (pending, "max_pending_requests", 2)] {
+        for version in VERSIONS {
+            let (first, _) = echo().await;
+            let stalling = playing(|io| serve(io, service_fn(stall))).await;
+            let other = Backend { limits, ..backend(version, 81, stalling) };
+            let first = backend(BackendProtocol::Http1, 80, first);
+            let client = mirrored(vec![mirror(81, Fraction::ALL)], first, vec![other]);
+            for _ in 0..2 {
+                assert_eq!(
+                    ask(&mut client.dial().await, "GET / HTTP/1.1\r\nhost: cart\r\n\r\n").await.0,
+                    200
+                );
+            }
+            let page = Metrics::new();
+            page.add_collector(Box::new(client.metrics.clone()));
+            let line = format!("tidegate_requests_limited_total{{limit=\"{limit}\"}} {refused}\n");
+            until(|| page.encode().contains(&line)).await;
+            assert_eq!(client.metrics.total(|totals| &totals.mirrored), 0, "{version:?}: none is over");
+        }
+    }
 }

@@ -4,7 +4,6 @@ use tidegate_core::telemetry::{TelemetrySettings, TraceCollector, TracingSetting
 
 use super::app::{Log, received};
 use super::*;
-use crate::telemetry::metrics::DataPlaneMetrics;
 use crate::telemetry::trace::{FinishedSpan, span_queue};
 use crate::test_mesh::policy;
 
