@@ -117,7 +117,7 @@ async fn finish(sending: Sending, mut choice: EndpointChoice) -> Result<(), Upst
             response.into_body()
         }
         Err(SendFailure { error, .. }) => {
-            match error {
+            match &error {
                 UpstreamError::Connect(_) | UpstreamError::Vanished => {
                     choice.turn();
                 }
