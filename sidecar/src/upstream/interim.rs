@@ -4,9 +4,11 @@
 //! through an [`InterimSink`], which whoever sends a request hands over with it.
 
 use std::cell::Cell;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::task::Waker;
 
+use futures_util::task::AtomicWaker;
 use http::{Response, StatusCode};
 
 /// Interim responses that a client gets to one request. A server may send any number of them, which no flow control bounds.
@@ -35,15 +37,15 @@ struct InterimState {
     bytes: usize,
 }
 
-/// Interim responses that hyper has read from one connection, for the request that is in flight on it.
+/// Interim responses that hyper has read from one connection, for the request that is in flight on it. Both sides are tasks of
+/// one thread; hyper demands more.
 #[derive(Default)]
-pub(super) struct InterimRelay(Mutex<RelayState>);
-
-#[derive(Default)]
-struct RelayState {
-    waiting: Vec<Response<()>>,
+pub(super) struct InterimRelay {
+    waiting: Mutex<Vec<Response<()>>>,
+    /// Without one, the lock is not taken.
+    has_waiting: AtomicBool,
     /// Wakes the task that waits for the response.
-    waker: Option<Waker>,
+    reader: AtomicWaker,
 }
 
 impl InterimQueue {
@@ -74,33 +76,33 @@ impl InterimSink for InterimQueue {
 impl InterimRelay {
     /// Keeps one for [`Self::pass_to`].
     pub(super) fn push(&self, head: Response<()>) {
-        let mut state = self.state();
-        if state.waiting.len() < MOST_WAITING {
-            state.waiting.push(head);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() < MOST_WAITING {
+            waiting.push(head);
         }
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
+        drop(waiting);
+        self.has_waiting.store(true, Ordering::Release);
+        self.reader.wake();
     }
 
     /// Passes on those that wait; `waker` is called when there are more.
     pub(super) fn pass_to(&self, sink: &dyn InterimSink, waker: &Waker) {
-        let mut state = self.state();
-        state.waker = Some(waker.clone());
-        let waiting = std::mem::take(&mut state.waiting);
-        drop(state);
-        for head in waiting {
+        self.reader.register(waker);
+        for head in self.take() {
             sink.interim(head);
         }
     }
 
     /// Nothing waits for a request that is over.
     pub(super) fn clear(&self) {
-        *self.state() = RelayState::default();
+        drop(self.take());
     }
 
-    fn state(&self) -> MutexGuard<'_, RelayState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn take(&self) -> Vec<Response<()>> {
+        if !self.has_waiting.swap(false, Ordering::Acquire) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
