@@ -6,6 +6,8 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
+use tidegate_core::contract::annotations::AUDIT;
+use tidegate_core::contract::names::MESH_CONFIG_NAME;
 use tidegate_crds::MeshConfig;
 
 use crate::index::{Affected, Index};
@@ -67,7 +69,7 @@ fn without_nulls(mut value: Value) -> Value {
 
 impl RandomConfig {
     pub(super) fn name(&self) -> String {
-        format!("{}/{}", self.namespace, if self.is_misnamed { "mesh" } else { "osm-mesh-config" })
+        format!("{}/{}", self.namespace, if self.is_misnamed { "mesh" } else { MESH_CONFIG_NAME })
     }
 
     fn object(&self) -> Value {
@@ -94,7 +96,7 @@ impl RandomConfig {
             "metadata": {
                 "name": name.split_once('/').unwrap().1,
                 "namespace": namespace,
-                "annotations": self.audit.map(|value| json!({"tidegate.io/audit": value})),
+                "annotations": self.audit.map(|value| json!({AUDIT: value})),
             },
             "spec": {
                 "sidecar": (!self.is_readable).then_some("none"),
