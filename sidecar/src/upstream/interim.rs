@@ -1,7 +1,7 @@
 //! Interim responses (1xx) on their way from an upstream to the client (RFC 9110 §15.2).
 //!
 //! HTTP/1 codecs pass them on themselves. Libraries give them out apart from the response, so those of other connections go
-//! through an [`InterimSink`], which whoever sends a request hands over with it.
+//! through an [`InterimSink`], which is given together with the request.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
