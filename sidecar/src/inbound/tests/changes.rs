@@ -254,7 +254,7 @@ async fn a_drain_waits_for_open_connections_and_cuts_them_at_the_deadline() {
     let mesh = Mesh::start().await;
     let (mut opaque, _peer, mut https) = connections(&mesh).await;
     let address = mesh.address(Port::Http);
-    let drain = mesh.workers.drain(Duration::from_millis(700));
+    let drain = mesh.workers.drain(Duration::from_secs(3));
     let client = async {
         // Idle connections end first; opaque ones, which may have data in flight, at the deadline.
         assert_eq!(end(&mut https).await.0, End::Fin);
