@@ -278,7 +278,7 @@ pub(crate) fn upstream_failed(error: &UpstreamError) -> LocalReply {
     }
 }
 
-/// There is no connection to the upstream.
+/// The reply to a request for which no connection to the upstream could be opened.
 fn not_connected(failure: ConnectFailure) -> LocalReply {
     match failure {
         ConnectFailure::Refused => connection_refused(),

@@ -10,7 +10,7 @@ use super::request_limit::RequestLimit;
 /// Why a request got no answer from the app, or only a part of one.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum UpstreamError {
-    /// There is no connection. The cause is shared by all requests that have waited for the same one.
+    /// The connection could not be opened. All requests that waited for it share the error.
     #[error("{0}")]
     Connect(Arc<ConnectError>),
     /// The app does not speak the HTTP that it was spoken to in, or breaks its rules.
@@ -75,7 +75,7 @@ impl UpstreamError {
         !matches!(self, Self::Request | Self::Overflow(_))
     }
 
-    /// Why there is no connection, in full, for the access log.
+    /// The full error if no connection could be opened, for the access log.
     pub(crate) fn transport_failure(&self) -> Option<String> {
         match self {
             Self::Connect(error) => Some(error.to_string()),

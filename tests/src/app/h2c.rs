@@ -60,7 +60,7 @@ impl H2cApp {
         Self::echoing(address, H2cRecording(None))
     }
 
-    /// Answers each complete request as `answer` says; there is no record of them.
+    /// Answers each complete request with what `answer` returns, and records none.
     pub fn answering(
         address: SocketAddr,
         answer: impl Fn(H2cRequest) -> H2cAnswer + Send + Sync + 'static,

@@ -34,7 +34,7 @@ struct RandomFields(Vec<(&'static str, String)>);
 #[derive(Clone, Debug)]
 struct RandomBody {
     pieces: Vec<Vec<u8>>,
-    /// Whether the head says how long it is. Then there are no trailers.
+    /// Whether the head has `content-length`; if so, no trailers follow.
     has_length: bool,
     trailers: &'static [(&'static str, &'static str)],
 }

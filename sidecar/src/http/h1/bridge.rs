@@ -105,8 +105,8 @@ where
         }
         Ok(BridgeOutcome::Failed(reply)) => fail(connection, reply).await,
         Ok(BridgeOutcome::Unanswered(error)) => {
-            connection.exchange.note_unreachable(&error);
-            fail(connection, local_reply::upstream_failed(&error)).await
+            let reply = connection.unanswered(&error);
+            fail(connection, reply).await
         }
         Ok(BridgeOutcome::Aborted(flag, details)) => {
             connection.tell_end(connection.exchange.down.status, flag, details);

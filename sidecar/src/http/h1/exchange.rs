@@ -69,7 +69,7 @@ pub(super) struct Exchange {
 
 /// Why the client does not get the app's answer.
 pub(super) enum UpstreamFault {
-    /// There is no connection, for this reason.
+    /// No connection could be opened: the full error.
     Connection(String),
     /// The answer cannot be passed on, or is a forward proxy's: details in place of the reply's.
     Answer(String),

@@ -11,7 +11,7 @@ use super::replay::Replay;
 use super::{After, ClientConnection, is_of_upstream};
 use crate::http::HttpContext;
 use crate::http::handler::{Attempts, FailedResponse, Forward};
-use crate::http::local_reply;
+use crate::http::local_reply::{self, LocalReply};
 use crate::http::mirror;
 use crate::lifeline::Ended;
 use crate::stream::Abort;
@@ -36,12 +36,8 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
         let (failure, outcome) = match end {
             AttemptEnd::Retry(wait) => return Box::pin(self.pause(forward, wait)).await,
             AttemptEnd::NotConnected(error) => {
-                self.exchange.note_unreachable(&error);
-                if let Some(limit) = error.limit() {
-                    self.env.telemetry.limited(limit);
-                }
                 let failure = (!matches!(error, UpstreamError::Overflow(_))).then_some(Failure::Connect);
-                (failure, ExchangeOutcome::Failed(local_reply::upstream_failed(&error)))
+                (failure, ExchangeOutcome::Failed(self.unanswered(&error)))
             }
             AttemptEnd::TimedOut(which) => {
                 if is_uploaded {
@@ -84,6 +80,15 @@ impl<S: AsyncRead + AsyncWrite + Abort + Unpin> ClientConnection<'_, S> {
             // An outcome of another kind is not a failure.
             _ => Some(After::Abort),
         }
+    }
+
+    /// The reply to a request that the upstream has not answered; counts the limit or notes the connection error behind it.
+    pub(super) fn unanswered(&mut self, error: &UpstreamError) -> LocalReply {
+        if let Some(limit) = error.limit() {
+            self.env.telemetry.limited(limit);
+        }
+        self.exchange.note_unreachable(error);
+        local_reply::upstream_failed(error)
     }
 
     /// Waits for the next attempt.

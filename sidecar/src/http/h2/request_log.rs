@@ -139,7 +139,7 @@ impl RequestLog {
         self.upstream_time = self.progress.upload_ended().map(|ended| ended.elapsed());
     }
 
-    /// Records why there is no response, if that is because no endpoint could be reached.
+    /// Records the connection error if no endpoint could be reached.
     pub(super) fn failed(&mut self, error: &UpstreamError) {
         self.transport_failure = error.transport_failure().map(Into::into);
     }

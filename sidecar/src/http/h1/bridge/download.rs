@@ -46,12 +46,7 @@ impl<S: AsyncWrite + Unpin> Bridge<'_, S> {
     ) -> BridgeOutcome {
         let response = match sent {
             Ok(response) => response,
-            Err(error) => {
-                if let Some(limit) = error.limit() {
-                    self.env.telemetry.limited(limit);
-                }
-                return BridgeOutcome::Unanswered(error);
-            }
+            Err(error) => return BridgeOutcome::Unanswered(error),
         };
         let (head, body) = response.into_parts();
         let mut head = Response::from_parts(head, ());
