@@ -7,6 +7,7 @@ mod refusals;
 mod tls_clients;
 
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -114,6 +115,21 @@ async fn end<S: AsyncRead + Unpin>(stream: &mut S) -> (End, Vec<u8>) {
     };
     let end = tokio::time::timeout(Duration::from_secs(20), read).await.expect("the connection did not end");
     (end, received)
+}
+
+/// Sends these bytes on a new connection and waits for its end. A connection may be reset before it is written to, or
+/// even before the client's connect returns; the call that learns of a reset is the only one that does (`SO_ERROR`).
+async fn end_after(address: SocketAddr, first: &[u8]) -> (End, Vec<u8>) {
+    let sent = async {
+        let mut client = TcpStream::connect(address).await?;
+        client.write_all(first).await?;
+        Ok::<_, io::Error>(client)
+    };
+    match sent.await {
+        Ok(mut client) => end(&mut client).await,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => (End::Reset, vec![]),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 #[test]

@@ -104,9 +104,7 @@ async fn the_client_is_reset_if_the_app_does_not_listen() {
         }),
     })
     .unwrap();
-    let mut client = TcpStream::connect(workers.addresses()[0]).await.unwrap();
-    client.write_all(b"hello").await.unwrap();
-    assert_eq!(end(&mut client).await, (End::Reset, vec![]));
+    assert_eq!(end_after(workers.addresses()[0], b"hello").await, (End::Reset, vec![]));
 }
 
 /// An app that does not accept, with a full queue; it is there as long as its sockets are.

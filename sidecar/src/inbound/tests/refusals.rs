@@ -14,17 +14,6 @@ fn hello(server_name: &str, alpn: &[&str]) -> Vec<u8> {
     bytes
 }
 
-/// Sends these bytes on a new connection and waits for its end. A connection may be reset before it is written to, or
-/// even before the client's connect returns.
-async fn end_after(mesh: &Mesh, port: Port, first: &[u8]) -> (End, Vec<u8>) {
-    let mut client = match TcpStream::connect(mesh.address(port)).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return (End::Reset, vec![]),
-        client => client.unwrap(),
-    };
-    let _ = client.write_all(first).await;
-    end(&mut client).await
-}
-
 const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
 #[tokio::test]
@@ -49,7 +38,7 @@ async fn connections_that_no_rule_opens_are_reset_without_an_alert() {
         (Port::Http, b"\x16\x03\x01\x00\x00"),
         (Port::Https, b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"),
     ] {
-        assert_eq!(end_after(&mesh, port, first).await, (End::Reset, vec![]), "{port:?} {first:?}");
+        assert_eq!(end_after(mesh.address(port), first).await, (End::Reset, vec![]), "{port:?} {first:?}");
     }
 }
 
@@ -62,7 +51,7 @@ async fn without_a_policy_or_a_certificate_nothing_is_admitted() {
     assert_eq!(end(&mut client).await, (End::Reset, vec![]));
     assert!(get(&mut mesh.connect(Port::Http).await).await.is_ok());
     mesh.publisher.update(|snapshot| snapshot.policy = None);
-    assert_eq!(end_after(&mesh, Port::Http, GET).await, (End::Reset, vec![]));
+    assert_eq!(end_after(mesh.address(Port::Http), GET).await, (End::Reset, vec![]));
 }
 
 #[tokio::test]
@@ -171,7 +160,7 @@ async fn connections_beyond_the_limit_are_ended_at_once_and_counted() {
         clients.push(client);
     }
     assert_eq!(mesh.workers.connections(), 3);
-    assert_eq!(end_after(&mesh, Port::Http, GET).await.0, End::Reset);
+    assert_eq!(end_after(mesh.address(Port::Http), GET).await.0, End::Reset);
     assert_eq!(mesh.metrics.total(|totals| &totals.no_place), 1);
     for client in &mut clients {
         get(client).await.unwrap();
