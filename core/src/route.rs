@@ -19,6 +19,7 @@ pub mod matching;
 #[cfg(test)]
 mod naive;
 mod name;
+pub(crate) mod path_index;
 mod pattern;
 pub mod retry;
 pub mod select;

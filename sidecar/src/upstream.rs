@@ -254,6 +254,7 @@ impl Upstreams {
     /// Lets go of connections that have ended, or that have been idle for long. To be called on every tick.
     pub fn sweep(&self, now: Instant) {
         self.connector.peers().expire(now);
+        self.requests.sweep();
         self.idle.sweep(now);
         self.http1.sweep(now);
         self.http2.borrow_mut().retain(|_, http2| {

@@ -115,6 +115,8 @@ fn decide(policy: &InboundPolicy, asked: &Asked) -> Decision {
         Ok(granting) => {
             let (rule, matching) = rules.matches().nth(granting.matching).unwrap();
             assert!(rule == granting.rule && matching.matches(&request));
+            let mut earlier = rules.matches().take(granting.matching);
+            assert!(!earlier.any(|(_, one)| one.matches(&request)), "the first match that grants it");
             rules.allowed(granting.rule)
         }
         Err(closest) => rules.refused(closest),

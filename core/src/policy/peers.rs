@@ -2,22 +2,34 @@
 //!
 //! SMI's authorization is a union: what one rule grants is granted, whatever the others say.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use super::decision::{Decision, Denial, Grant};
 use super::model::{ActivePeerRule, MeshRule, PeerRule, PeerRuleState, PeerTraffic};
 use super::reason::Reason;
 use crate::identity::Identity;
+use crate::route::path_index::PathIndex;
 use crate::route::{RequestView, RouteMatch};
 
 /// The rules that decide about the requests of one mesh peer's connection: at least one, in the order of the policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RequestRules {
     peer: Identity,
     /// Active rules for the peer, all of which distinguish requests.
     rules: Vec<Arc<PeerRule>>,
     is_audit: bool,
     needs_normal_path: bool,
+    /// Built for the first request, because many connections of a policy never have one.
+    index: OnceCell<MatchIndex>,
+}
+
+/// The matches of all rules, found by the request's path.
+#[derive(Clone, Debug)]
+struct MatchIndex {
+    /// The matches, each with the number of its rule.
+    matches: Vec<(usize, Arc<RouteMatch>)>,
+    paths: PathIndex,
 }
 
 /// Which of the [`RequestRules`] grants a request.
@@ -115,25 +127,17 @@ impl RequestRules {
         }
         let needs_normal_path =
             rules.iter().flat_map(|rule| rule.matches()).any(|one| one.needs_normal_path());
-        (!rules.is_empty()).then_some(Self { peer, rules, is_audit, needs_normal_path })
+        (!rules.is_empty()).then(|| Self { peer, rules, is_audit, needs_normal_path, index: OnceCell::new() })
     }
 
     /// The rule that grants a request, or the number of the rule that came closest. `request` has its path in normal form
     /// if [`RequestRules::needs_normal_path`].
     pub fn select(&self, request: &impl RequestView) -> Result<Granting, usize> {
-        let mut all = self.matches().enumerate();
-        let granting = all.find(|(_, (_, one))| one.matches(request));
-        if let Some((matching, (rule, _))) = granting {
-            return Ok(Granting { rule, matching });
+        let index = self.index.get_or_init(|| MatchIndex::new(self.matches()));
+        match index.first(request, |one| one.matches(request)) {
+            Some((matching, rule)) => Ok(Granting { rule, matching }),
+            None => Err(index.closest(request)),
         }
-        let mut closest = (0, 0);
-        for (rule, one) in self.matches() {
-            let closeness = one.closeness(request);
-            if closeness > closest.1 {
-                closest = (rule, closeness);
-            }
-        }
-        Err(closest.0)
     }
 
     /// The decision about requests that the rule of this number grants.
@@ -157,9 +161,9 @@ impl RequestRules {
     }
 
     /// The matches of all rules, each with the number of its rule.
-    pub fn matches(&self) -> impl Iterator<Item = (usize, &RouteMatch)> {
+    pub fn matches(&self) -> impl Iterator<Item = (usize, &Arc<RouteMatch>)> {
         let rules = self.rules.iter().enumerate();
-        rules.flat_map(|(rule, value)| value.matches().iter().map(move |one| (rule, &**one)))
+        rules.flat_map(|(rule, value)| value.matches().iter().map(move |one| (rule, one)))
     }
 
     /// Whether refusals are reported only.
@@ -171,5 +175,36 @@ impl RequestRules {
     /// normal form ([`crate::path::normalize`]).
     pub fn needs_normal_path(&self) -> bool {
         self.needs_normal_path
+    }
+}
+
+impl MatchIndex {
+    fn new<'m>(matches: impl Iterator<Item = (usize, &'m Arc<RouteMatch>)>) -> Self {
+        let matches: Vec<_> = matches.map(|(rule, one)| (rule, one.clone())).collect();
+        let paths = PathIndex::new(matches.iter().map(|(_, one)| one.path()));
+        Self { matches, paths }
+    }
+
+    /// The first match for which `is_met` holds, of those that the request's path may meet: its number, and its rule's.
+    fn first(
+        &self,
+        request: &impl RequestView,
+        is_met: impl Fn(&RouteMatch) -> bool,
+    ) -> Option<(usize, usize)> {
+        let is_met = |number: usize| self.matches.get(number).is_some_and(|(_, one)| is_met(one));
+        let number = self.paths.first(request.path(), is_met)?;
+        self.matches.get(number).map(|(rule, _)| (number, *rule))
+    }
+
+    /// The rule that a request comes closest to, if none grants it: the path counts most, then the method.
+    fn closest(&self, request: &impl RequestView) -> usize {
+        let by_path = || self.first(request, |one| one.has_path(request)).map(|(_, rule)| rule);
+        let by_method =
+            || self.matches.iter().find(|(_, one)| one.has_method(request)).map(|(rule, _)| *rule);
+        self.first(request, |one| one.has_path(request) && one.has_method(request))
+            .map(|(_, rule)| rule)
+            .or_else(by_path)
+            .or_else(by_method)
+            .unwrap_or_default()
     }
 }

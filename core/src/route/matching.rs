@@ -151,21 +151,23 @@ impl RouteMatch {
 
     /// Whether a request matches. Allocates only to match a regular expression against a field of several lines.
     pub fn matches(&self, request: &impl RequestView) -> bool {
-        let is_method = |method: &Method| method.as_str().as_bytes() == request.method();
-        (self.methods.is_empty() || self.methods.iter().any(is_method))
-            && self.path.as_ref().is_none_or(|path| path.matches(request.path()))
+        self.has_method(request)
+            && self.has_path(request)
             && self.headers.iter().all(|header| header.matches(request))
             && self.query.iter().all(|parameter| parameter.matches(request.query()))
     }
 }
 
 impl RouteMatch {
-    /// How close a request that does not match comes to it: its path counts most, then its method.
-    pub(crate) fn closeness(&self, request: &impl RequestView) -> u8 {
-        let has_path = self.path.as_ref().is_none_or(|path| path.matches(request.path()));
+    /// Whether the request's path matches.
+    pub(crate) fn has_path(&self, request: &impl RequestView) -> bool {
+        self.path.as_ref().is_none_or(|path| path.matches(request.path()))
+    }
+
+    /// Whether the request's method matches.
+    pub(crate) fn has_method(&self, request: &impl RequestView) -> bool {
         let is_method = |method: &Method| method.as_str().as_bytes() == request.method();
-        let has_method = self.methods.is_empty() || self.methods.iter().any(is_method);
-        2 * u8::from(has_path) + u8::from(has_method)
+        self.methods.is_empty() || self.methods.iter().any(is_method)
     }
 
     /// Whether it distinguishes paths, and so needs them in normal form.
@@ -249,6 +251,15 @@ impl PathMatch {
             }
             Self::Regex(pattern) => pattern.matches(path),
             Self::Rpc(rpc) => rpc.matches(path),
+        }
+    }
+
+    /// What every path that matches begins with.
+    pub(super) fn beginning(&self) -> Arc<str> {
+        match self {
+            Self::Exact(path) | Self::Prefix(path) => path.shared(),
+            Self::Regex(pattern) => pattern.beginning(),
+            Self::Rpc(_) => Arc::default(),
         }
     }
 

@@ -24,6 +24,7 @@ use regex_syntax::ast::parse::ParserBuilder;
 use regex_syntax::ast::{
     self, Ast, ClassSetBinaryOp, ClassSetItem, Flag, Flags, FlagsItemKind, GroupKind, Visitor,
 };
+use regex_syntax::hir::literal::Extractor;
 
 use super::error::Problem;
 
@@ -43,6 +44,8 @@ const MAX_NESTING: u32 = 64;
 pub struct Pattern {
     text: Arc<str>,
     program: Program,
+    /// What every text that matches begins with.
+    beginning: Arc<str>,
 }
 
 /// How a text is matched.
@@ -67,8 +70,12 @@ impl Pattern {
         let tree = parser.parse(text).map_err(|error| Problem::Regex(error.kind().to_string()))?;
         ast::visit(&tree, Re2)?;
         let is_literal = text.bytes().all(|byte| byte.is_ascii() && !SPECIAL.contains(&byte));
-        let program = if is_literal { Program::Literal } else { Program::Compiled(compile(text)?) };
-        Ok(Self { text: text.into(), program })
+        let text: Arc<str> = text.into();
+        if is_literal {
+            return Ok(Self { beginning: text.clone(), program: Program::Literal, text });
+        }
+        let program = Program::Compiled(compile(&text)?);
+        Ok(Self { beginning: beginning_of(&text), program, text })
     }
 
     /// The same pattern without its program.
@@ -88,6 +95,11 @@ impl Pattern {
             Program::Compiled(regex) => regex.is_match(text),
             Program::NotKept => compile(&self.text).is_ok_and(|regex| regex.is_match(text)),
         }
+    }
+
+    /// What every text that matches begins with, as far as that is easily known.
+    pub(super) fn beginning(&self) -> Arc<str> {
+        self.beginning.clone()
     }
 
     /// The pattern as it was written.
@@ -126,6 +138,19 @@ fn compile(text: &str) -> Result<Regex, Problem> {
             regex::Error::CompiledTooBig(limit) => Problem::RegexTooLarge(limit),
             error => Problem::Regex(last_line(&error.to_string())),
         })
+}
+
+/// The literal text that a pattern begins with.
+fn beginning_of(text: &str) -> Arc<str> {
+    let mut parser =
+        regex_syntax::ParserBuilder::new().nest_limit(MAX_NESTING).unicode(false).utf8(false).build();
+    let literals = parser.parse(text).map(|tree| Extractor::new().extract(&tree));
+    let common = literals.as_ref().ok().and_then(|literals| literals.longest_common_prefix());
+    let common = common.unwrap_or_default();
+    match str::from_utf8(common) {
+        Ok(common) => common.into(),
+        Err(error) => String::from_utf8_lossy(common.get(..error.valid_up_to()).unwrap_or_default()).into(),
+    }
 }
 
 /// Finds syntax that RE2 interprets differently.

@@ -20,8 +20,8 @@
 //!   `GatewayRouteHostnameIntersectionPrecedence` of v1.7): a table belongs to a listener that is chosen before.
 //!
 //! The table is sorted once; a lookup takes the first match. It costs a binary search for the host, one for an exact
-//! path, a match of each regular expression of the host, and a binary search for each element of the path up to the
-//! length of the longest prefix.
+//! path, a match of each regular expression of the host whose literal beginning the path has, and a binary search for
+//! each element of the path up to the length of the longest prefix.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BTreeMap;
@@ -31,6 +31,7 @@ use std::sync::Arc;
 use super::error::RouteError;
 use super::host::{HostMatch, host_of};
 use super::matching::{PathMatch, RequestView, RouteMatch, split_call};
+use super::path_index::{PathIndex, equal_range};
 use super::{Action, Route, RouteRule};
 use crate::dns_name::{DnsName, DnsPattern};
 
@@ -79,6 +80,8 @@ struct HostRules {
     rpc: Vec<TableEntry>,
     /// In order of precedence.
     regex: Vec<TableEntry>,
+    /// Finds the entries of `regex` that a path may match.
+    regex_index: PathIndex,
     /// Sorted by path, without a slash at its end.
     prefix: Vec<TableEntry>,
     /// In order of precedence.
@@ -234,6 +237,8 @@ impl HostRules {
         for list in [&mut self.exact, &mut self.rpc, &mut self.regex, &mut self.prefix, &mut self.any] {
             list.sort_by(|a, b| a.path.cmp(&b.path).then_with(|| precedence(routes, a, b)));
         }
+        let patterns = self.regex.iter().map(|entry| entry.resolve(routes)?.matching.path());
+        self.regex_index = PathIndex::new(patterns);
     }
 
     fn select<'t>(&self, routes: &'t [Route], request: &impl RequestView) -> Option<Selected<'t>> {
@@ -244,7 +249,11 @@ impl HostRules {
         };
         first(with_path(&self.exact, path))
             .or_else(|| self.calls_of(path).find_map(first))
-            .or_else(|| first(&self.regex))
+            .or_else(|| {
+                let resolve = |at: usize| self.regex.get(at)?.resolve(routes);
+                let is_met = |at| resolve(at).is_some_and(|selected| selected.matching.matches(request));
+                self.regex_index.first(path, is_met).and_then(resolve)
+            })
             .or_else(|| self.prefixes_of(path).find_map(first))
             .or_else(|| first(&self.any))
     }
@@ -314,10 +323,7 @@ fn find_name<'t>(names: &'t [(DnsName, HostRules)], host: &str) -> Option<&'t Ho
 
 /// The entries with this path, of a list sorted by path.
 fn with_path<'t>(entries: &'t [TableEntry], path: &[u8]) -> &'t [TableEntry] {
-    let start = entries.partition_point(|entry| entry.path.as_bytes() < path);
-    let rest = entries.get(start..).unwrap_or_default();
-    let len = rest.partition_point(|entry| entry.path.as_bytes() == path);
-    rest.get(..len).unwrap_or_default()
+    equal_range(entries, |entry| entry.path.as_bytes(), path)
 }
 
 #[cfg(test)]

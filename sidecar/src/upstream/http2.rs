@@ -120,6 +120,7 @@ impl Http2 {
     /// Drops connections that have ended, are too old, or have been idle for long; requests in flight finish. Called on
     /// every tick.
     pub(super) fn sweep(self: &Rc<Self>, now: Instant) {
+        self.shares.sweep();
         let is_needed = |connection: &Http2Connection| {
             connection.streams.get() > 0 || now.saturating_duration_since(connection.idle_since.get()) < IDLE
         };

@@ -17,6 +17,8 @@ use crate::connection_info::{ServedConnection, VerifiedCertificate};
 
 /// A holder may have so many times what is free.
 const TIMES_FREE: usize = 3;
+/// Entries of holders that have no place, which stay for the next one: beyond them, at most as many as there are others.
+const IDLE_ENTRIES: usize = 64;
 
 /// The source of a request: the names in its client certificate, else its address.
 #[derive(Clone)]
@@ -39,14 +41,17 @@ enum Holder {
 pub(super) struct RequestShares {
     /// Places in all.
     taken: Cell<usize>,
-    /// Places per holder; a holder without places has no entry.
-    holders: RefCell<HashMap<Holder, usize>>,
+    /// Places per holder. Entries of holders without any go on the next tick, or once there are many.
+    holders: RefCell<HashMap<Holder, Places>>,
 }
+
+/// How many places a holder has. Shared with its [`Share`]s, so that it is looked up once for each.
+type Places = Rc<Cell<usize>>;
 
 /// One place of each of its holders, until it is dropped.
 pub(super) struct Share {
     shares: Rc<RequestShares>,
-    holders: [Option<Holder>; 2],
+    held: [Option<Places>; 2],
 }
 
 impl RequestShares {
@@ -83,6 +88,15 @@ impl RequestShares {
         self.taken.get()
     }
 
+    /// Forgets holders without places. To be called on every tick.
+    pub(super) fn sweep(&self) {
+        Self::forget_idle(&mut self.holders.borrow_mut());
+    }
+
+    fn forget_idle(entries: &mut HashMap<Holder, Places>) {
+        entries.retain(|_, places| places.get() > 0);
+    }
+
     /// A place that counts for all of these holders, each with the limit that is reported if it holds too much.
     fn take_for(
         self: &Rc<Self>,
@@ -92,36 +106,32 @@ impl RequestShares {
         let Some(free) = most.checked_sub(self.taken.get()).filter(|free| *free > 0) else {
             return Err(RequestLimit::App);
         };
-        let mut held = self.holders.borrow_mut();
-        for (holder, limit) in &holders {
-            let has = holder.as_ref().and_then(|holder| held.get(holder)).copied().unwrap_or_default();
+        let mut entries = self.holders.borrow_mut();
+        if entries.len() > IDLE_ENTRIES + 4 * self.taken.get() {
+            Self::forget_idle(&mut entries);
+        }
+        let held = holders.map(|(holder, limit)| Some((entries.entry(holder?).or_default().clone(), limit)));
+        for (places, limit) in held.iter().flatten() {
             // An app is what most of the places are for: it leaves an eighth to others.
             let times = if *limit == RequestLimit::App { 2 * TIMES_FREE + 1 } else { TIMES_FREE };
-            if has >= free.saturating_mul(times) {
+            if places.get() >= free.saturating_mul(times) {
                 return Err(*limit);
             }
         }
-        let holders = holders.map(|(holder, _)| holder);
-        for holder in holders.iter().flatten() {
-            *held.entry(holder.clone()).or_default() += 1;
+        let held = held.map(|held| held.map(|(places, _)| places));
+        for places in held.iter().flatten() {
+            places.set(places.get() + 1);
         }
         self.taken.set(self.taken.get() + 1);
-        Ok(Share { shares: self.clone(), holders })
+        Ok(Share { shares: self.clone(), held })
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let Self { shares, holders } = self;
-        shares.taken.set(shares.taken.get() - 1);
-        let mut held = shares.holders.borrow_mut();
-        for holder in holders.iter().flatten() {
-            if let Some(count) = held.get_mut(holder) {
-                *count -= 1;
-                if *count == 0 {
-                    held.remove(holder);
-                }
-            }
+        self.shares.taken.set(self.shares.taken.get() - 1);
+        for places in self.held.iter().flatten() {
+            places.set(places.get() - 1);
         }
     }
 }
@@ -209,6 +219,21 @@ mod tests {
         assert!(shares.take(&client(1), &app(1), 256).is_ok());
         assert_eq!(shares.take(&client(1), &app(1), 224).err(), Some(RequestLimit::App));
         drop(held);
-        assert!(shares.holders.borrow().is_empty());
+        let again: Vec<_> =
+            (0..=255).map(|number| shares.take(&client(number), &app(0), 512).unwrap()).collect();
+        assert_eq!(again.len(), 256, "all of it was given back");
+    }
+
+    #[test]
+    fn holders_without_places_are_forgotten() {
+        let shares = Rc::new(RequestShares::default());
+        let held: Vec<_> = (0..10).map(|number| shares.take_one(&client(number), 256).unwrap()).collect();
+        for number in 0..1_000 {
+            let source = RequestSource::Address(IpAddr::from([10, 1, (number >> 8) as u8, number as u8]));
+            drop(shares.take_one(&source, 256).unwrap());
+            assert!(shares.holders.borrow().len() <= IDLE_ENTRIES + 4 * held.len() + 1);
+        }
+        shares.sweep();
+        assert_eq!(shares.holders.borrow().len(), held.len());
     }
 }

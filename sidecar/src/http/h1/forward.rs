@@ -620,8 +620,7 @@ fn put_field(out: &mut Buffer, name: &[u8], value: &[u8]) {
 }
 
 fn put_number(out: &mut Buffer, number: u64) {
-    // A buffer takes all that is written.
-    let _ = std::io::Write::write_fmt(out, format_args!("{number}"));
+    out.push(itoa::Buffer::new().format(number).as_bytes());
 }
 
 fn span(start: usize, out: &Buffer) -> Span {

@@ -186,7 +186,8 @@ pub(crate) fn parse_response<'h>(
     let lines: &'h [Header<'h>] = parsed.headers;
     let kinds = facts.gather(lines, &mut storage.kinds)?;
     let head = bytes.get(..length).unwrap_or_default();
-    let is_folded = head.windows(2).any(|bytes| matches!(bytes, [b'\n', b' ' | b'\t']));
+    let mut feeds = memchr::memchr_iter(b'\n', head);
+    let is_folded = feeds.any(|at| matches!(head.get(at + 1), Some(b' ' | b'\t')));
     if is_folded && field_lines(head).any(|line| line.is_folded && classify(line.name) != Field::Other) {
         return Err(HeadError::FoldedLine);
     }
@@ -276,12 +277,8 @@ fn in_trailers(error: HeadError) -> HeadError {
 /// Whether a line feed follows anything but a carriage return. A line feed as the first byte is accepted, because the
 /// byte before it is unknown.
 pub(super) fn has_bare_line_feed(bytes: &[u8]) -> bool {
-    let mut before = b'\r';
-    bytes.iter().any(|byte| {
-        let is_bare = *byte == b'\n' && before != b'\r';
-        before = *byte;
-        is_bare
-    })
+    let mut feeds = memchr::memchr_iter(b'\n', bytes);
+    feeds.any(|at| at.checked_sub(1).is_some_and(|before| bytes.get(before) != Some(&b'\r')))
 }
 
 /// A request target split into its parts (RFC 9112 §3.2).

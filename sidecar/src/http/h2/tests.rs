@@ -11,3 +11,4 @@ mod malformed;
 mod records;
 mod resend;
 mod uploads;
+mod writes;

@@ -197,6 +197,23 @@ impl Header {
             _ => false,
         }
     }
+
+    /// Whether the value identifies one request: the next one has another, so
+    /// an entry of the table would only displace entries that are of use.
+    pub fn has_unique_value(&self) -> bool {
+        match *self {
+            Header::Field { ref name, .. } => matches!(
+                name.as_str(),
+                "x-request-id"
+                    | "traceparent"
+                    | "b3"
+                    | "x-b3-traceid"
+                    | "x-b3-spanid"
+                    | "x-b3-parentspanid"
+            ),
+            _ => false,
+        }
+    }
 }
 
 // Mostly for tests

@@ -211,6 +211,10 @@ impl Table {
     ) -> Index {
         debug_assert!(self.assert_valid_state("top"));
 
+        if header.has_unique_value() {
+            return Index::Name(index.wrapping_add(self.inserted) + DYN_OFFSET, header);
+        }
+
         // There already is a match for the given header name. Check if a value
         // matches. The header will also only be inserted if the table is not at
         // capacity.
