@@ -133,7 +133,7 @@ impl Nginx {
 
 impl NginxProcess {
     /// Starts in `folder`, in the network namespace of the thread, and waits until it listens at `front`. The configuration
-    /// has `daemon off` and `error_log logs/error.log`.
+    /// has `daemon off` and `error_log logs/error.log notice`.
     pub fn start(folder: &Path, front: SocketAddr, configuration: &str) -> Self {
         assert!(Path::new(PROGRAM).exists(), "{PROGRAM} is missing; on Debian: apt-get install nginx");
         fs::create_dir_all(folder.join("logs")).unwrap();
@@ -144,7 +144,8 @@ impl NginxProcess {
         let mut nginx = Self { folder: folder.to_owned(), child };
         wait::until_true("nginx listens", SOON, || {
             assert!(nginx.child.try_wait().unwrap().is_none(), "nginx ended: {}", nginx.error_log());
-            Client::to(front).connect().is_ok()
+            // It listens before it has workers, and forgets a signal that comes before these.
+            nginx.error_log().contains("start worker process ") && Client::to(front).connect().is_ok()
         });
         nginx
     }

@@ -200,7 +200,7 @@ fn serve(pod: &NodePod, folder: &Path) -> NginxProcess {
     fs::write(folder.join("root.pem"), root.pem()).unwrap();
     fs::write(folder.join("tls.pem"), leaf.chain_pem()).unwrap();
     fs::write(folder.join("tls.key"), leaf.key_pem()).unwrap();
-    let configuration = "worker_processes 1;\npid nginx.pid;\nerror_log logs/error.log;\ndaemon off;\nuser root;\n\
+    let configuration = "worker_processes 1;\npid nginx.pid;\nerror_log logs/error.log notice;\ndaemon off;\nuser root;\n\
         events { worker_connections 4096; }\nhttp {\n  access_log off;\n  keepalive_requests 100000;\n\
         server {\n    listen 80;\n    listen 443 ssl;\n    ssl_certificate tls.pem;\n    ssl_certificate_key tls.key;\n\
         location / { return 200 ok; }\n  }\n}\n";

@@ -73,7 +73,7 @@ fn serve(cluster: &Cluster, folder: &Path) -> NginxProcess {
     fs::write(folder.join("tls.pem"), leaf.chain_pem()).unwrap();
     fs::write(folder.join("tls.key"), leaf.key_pem()).unwrap();
     let configuration = format!(
-        "worker_processes 1;\npid nginx.pid;\nerror_log logs/error.log;\ndaemon off;\nuser root;\n\
+        "worker_processes 1;\npid nginx.pid;\nerror_log logs/error.log notice;\ndaemon off;\nuser root;\n\
          events {{ worker_connections 1024; }}\nhttp {{\n  access_log off;\n  server {{\n\
          listen {INTERNET}:80;\n    listen {INTERNET}:443 ssl;\n    ssl_certificate tls.pem;\n\
          ssl_certificate_key tls.key;\n    location / {{ return 200 '{TITLE}'; }}\n  }}\n}}\n"
