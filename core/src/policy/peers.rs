@@ -201,7 +201,7 @@ impl MatchIndex {
         let by_path = || self.first(request, |one| one.has_path(request)).map(|(_, rule)| rule);
         let by_method =
             || self.matches.iter().find(|(_, one)| one.has_method(request)).map(|(rule, _)| *rule);
-        self.first(request, |one| one.has_path(request) && one.has_method(request))
+        self.first(request, |one| one.has_method(request) && one.has_path(request))
             .map(|(_, rule)| rule)
             .or_else(by_path)
             .or_else(by_method)

@@ -23,8 +23,8 @@
 //! Rules 1 to 4 are for clients of the app. For the app's own requests to others only rules 5 to 7 apply: what they say
 //! of the app is for the receiver's sidecar to judge. All other fields are forwarded unchanged and in order.
 
-use std::io::Write;
-use std::net::IpAddr;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, header};
 use tidegate_core::route::filter::HeaderEdits;
@@ -183,18 +183,20 @@ pub(super) fn request_id<'a>(mut sent: impl Iterator<Item = &'a [u8]>) -> Reques
 pub(super) fn write_address(out: &mut impl Write, address: IpAddr) {
     // Only a full buffer can fail, and the caller's has room for any address.
     let _ = match address.to_canonical() {
-        // A quarter of what its `Display` costs, of which every request has one.
-        IpAddr::V4(address) => {
-            let [first, rest @ ..] = address.octets();
-            let mut digits = itoa::Buffer::new();
-            let _ = out.write_all(digits.format(first).as_bytes());
-            rest.into_iter().try_for_each(|octet| {
-                out.write_all(b".")?;
-                out.write_all(digits.format(octet).as_bytes())
-            })
-        }
+        IpAddr::V4(address) => write_ipv4(out, address),
         IpAddr::V6(address) => write!(out, "{address}"),
     };
+}
+
+/// What `Display` writes, without its 1,000 instructions: each request has an address.
+fn write_ipv4(out: &mut impl Write, address: Ipv4Addr) -> io::Result<()> {
+    for (at, octet) in address.octets().into_iter().enumerate() {
+        if at > 0 {
+            out.write_all(b".")?;
+        }
+        out.write_all(itoa::Buffer::new().format(octet).as_bytes())?;
+    }
+    Ok(())
 }
 
 /// Edits the fields of a message of HTTP/2 as the rule of a route says, before any of the rules above.

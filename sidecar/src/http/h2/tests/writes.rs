@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use h2::client::SendRequest;
 use h2::server::{Connection, SendResponse};
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
@@ -73,7 +74,19 @@ fn recorded() -> (Recorded, DuplexStream, Writes) {
     (Recorded { stream: ours, writes: writes.clone() }, theirs, writes)
 }
 
-/// The next request, and what answers it.
+/// The two ends of a connection, the client's driven by a task.
+async fn connect<C, S>(client: C, server: S) -> (SendRequest<Bytes>, Connection<S, Bytes>)
+where
+    C: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (client, server) = tokio::join!(h2::client::handshake(client), h2::server::handshake(server));
+    let (client, connection) = client.unwrap();
+    tokio::task::spawn_local(connection);
+    (client, server.unwrap())
+}
+
+/// What answers the next request.
 async fn accept<S: AsyncRead + AsyncWrite + Unpin>(server: &mut Connection<S, Bytes>) -> SendResponse<Bytes> {
     server.accept().await.unwrap().unwrap().1
 }
@@ -82,9 +95,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(server: &mut Connection<S, By
 fn responses_of_many_streams_go_out_together() {
     run(async {
         let (ours, theirs, writes) = recorded();
-        let (client, server) = tokio::join!(h2::client::handshake(theirs), h2::server::handshake(ours));
-        let ((mut client, connection), mut server) = (client.unwrap(), server.unwrap());
-        tokio::task::spawn_local(connection);
+        let (mut client, mut server) = connect(theirs, ours).await;
         let mut responses = Vec::new();
         for _ in 0..32 {
             let request = Request::get("http://app.example/").body(()).unwrap();
@@ -113,9 +124,7 @@ fn responses_of_many_streams_go_out_together() {
 fn values_that_occur_once_displace_no_others_from_the_table() {
     run(async {
         let (ours, theirs, writes) = recorded();
-        let (client, server) = tokio::join!(h2::client::handshake(ours), h2::server::handshake(theirs));
-        let ((mut client, connection), mut server) = (client.unwrap(), server.unwrap());
-        tokio::task::spawn_local(connection);
+        let (mut client, mut server) = connect(ours, theirs).await;
         let mut sizes = Vec::new();
         for number in 0..100 {
             let request = Request::get("http://app.example/")
